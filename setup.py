@@ -1,0 +1,57 @@
+"""The only metadata of the package; tools read pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vdmini_diffusers" / "__init__.py").read_text())[1]
+
+# Imported only by the functions that need them: `import vdmini_diffusers` works without any extra.
+# Never here: torchvision and what pulls it in (lpips), except in an extra of its own. Where torchvision does not match
+# torch, it breaks the import of diffusers and transformers as well.
+EXTRAS = {
+    "train": ["av>=14", "datasets>=4.0", "peft>=0.17"],
+    "teacher": ["scikit-image>=0.24", "scikit-learn>=1.5"],
+    "lpips": ["lpips>=0.1.4"],
+    "test": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6"],
+    "quality": ["pyright>=1.1.400", "ruff>=0.17"],
+}
+EXTRAS["test"] += EXTRAS["train"] + EXTRAS["teacher"]
+EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["quality"]
+
+setup(
+    name="vdmini_diffusers",
+    version=VERSION,
+    description="VDMini: pruned and distilled video diffusion models for Hugging Face diffusers",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    python_requires=">=3.11",
+    install_requires=[
+        "accelerate>=1.0",
+        "diffusers>=0.42",
+        "huggingface_hub>=1.0",
+        "numpy",
+        "pillow",
+        "safetensors>=0.5",
+        "torch>=2.5",
+        "tqdm",
+        "transformers>=5.0",
+    ],
+    extras_require=EXTRAS,
+    # The pipelines live in the top-level folder. In a checkout, the link vdmini_diffusers/pipelines makes import path
+    # and file path agree for every tool; this mapping makes installs work where git made no link (Windows).
+    packages=[
+        "vdmini_diffusers",
+        "vdmini_diffusers.data",
+        "vdmini_diffusers.models",
+        "vdmini_diffusers.pipelines",
+        "vdmini_diffusers.pruning",
+    ],
+    package_dir={"": ".", "vdmini_diffusers.pipelines": "pipelines"},
+    package_data={"vdmini_diffusers": ["py.typed"], "vdmini_diffusers.data": ["*.png"]},
+)

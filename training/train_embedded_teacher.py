@@ -1,0 +1,308 @@
+#!/usr/bin/env python
+"""Train the small SVD-style teacher that ships with the package, from nothing, on a CPU or a GPU.
+
+    python training/train_embedded_teacher.py --output_dir outputs/teacher
+
+Three stages, each of which saves its state and resumes when the same command is run again: the VAE with its temporal
+decoder; the latents of a fixed set of clips; the U-Net together with the image encoder. The pipeline folder appears
+in `OUTPUT_DIR/pipeline` when all are done. Data: `vdmini_diffusers.data.moving_pictures` (`pip install -e .[teacher]`).
+"""
+
+import logging
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.logging import get_logger
+from accelerate.state import PartialState
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    EulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+)
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    HfArgumentParser,
+    get_cosine_schedule_with_warmup,
+    set_seed,
+)
+
+from vdmini_diffusers.data.moving_pictures import FPS, HEIGHT, NUM_FRAMES, TRAIN_PHOTOS, MovingPictures
+
+
+logger = get_logger(__name__, log_level="INFO")
+
+
+@dataclass
+class Arguments:
+    output_dir: Path = field(metadata={"help": "Where the state of each stage and the finished pipeline go."})
+    seed: int = field(default=0, metadata={"help": "Seeds the weights, the clips and the noise."})
+    vae_steps: int = field(default=1400, metadata={"help": "Optimiser steps of the VAE."})
+    vae_learning_rate: float = field(default=1.5e-3, metadata={"help": "Peak learning rate of the VAE."})
+    vae_kl_weight: float = field(default=1e-3, metadata={"help": "Weight of the KL term (mean over latent values)."})
+    num_clips: int = field(default=8192, metadata={"help": "Clips whose latents are cached for the U-Net."})
+    unet_steps: int = field(default=5000, metadata={"help": "Optimiser steps of the U-Net."})
+    unet_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the U-Net."})
+    train_batch_size: int = field(default=8, metadata={"help": "Clips per step of the U-Net."})
+    conditioning_dropout_prob: float = field(default=0.05, metadata={"help": "Share of clips without their image."})
+    noise_aug_strength: float = field(default=0.02, metadata={"help": "Noise on the first frame, as the pipeline's."})
+    checkpointing_steps: int = field(default=200, metadata={"help": "Save the state every so many steps."})
+    mixed_precision: bool = field(default=True, metadata={"help": "Autocast the U-Net to bfloat16."})
+    compile: bool = field(default=False, metadata={"help": "Compile the U-Net: pays from about 15 minutes on."})
+
+
+def build_vae() -> AutoencoderKLTemporalDecoder:
+    return AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * 3,  # two downsamplers: 64 pixels to 16 latents
+        block_out_channels=(32, 64, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        sample_size=HEIGHT,
+    )
+
+
+def build_unet() -> UNetSpatioTemporalConditionModel:
+    """SVD's four stages, narrow; the last two widths agree, as in SVD, so that the paper's plan applies."""
+    return UNetSpatioTemporalConditionModel(
+        sample_size=HEIGHT // 4,
+        block_out_channels=(32, 64, 96, 96),
+        num_attention_heads=(1, 2, 3, 3),
+        cross_attention_dim=64,
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=96,
+        num_frames=NUM_FRAMES,
+    )
+
+
+def build_image_encoder() -> CLIPVisionModelWithProjection:
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=224,  # what the SVD pipeline resizes to
+            patch_size=32,
+            projection_dim=64,
+        )
+    )
+
+
+def to_tensor(frames: np.ndarray) -> torch.Tensor:
+    """uint8 `(..., height, width, 3)` to float `(..., 3, height, width)` in [-1, 1]."""
+    return torch.from_numpy(frames).movedim(-1, -3).float() / 127.5 - 1
+
+
+def save_state(state: dict, path: Path) -> None:
+    """Written aside and renamed, so that a kill leaves the last whole state."""
+    torch.save(state, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def train_vae(args: Arguments, device: torch.device) -> AutoencoderKLTemporalDecoder:
+    """L1 on pixels and on their gradients, which keeps edges, plus a light KL that keeps latents near unit scale."""
+    path = args.output_dir / "vae.pt"
+    set_seed(args.seed)
+    vae = build_vae().to(device)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.vae_learning_rate, weight_decay=1e-4, fused=True)
+    lr_scheduler = get_cosine_schedule_with_warmup(optimizer, 50, args.vae_steps)
+    start = 0
+    if path.exists():
+        state = torch.load(path, weights_only=True, map_location=device)
+        vae.load_state_dict(state["vae"])
+        optimizer.load_state_dict(state["optimizer"])
+        lr_scheduler.load_state_dict(state["lr_scheduler"])
+        start = state["step"]
+    pictures = MovingPictures(TRAIN_PHOTOS)
+    num_clips, num_frames = 4, 4  # per step: half of each clip, for more variety in a batch
+    for step in tqdm(range(start, args.vae_steps), initial=start, total=args.vae_steps, desc="vae"):
+        rng = np.random.default_rng((args.seed, 1, step))
+        torch.manual_seed(args.seed + step)
+        first = int(rng.integers(NUM_FRAMES - num_frames + 1))
+        clips = np.stack([pictures.clip(rng).frames[first : first + num_frames] for _ in range(num_clips)])
+        pixels = to_tensor(clips).flatten(0, 1).to(device)
+        posterior = vae.encode(pixels).latent_dist
+        decoded = vae.decode(posterior.sample(), num_frames=num_frames).sample
+        l1_loss = F.l1_loss(decoded, pixels)
+        gradient_loss = F.l1_loss(decoded.diff(dim=-1), pixels.diff(dim=-1))
+        gradient_loss = gradient_loss + F.l1_loss(decoded.diff(dim=-2), pixels.diff(dim=-2))
+        kl_loss = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = l1_loss + 0.5 * gradient_loss + args.vae_kl_weight * kl_loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        lr_scheduler.step()
+        optimizer.zero_grad()
+        if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.vae_steps:
+            psnr = -10 * math.log10(F.mse_loss(decoded, pixels).item() / 4)
+            logger.info("vae step %d: l1 %.4f, kl %.2f, psnr %.1f dB", step + 1, l1_loss, kl_loss, psnr)
+            state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            save_state({**state, "lr_scheduler": lr_scheduler.state_dict()}, path)
+    return vae.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def cache_latents(args: Arguments, vae: AutoencoderKLTemporalDecoder, device: torch.device) -> dict[str, torch.Tensor]:
+    """Unscaled posterior means of all frames, the noised first frames' means, the first frames and the buckets."""
+    path = args.output_dir / "latents.pt"
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    pictures = MovingPictures(TRAIN_PHOTOS)
+    rows = {"latents": [], "image_latents": [], "first_frames": [], "motion_bucket_ids": []}
+    generator = torch.Generator().manual_seed(args.seed)
+    for index in tqdm(range(args.num_clips), desc="latents"):
+        clip = pictures.clip(np.random.default_rng((args.seed, 2, index)))
+        pixels = to_tensor(clip.frames)
+        noised = pixels[:1] + args.noise_aug_strength * torch.randn(pixels[:1].shape, generator=generator)
+        means = vae.encode(torch.cat([pixels, noised]).to(device)).latent_dist.mean.cpu()
+        rows["latents"].append(means[:-1].half())
+        rows["image_latents"].append(means[-1].half())
+        rows["first_frames"].append(torch.from_numpy(clip.frames[0]))
+        rows["motion_bucket_ids"].append(torch.tensor(clip.motion_bucket_id))
+    latents = {name: torch.stack(values) for name, values in rows.items()}
+    save_state(latents, path)
+    return latents
+
+
+def sample_sigmas(num: int) -> torch.Tensor:
+    """SVD's log-normal (0.7, 1.6); a quarter spread evenly over ln 10 to ln 700, where sampling starts."""
+    log_sigmas = 0.7 + 1.6 * torch.randn(num)
+    high = math.log(10) + (math.log(700) - math.log(10)) * torch.rand(num)
+    return torch.where(torch.rand(num) < 0.25, high, log_sigmas).exp()
+
+
+def train_unet(
+    args: Arguments, latents: dict[str, torch.Tensor], scaling_factor: float, device: torch.device
+) -> tuple[UNetSpatioTemporalConditionModel, CLIPVisionModelWithProjection]:
+    """EDM denoising with SVD's preconditioning; the image encoder learns along, through its one token."""
+    path = args.output_dir / "unet.pt"
+    set_seed(args.seed + 1)
+    unet, image_encoder = build_unet().to(device), build_image_encoder().to(device)
+    parameters = [*unet.parameters(), *image_encoder.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=args.unet_learning_rate, weight_decay=1e-3, fused=True)
+    lr_scheduler = get_cosine_schedule_with_warmup(optimizer, 100, args.unet_steps)
+    ema = EMAModel(parameters, decay=0.998)
+    start = 0
+    if path.exists():
+        state = torch.load(path, weights_only=True, map_location=device)
+        unet.load_state_dict(state["unet"])
+        image_encoder.load_state_dict(state["image_encoder"])
+        optimizer.load_state_dict(state["optimizer"])
+        lr_scheduler.load_state_dict(state["lr_scheduler"])
+        ema.load_state_dict(state["ema"])
+        start = state["step"]
+    denoiser = torch.compile(unet) if args.compile else unet
+    feature_extractor = CLIPImageProcessor()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (feature_extractor.image_mean, feature_extractor.image_std))
+
+    losses, started = [], time.monotonic()
+    for step in tqdm(range(start, args.unet_steps), initial=start, total=args.unet_steps, desc="unet"):
+        torch.manual_seed(args.seed + 1_000_003 * (step + 1))
+        rows = torch.randint(len(latents["latents"]), (args.train_batch_size,))
+        x_0 = latents["latents"][rows].float() * scaling_factor  # (batch, frames, channels, height, width)
+        image_latents = latents["image_latents"][rows].float()  # unscaled, as in the SVD pipeline
+        first_frames = latents["first_frames"][rows].movedim(-1, -3).float() / 255
+        sigmas = sample_sigmas(len(rows))
+        noisy_latents = x_0 + sigmas.view(-1, 1, 1, 1, 1) * torch.randn_like(x_0)
+        added_time_ids = torch.stack(
+            [
+                torch.full((len(rows),), FPS - 1.0),
+                latents["motion_bucket_ids"][rows].float(),
+                torch.full((len(rows),), args.noise_aug_strength),
+            ],
+            dim=1,
+        )
+        keep = (torch.rand(len(rows)) >= args.conditioning_dropout_prob).float()
+        s = sigmas.view(-1, 1, 1, 1, 1)
+        target = (x_0 - noisy_latents / (s**2 + 1)) * -((s**2 + 1).sqrt() / s)  # what f_theta is to say, Eq. 2
+
+        pixel_values = F.interpolate(first_frames, size=(224, 224), mode="bicubic", align_corners=True).clamp(0, 1)
+        pixel_values = ((pixel_values - mean) / std).to(device)
+        model_input = torch.cat(
+            [
+                noisy_latents / (s**2 + 1).sqrt(),
+                (image_latents * keep.view(-1, 1, 1, 1)).unsqueeze(1).expand(-1, NUM_FRAMES, -1, -1, -1),
+            ],
+            dim=2,
+        ).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.mixed_precision):
+            image_embeds = image_encoder(pixel_values).image_embeds * keep.view(-1, 1).to(device)
+            prediction = denoiser(
+                model_input,
+                (0.25 * sigmas.log()).to(device),
+                image_embeds.unsqueeze(1),
+                added_time_ids.to(device),
+                return_dict=False,
+            )[0]
+        # On f_theta, plain MSE equals the weight (1 + sigma^2) / sigma^2 on the denoised latents.
+        loss = F.mse_loss(prediction.float(), target.to(device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        lr_scheduler.step()
+        optimizer.zero_grad()
+        ema.step(parameters)
+        losses.append(loss.item())
+        if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.unet_steps:
+            pace = (time.monotonic() - started) / (step + 1 - start)
+            logger.info("unet step %d: loss %.4f, %.2f s a step", step + 1, np.mean(losses), pace)
+            losses.clear()
+            state = {
+                "unet": unet.state_dict(),
+                "image_encoder": image_encoder.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "lr_scheduler": lr_scheduler.state_dict(),
+                "ema": ema.state_dict(),
+                "step": step + 1,
+            }
+            save_state(state, path)
+    ema.copy_to(parameters)
+    return unet.eval(), image_encoder.eval()
+
+
+def main(args: Arguments) -> None:
+    PartialState()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae = train_vae(args, device)
+    latents = cache_latents(args, vae, device)
+    # Latents of unit variance, as the scheduler assumes; the factor is the VAE's own, as in every diffusers VAE.
+    scaling_factor = 1 / latents["latents"].float().std().item()
+    vae.register_to_config(scaling_factor=scaling_factor)
+    unet, image_encoder = train_unet(args, latents, scaling_factor, device)
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+        timestep_spacing="leading",
+        timestep_type="continuous",
+        steps_offset=1,
+    )
+    pipeline = StableVideoDiffusionPipeline(
+        vae=vae,
+        image_encoder=image_encoder,
+        unet=unet,
+        scheduler=scheduler,
+        feature_extractor=CLIPImageProcessor(),
+    )
+    pipeline.to("cpu", torch.float16).save_pretrained(args.output_dir / "pipeline")
+    logger.info("saved %s", args.output_dir / "pipeline")
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])

@@ -1,0 +1,161 @@
+"""The image-to-video student of VDMini (Wu et al., ACM MM 2025, section 3.2 and Table A4).
+
+This file is also published beside the weights, where it runs without the package: it imports third-party code only.
+"""
+
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_processor import Attention
+
+# Not used below: when diffusers resolves a class of a pipeline's component by its module, it looks for `ModelMixin` there.
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
+from torch import nn
+
+
+class VDMiniAttnProcessor:
+    """Attention through diffusers' backend dispatcher, which the stock processors of this U-Net do not reach.
+
+    With the default backend the output is bit-equal to `AttnProcessor2_0`. Also honours fused projections.
+    """
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`hidden_states` of shape `(batch, sequence, channels)`; all tokens attend to all."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if attn.fused_projections and not attn.is_cross_attention:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        elif attn.fused_projections:
+            query, (key, value) = attn.to_q(hidden_states), attn.to_kv(context).chunk(2, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
+        hidden_states = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        hidden_states = hidden_states.flatten(-2).to(query.dtype)
+        for layer in attn.to_out:  # linear, dropout
+            hidden_states = layer(hidden_states)
+        return hidden_states
+
+
+class PassThroughMidBlock(nn.Module):
+    """Stands where the removed mid block was called; returns `hidden_states` as they came."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: torch.Tensor | None) -> torch.Tensor:
+        return hidden_states
+
+
+class VDMiniUNetSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel, PeftAdapterMixin):
+    r"""
+    A [`UNetSpatioTemporalConditionModel`] whose stages, layers and mid block may have been pruned. Built without
+    arguments it is the paper's VDMini-I2V U-Net (Table A4): 939,884,186 parameters.
+
+    The forward pass is the parent's. Beyond the parent it takes LoRA adapters, attention backends, regional
+    compilation and device maps, and it refuses a checkpoint that does not fill it exactly.
+
+    Parameters:
+        sample_size, in_channels, out_channels, down_block_types, up_block_types, block_out_channels,
+        addition_time_embed_dim, projection_class_embeddings_input_dim, cross_attention_dim,
+        transformer_layers_per_block, num_attention_heads, num_frames:
+            As in [`UNetSpatioTemporalConditionModel`]; the defaults describe three stages instead of four, and the
+            14 frames of the paper instead of 25.
+        layers_per_block (`int` or `tuple[int]`, *optional*, defaults to `(1, 1, 2)`):
+            Layers of each down block; the up block that mirrors it has one more.
+        mid_block_type (`str`, *optional*, defaults to `None`):
+            `None` for no mid block, or `"UNetMidBlockSpatioTemporal"`.
+
+    Raises:
+        ValueError: if `mid_block_type` is neither of the two.
+    """
+
+    # A device map may cut between these blocks, not inside: inside, skip connections meet the hidden states.
+    _no_split_modules = [
+        "CrossAttnDownBlockSpatioTemporal",
+        "DownBlockSpatioTemporal",
+        "UNetMidBlockSpatioTemporal",
+        "UpBlockSpatioTemporal",
+        "CrossAttnUpBlockSpatioTemporal",
+    ]
+    _repeated_blocks = ["TransformerSpatioTemporalModel", "SpatioTemporalResBlock"]
+    _skip_layerwise_casting_patterns = ["norm", "conv_in", "conv_out", "time_embedding", "add_embedding"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | None = None,
+        in_channels: int = 8,
+        out_channels: int = 4,
+        down_block_types: tuple[str, ...] = ("CrossAttnDownBlockSpatioTemporal",) * 3,
+        up_block_types: tuple[str, ...] = ("CrossAttnUpBlockSpatioTemporal",) * 3,
+        block_out_channels: tuple[int, ...] = (320, 640, 1280),
+        addition_time_embed_dim: int = 256,
+        projection_class_embeddings_input_dim: int = 768,
+        layers_per_block: int | tuple[int, ...] = (1, 1, 2),
+        cross_attention_dim: int | tuple[int, ...] = 1024,
+        transformer_layers_per_block: int | tuple[int, ...] = 1,
+        num_attention_heads: int | tuple[int, ...] = (5, 10, 20),
+        num_frames: int = 14,
+        mid_block_type: str | None = None,
+    ):
+        if mid_block_type not in (None, "UNetMidBlockSpatioTemporal"):
+            raise ValueError(f"`mid_block_type` must be None or 'UNetMidBlockSpatioTemporal', not {mid_block_type!r}.")
+        super().__init__(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            addition_time_embed_dim=addition_time_embed_dim,
+            projection_class_embeddings_input_dim=projection_class_embeddings_input_dim,
+            layers_per_block=layers_per_block,
+            cross_attention_dim=cross_attention_dim,
+            transformer_layers_per_block=transformer_layers_per_block,
+            num_attention_heads=num_attention_heads,
+            num_frames=num_frames,
+        )
+        if mid_block_type is None:
+            self.mid_block = PassThroughMidBlock()
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.set_processor(VDMiniAttnProcessor())  # one each: a backend is a processor's own state
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        r"""
+        As [`~ModelMixin.from_pretrained`], but strict: diffusers fills missing tensors at random and drops unknown
+        ones, with a warning; both mean that the weights belong to another network.
+
+        Raises:
+            ValueError: if the checkpoint misses tensors of this model or holds others.
+        """
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        problems = [
+            f"{len(info[kind])} {kind.replace('_keys', '')} tensors ({', '.join(sorted(info[kind])[:3])}, ...)"
+            for kind in ("missing_keys", "unexpected_keys")
+            if info[kind]
+        ]
+        if problems:
+            raise ValueError(
+                f"The checkpoint at {pretrained_model_name_or_path} does not fit {cls.__name__} as its config describes"
+                f" it: {' and '.join(problems)}. A teacher's U-Net opens with `UNetSpatioTemporalConditionModel`, and"
+                " becomes a student with `conversion/convert_svd_to_vdmini.py`; a student opens with this class."
+            )
+        return (model, info) if output_loading_info else model
