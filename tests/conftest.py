@@ -1,0 +1,35 @@
+"""Every test: offline, one thread, fixed seed, module caches of its own."""
+
+import os
+import tempfile
+
+
+# Before torch, diffusers and huggingface_hub read them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="vdmini-tests-hf-")
+os.environ["HF_MODULES_CACHE"] = os.path.join(os.environ["HF_HOME"], "modules")
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import pytest
+import torch
+from tiny import randomise, tiny_svd_pipeline, tiny_teacher_unet
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory):
+    """A tiny SVD-style pipeline folder with every tensor random, one safetensors file per model. Read only."""
+    folder = tmp_path_factory.mktemp("teacher") / "tiny-svd"
+    tiny_svd_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def teacher_unet():
+    return randomise(tiny_teacher_unet()).eval()
