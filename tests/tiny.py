@@ -12,6 +12,9 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from vdmini_diffusers import VDMiniUNetSpatioTemporalConditionModel
+from vdmini_diffusers.pruning import UNetPruningPlan, student_config, weight_map
+
 
 TINY_UNET_CONFIG = {
     "sample_size": 8,
@@ -39,13 +42,18 @@ def tiny_teacher_unet() -> UNetSpatioTemporalConditionModel:
     return UNetSpatioTemporalConditionModel(**TINY_UNET_CONFIG)
 
 
-def tiny_unet_inputs(batch: int = 1, frames: int = 2, height: int = 8, width: int = 8) -> tuple[torch.Tensor, ...]:
-    """Positional arguments of the U-Net: sample, timestep, encoder_hidden_states, added_time_ids."""
+def tiny_unet_inputs(
+    batch: int = 1, frames: int = 2, height: int = 8, width: int = 8, tokens: int = 1
+) -> tuple[torch.Tensor, ...]:
+    """Positional arguments of the U-Net: sample, timestep, encoder_hidden_states, added_time_ids.
+
+    SVD has one token, to which all attend alike; with more, the queries and keys of cross-attention matter as well.
+    """
     generator = torch.Generator().manual_seed(1)
     return (
         torch.randn(batch, frames, 8, height, width, generator=generator),
         torch.linspace(-1.0, 1.5, batch),
-        torch.randn(batch, 1, 16, generator=generator),
+        torch.randn(batch, tokens, 16, generator=generator),
         torch.rand(batch, 3, generator=generator),
     )
 
@@ -87,3 +95,37 @@ def tiny_svd_pipeline() -> StableVideoDiffusionPipeline:
 
 def tiny_image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
+class IdentityMidBlock(nn.Module):
+    """What a hand puts in the place of a removed mid block."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        return hidden_states
+
+
+def cut_by_hand(teacher: UNetSpatioTemporalConditionModel, plan: UNetPruningPlan) -> UNetSpatioTemporalConditionModel:
+    """The stock teacher with module list entries deleted, in place: knows no student config and no weight map."""
+    num_stages = len(teacher.down_blocks)
+    for name, kept in (("down_blocks", plan.down), ("up_blocks", plan.up)):
+        stages = getattr(teacher, name)
+        for stage, layers in kept.items():
+            for lists in ("resnets", "attentions"):
+                if hasattr(stages[stage], lists):
+                    entries = getattr(stages[stage], lists)
+                    setattr(stages[stage], lists, nn.ModuleList(entries[layer] for layer in layers))
+        setattr(teacher, name, nn.ModuleList(stages[stage] for stage in kept))
+    if len(teacher.down_blocks) < num_stages:
+        teacher.down_blocks[-1].downsamplers = None
+    if not plan.keep_mid:
+        teacher.mid_block = IdentityMidBlock()
+    return teacher
+
+
+def student_of(teacher: nn.Module, plan: UNetPruningPlan) -> VDMiniUNetSpatioTemporalConditionModel:
+    """The student that `plan` makes of `teacher`, with the teacher's tensors, in the teacher's dtype."""
+    student = VDMiniUNetSpatioTemporalConditionModel.from_config(student_config(plan, teacher.config))
+    tensors = teacher.state_dict()
+    keys = weight_map(plan, student.state_dict())
+    student.load_state_dict({student_key: tensors[teacher_key] for student_key, teacher_key in keys.items()})
+    return student.to(teacher.dtype).eval()

@@ -3,6 +3,9 @@
 This file is also published beside the weights, where it runs without the package: it imports third-party code only.
 """
 
+import os
+from typing import Any
+
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.configuration_utils import register_to_config
@@ -10,7 +13,7 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 
-# Not used below: when diffusers resolves a class of a pipeline's component by its module, it looks for `ModelMixin` there.
+# Not used below: diffusers takes a pipeline's component for a model if the module of its class holds `ModelMixin`.
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from torch import nn
 
@@ -132,12 +135,34 @@ class VDMiniUNetSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel, P
         )
         if mid_block_type is None:
             self.mid_block = PassThroughMidBlock()
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.set_processor(VDMiniAttnProcessor())  # one each: a backend is a processor's own state
+        self.set_default_attn_processor()
+
+    def set_default_attn_processor(self) -> None:
+        """Back to the processors this model is built with, which know attention backends and fused projections."""
+        for module in self._attention_modules():
+            module.set_processor(VDMiniAttnProcessor())  # one each: a backend is a processor's own state
+
+    def fuse_qkv_projections(self) -> None:
+        """One matrix multiplication for query, key and value (key and value, in cross-attention) instead of three.
+
+        The weights are copied: unfuse before saving or training. The parent's method does nothing here, as it looks
+        for another class of attention modules than this U-Net has.
+        """
+        for module in self._attention_modules():
+            module.fuse_projections()
+
+    def unfuse_qkv_projections(self) -> None:
+        """Drop the fused copies of the weights."""
+        for module in self._attention_modules():
+            if module.fused_projections:
+                delattr(module, "to_kv" if module.is_cross_attention else "to_qkv")
+                module.fused_projections = False
+
+    def _attention_modules(self) -> list[Attention]:
+        return [module for module in self.modules() if isinstance(module, Attention)]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         r"""
         As [`~ModelMixin.from_pretrained`], but strict: diffusers fills missing tensors at random and drops unknown
         ones, with a warning; both mean that the weights belong to another network.
@@ -154,8 +179,9 @@ class VDMiniUNetSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel, P
         ]
         if problems:
             raise ValueError(
-                f"The checkpoint at {pretrained_model_name_or_path} does not fit {cls.__name__} as its config describes"
-                f" it: {' and '.join(problems)}. A teacher's U-Net opens with `UNetSpatioTemporalConditionModel`, and"
-                " becomes a student with `conversion/convert_svd_to_vdmini.py`; a student opens with this class."
+                f"The checkpoint at {pretrained_model_name_or_path} does not fit {cls.__name__} as its config"
+                f" describes it: {' and '.join(problems)}. A teacher's U-Net opens with"
+                " `UNetSpatioTemporalConditionModel`, and becomes a student with"
+                " `conversion/convert_svd_to_vdmini.py`; a student opens with this class."
             )
         return (model, info) if output_loading_info else model

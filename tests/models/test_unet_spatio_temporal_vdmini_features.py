@@ -1,0 +1,412 @@
+"""What users of diffusers do with a model: adapters, attention backends, compilation, offloading, casting."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from accelerate import cpu_offload, cpu_offload_with_hook, infer_auto_device_map
+from accelerate.hooks import remove_hook_from_module
+from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.hooks import apply_group_offloading
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, attention_backend
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from tiny import cut_by_hand, randomise, student_of, tiny_teacher_unet, tiny_unet_inputs
+
+from vdmini_diffusers import VDMiniUNetSpatioTemporalConditionModel
+from vdmini_diffusers.pruning import VDMINI_UNET, keep_everything
+
+
+@pytest.fixture(scope="module")
+def original():
+    return student_of(randomise(tiny_teacher_unet()), VDMINI_UNET)
+
+
+@pytest.fixture
+def student(original):
+    return copy.deepcopy(original)
+
+
+@torch.no_grad()
+def output_of(model, **shape):
+    return model(*tiny_unet_inputs(**{"tokens": 2, **shape})).sample
+
+
+def assert_close(output, expected):
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def attention_modules(model):
+    return [module for module in model.modules() if isinstance(module, Attention)]
+
+
+class TestAttentionBackends:
+    @pytest.fixture(autouse=True)
+    def restore_the_active_backend(self):
+        active = _AttentionBackendRegistry._active_backend  # `set_attention_backend` also sets it for the process
+        yield
+        _AttentionBackendRegistry.set_active_backend(active)
+
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        """Names of the backends in the order in which attention was computed by them; they still compute it."""
+        names = []
+
+        def listened_to(name, function):
+            def listening(*args, **kwargs):
+                names.append(name)
+                return function(*args, **kwargs)
+
+            return listening
+
+        backends = _AttentionBackendRegistry._backends
+        for name, function in backends.items():
+            monkeypatch.setitem(backends, name, listened_to(name.value, function))
+        return names
+
+    def test_all_attention_goes_through_the_dispatcher(self, student, calls):
+        output_of(student)
+        assert calls == ["native"] * len(attention_modules(student)) == ["native"] * 44
+
+    @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+    @pytest.mark.parametrize("backend", ["native", "_native_math", "_native_flash", "flex"])
+    def test_a_backend_takes_effect_on_every_attention_module_and_is_reset(self, backend, student, calls):
+        expected = output_of(student)
+        calls.clear()
+        student.set_attention_backend(backend)
+        assert_close(output_of(student), expected)
+        assert calls == [backend] * 44
+        calls.clear()
+        student.reset_attention_backend()
+        _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
+        assert torch.equal(output_of(student), expected)
+        assert calls == ["native"] * 44
+
+    def test_the_context_manager_takes_effect_inside_it(self, student, calls):
+        with attention_backend("_native_math"):
+            output_of(student)
+        output_of(student)
+        assert calls == ["_native_math"] * 44 + ["native"] * 44
+
+    def test_two_students_may_have_different_backends(self, student, calls):
+        other = copy.deepcopy(student)
+        other.set_attention_backend("_native_math")
+        student.set_attention_backend("_native_flash")
+        output_of(other)
+        output_of(student)
+        assert calls == ["_native_math"] * 44 + ["_native_flash"] * 44
+
+    def test_an_unknown_backend_is_refused(self, student):
+        with pytest.raises(ValueError, match="must be one of the following"):
+            student.set_attention_backend("fastest")
+
+    def test_a_backend_whose_package_is_missing_is_refused_before_it_is_used(self, student):
+        try:
+            import sageattention  # noqa: F401
+        except ImportError:
+            with pytest.raises(RuntimeError, match="not usable because of missing package"):
+                student.set_attention_backend("sage")
+            return
+        pytest.skip("sageattention is installed here")
+
+    def test_of_the_stock_u_net_no_attention_goes_through_the_dispatcher(self, teacher_unet, calls):
+        # Why the student has a processor of its own. When this fails, diffusers has one.
+        teacher_unet.set_attention_backend("_native_math")
+        output_of(teacher_unet)
+        assert calls == []
+
+
+class TestProcessors:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+    def test_ours_is_bit_equal_to_the_stock_one(self, dtype, student):
+        student.to(dtype)
+        inputs = [x.to(dtype) for x in tiny_unet_inputs(batch=2, height=12, width=20, tokens=3)]
+        with torch.no_grad():
+            ours = student(*inputs).sample
+            student.set_attn_processor(AttnProcessor2_0())
+            assert torch.equal(student(*inputs).sample, ours)
+
+    def test_the_default_can_be_restored(self, student):
+        ours = {type(processor) for processor in student.attn_processors.values()}
+        student.set_attn_processor(AttnProcessor2_0())
+        student.set_default_attn_processor()
+        assert {type(processor) for processor in student.attn_processors.values()} == ours
+        assert len({id(processor) for processor in student.attn_processors.values()}) == 44  # each with its state
+
+
+class TestFusedProjections:
+    @pytest.fixture
+    def projections(self, student):
+        """Names of the projections in the order of their calls."""
+        names = []
+
+        def listen():
+            for module in attention_modules(student):
+                for name, layer in module.named_children():
+                    if name in ("to_q", "to_k", "to_v", "to_qkv", "to_kv"):
+                        layer.register_forward_hook(lambda *_, name=name: names.append(name))
+            return names
+
+        return listen
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+    def test_the_output_is_equal_to_rounding(self, dtype, student):
+        student.to(dtype)
+        inputs = [x.to(dtype) for x in tiny_unet_inputs(batch=2, tokens=3)]
+        with torch.no_grad():
+            expected = student(*inputs).sample
+            student.fuse_qkv_projections()
+            fused = student(*inputs).sample
+            student.unfuse_qkv_projections()
+            assert torch.equal(student(*inputs).sample, expected)
+        tolerance = 1e-5 if dtype == torch.float32 else 0.02
+        torch.testing.assert_close(fused, expected, rtol=tolerance, atol=tolerance)
+
+    def test_the_fused_matrices_are_what_is_called(self, student, projections):
+        student.fuse_qkv_projections()
+        calls = projections()
+        output_of(student)
+        assert {name: calls.count(name) for name in sorted(set(calls))} == {"to_kv": 22, "to_q": 22, "to_qkv": 22}
+
+    def test_unfusing_leaves_the_student_as_it_was(self, student, projections):
+        keys = list(student.state_dict())
+        student.unfuse_qkv_projections()  # nothing to undo
+        student.fuse_qkv_projections()
+        student.unfuse_qkv_projections()
+        assert list(student.state_dict()) == keys
+        calls = projections()
+        output_of(student)
+        assert {name: calls.count(name) for name in sorted(set(calls))} == {"to_k": 44, "to_q": 44, "to_v": 44}
+
+    def test_the_stock_u_net_fuses_nothing(self, teacher_unet):
+        # Why the student has methods of its own. When this fails, diffusers does it.
+        keys = list(teacher_unet.state_dict())
+        teacher_unet.fuse_qkv_projections()
+        assert list(teacher_unet.state_dict()) == keys
+
+
+class TestTraining:
+    def test_gradient_checkpointing_computes_again_and_gives_the_same_gradients(self, student):
+        calls = []
+        student.mid_block.register_forward_hook(lambda *_: calls.append("mid"))
+        # Before the forward: the second one ends as soon as it has what the backward pass needs.
+        student.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: calls.append("resnet"))
+
+        def gradients(model):
+            model.zero_grad()
+            model(*tiny_unet_inputs(batch=2, tokens=2)).sample.square().sum().backward()
+            return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+        student.train()
+        expected = gradients(student)
+        assert calls == ["resnet", "mid"]
+        calls.clear()
+        student.enable_gradient_checkpointing()
+        again = gradients(student)
+        assert calls == ["resnet", "mid", "resnet"]
+        assert all(torch.equal(again[name], gradient) for name, gradient in expected.items())
+        student.disable_gradient_checkpointing()
+        assert not student.is_gradient_checkpointing
+
+    def test_forward_chunking_of_the_parent_still_works(self, student):
+        expected = output_of(student)
+        student.enable_forward_chunking(1, dim=1)
+        assert_close(output_of(student), expected)
+
+
+class TestLora:
+    @pytest.fixture
+    def lora_config(self):
+        peft = pytest.importorskip("peft")
+        return peft.LoraConfig(
+            r=2, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False
+        )
+
+    @pytest.fixture
+    def adapted(self, student, lora_config):
+        student.add_adapter(lora_config)
+        return student
+
+    def test_an_adapter_changes_the_output_and_only_its_tensors_train(self, student, lora_config):
+        base = output_of(student)
+        student.requires_grad_(False)
+        student.add_adapter(lora_config)
+        assert (output_of(student) - base).abs().max() > 1e-3
+        trained = {name for name, p in student.named_parameters() if p.requires_grad}
+        assert len(trained) == 44 * 4 * 2 and all("lora_" in name for name in trained)
+        student(*tiny_unet_inputs(tokens=2)).sample.sum().backward()
+        assert {name for name, p in student.named_parameters() if p.grad is not None} == trained
+
+    def test_it_can_be_disabled_enabled_and_deleted(self, student, lora_config):
+        base = output_of(student)
+        student.add_adapter(lora_config)
+        with_adapter = output_of(student)
+        student.disable_adapters()
+        assert_close(output_of(student), base)
+        student.enable_adapters()
+        assert_close(output_of(student), with_adapter)
+        student.delete_adapters("default")
+        assert_close(output_of(student), base)
+
+    @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+    def test_saved_and_loaded_into_a_fresh_student_it_does_the_same(
+        self, low_cpu_mem_usage, adapted, original, tmp_path
+    ):
+        adapted.save_lora_adapter(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
+        fresh = copy.deepcopy(original)
+        fresh.load_lora_adapter(
+            tmp_path, prefix=None, use_safetensors=True, low_cpu_mem_usage=low_cpu_mem_usage, adapter_name="style"
+        )
+        assert_close(output_of(fresh), output_of(adapted))
+        assert fresh.active_adapters() == ["style"]
+
+    def test_the_scale_of_an_adapter(self, student, lora_config):
+        base = output_of(student)
+        student.add_adapter(lora_config, adapter_name="style")
+        whole = output_of(student)
+        student.set_adapters(["style"], weights=[0.0])
+        assert_close(output_of(student), base)
+        student.set_adapters(["style"], weights=[1.0])
+        assert_close(output_of(student), whole)
+
+    def test_merged_into_the_weights_it_does_the_same_and_can_be_taken_out(self, student, lora_config):
+        base, weight = output_of(student), student.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q.weight
+        before = weight.detach().clone()
+        student.add_adapter(lora_config)
+        expected = output_of(student)
+        student.fuse_lora()
+        assert not torch.allclose(weight, before)
+        assert_close(output_of(student), expected)
+        student.unfuse_lora()
+        torch.testing.assert_close(weight, before)
+        student.disable_adapters()
+        assert_close(output_of(student), base)
+
+    def test_it_works_with_gradient_checkpointing_and_other_attention_backends(self, adapted):
+        expected = output_of(adapted)
+        adapted.enable_gradient_checkpointing()
+        adapted.train()
+        with attention_backend("_native_math"):
+            assert_close(output_of(adapted), expected)
+
+
+class TestCompilation:
+    @pytest.fixture(autouse=True)
+    def forget_compiled_code(self):
+        torch.compiler.reset()
+        yield
+        torch.compiler.reset()
+
+    @pytest.mark.parametrize(
+        "backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)], ids=["eager", "inductor"]
+    )
+    def test_the_repeated_blocks_compile_without_a_graph_break(self, backend, student):
+        expected = output_of(student)
+        student.compile_repeated_blocks(backend=backend, fullgraph=True)
+        compiled = [name for name, module in student.named_modules() if module._compiled_call_impl is not None]
+        assert sorted(name.split(".")[-2] for name in compiled) == ["attentions"] * 11 + ["resnets"] * 11
+        for _ in range(2):
+            assert_close(output_of(student), expected)
+
+    def test_compiled_blocks_keep_their_names_in_the_checkpoint(self, student):
+        keys = list(student.state_dict())
+        student.compile_repeated_blocks(backend="eager")
+        assert list(student.state_dict()) == keys
+
+    @pytest.mark.slow
+    def test_the_whole_model_compiles_as_one_graph(self, student):
+        expected = output_of(student)
+        compiled = torch.compile(student, backend="aot_eager", fullgraph=True)
+        assert_close(output_of(compiled), expected)
+
+
+class TestOffloading:
+    def test_a_device_map_cuts_between_blocks_only(self, student):
+        sizes = sum(p.nbytes for p in student.parameters())
+        device_map = infer_auto_device_map(
+            student,
+            max_memory={"cpu": sizes // 2, "disk": sizes * 2},
+            no_split_module_classes=student._no_split_modules,
+        )
+        assert set(device_map.values()) == {"cpu", "disk"}
+        assert all(name.count(".") <= 1 for name in device_map), device_map  # `up_blocks.1`, not inside it
+
+    def test_what_the_device_map_puts_on_disk_is_read_when_it_is_called(self, student, tmp_path):
+        student.save_pretrained(tmp_path / "model", max_shard_size="200KB")
+        device_map = {name: "cpu" for name, _ in student.named_children()} | {"up_blocks": "disk"}
+        loaded = VDMiniUNetSpatioTemporalConditionModel.from_pretrained(
+            tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+        )
+        assert loaded.hf_device_map == device_map
+        assert {p.device.type for p in loaded.up_blocks.parameters()} == {"meta"}
+        assert {p.device.type for p in loaded.down_blocks.parameters()} == {"cpu"}
+        assert_close(output_of(loaded), output_of(student))
+
+    def test_a_device_map_of_one_device(self, student, tmp_path):
+        student.save_pretrained(tmp_path)
+        loaded = VDMiniUNetSpatioTemporalConditionModel.from_pretrained(tmp_path, device_map={"": "cpu"})
+        assert_close(output_of(loaded), output_of(student))
+
+    def test_with_a_device_map_a_foreign_checkpoint_is_refused_as_well(self, teacher_folder):
+        with pytest.raises(ValueError, match="99 unexpected tensors"):
+            VDMiniUNetSpatioTemporalConditionModel.from_pretrained(
+                teacher_folder, subfolder="unet", device_map={"": "cpu"}
+            )
+
+    def test_the_hooks_of_model_and_sequential_offloading(self, student):
+        expected = output_of(student)
+        model, hook = cpu_offload_with_hook(copy.deepcopy(student), execution_device="cpu")
+        assert torch.equal(output_of(model), expected)
+        hook.remove()
+        model = cpu_offload(student, execution_device="cpu")
+        assert {p.device.type for p in model.parameters()} == {"meta"}
+        assert_close(output_of(model), expected)
+        remove_hook_from_module(model, recurse=True)
+
+    @pytest.mark.parametrize("how", [{"offload_type": "leaf_level"}, {"offload_type": "block_level"}], ids=str)
+    @pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
+    def test_group_offloading(self, how, on_disk, student, tmp_path):
+        expected = output_of(student)
+        if how["offload_type"] == "block_level":
+            how = {**how, "num_blocks_per_group": 1}
+        folder = {"offload_to_disk_path": str(tmp_path)} if on_disk else {}
+        student.enable_group_offload(onload_device=torch.device("cpu"), **how, **folder)
+        for _ in range(2):
+            assert_close(output_of(student), expected)
+        assert any(tmp_path.iterdir()) == on_disk
+
+    def test_group_offloading_through_the_function_of_diffusers(self, student):
+        expected = output_of(student)
+        apply_group_offloading(student, torch.device("cpu"), offload_type="leaf_level")
+        assert torch.equal(output_of(student), expected)
+
+    @pytest.mark.parametrize("storage", [torch.float8_e4m3fn, torch.bfloat16], ids=["fp8", "bf16"])
+    def test_layerwise_casting_stores_the_weights_small_except_norms_and_embeddings(self, storage, student):
+        expected = output_of(student)
+        student.enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.float32)
+        dtypes = {name: p.dtype for name, p in student.named_parameters()}
+        whole = {
+            name.split(".")[0] for name, dtype in dtypes.items() if dtype == torch.float32 and "_blocks" not in name
+        }
+        assert whole == {"conv_in", "conv_out", "conv_norm_out", "time_embedding", "add_embedding"}
+        stored = [name for name, dtype in dtypes.items() if dtype == storage]
+        assert len(stored) > 400 and not any("norm" in name for name in stored)
+        torch.testing.assert_close(output_of(student), expected, rtol=0.2, atol=0.2)
+
+
+@pytest.mark.parametrize("plan_of", [lambda config: VDMINI_UNET, keep_everything], ids=["paper", "keep everything"])
+def test_a_backend_bit_equal_to_the_default_keeps_the_student_bit_equal_to_the_teacher(plan_of, teacher_unet):
+    plan = plan_of(teacher_unet.config)
+    student = student_of(teacher_unet, plan)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(attention_backend("_native_flash"))
+        ours = output_of(student, height=12, width=20)
+    assert torch.equal(ours, output_of(cut_by_hand(teacher_unet, plan), height=12, width=20))
+
+
+def test_the_stock_class_declares_none_of_it():
+    # Why the student declares it. When this fails, diffusers does, and our lines may go.
+    assert UNetSpatioTemporalConditionModel._no_split_modules is None
+    assert UNetSpatioTemporalConditionModel._repeated_blocks == []
+    assert not hasattr(UNetSpatioTemporalConditionModel, "add_adapter")
