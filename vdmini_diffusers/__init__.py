@@ -4,7 +4,8 @@ The models are imported eagerly: diffusers resolves a component's class only fro
 """
 
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
+from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 
 
 __version__ = "0.1.0"
-__all__ = ["VDMiniUNetSpatioTemporalConditionModel", "__version__"]
+__all__ = ["VDMiniI2VPipeline", "VDMiniUNetSpatioTemporalConditionModel", "__version__"]

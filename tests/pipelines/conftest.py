@@ -1,0 +1,31 @@
+"""A tiny student pipeline, in memory and saved."""
+
+import pytest
+from tiny import student_of, tiny_svd_pipeline
+
+from vdmini_diffusers import VDMiniI2VPipeline
+from vdmini_diffusers.pruning import VDMINI_UNET
+
+
+@pytest.fixture(scope="session")
+def teacher_pipe():
+    pipe = tiny_svd_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def student_pipe(teacher_pipe):
+    student = student_of(teacher_pipe.unet, VDMINI_UNET)
+    pipe = VDMiniI2VPipeline(**{**teacher_pipe.components, "unet": student})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def student_folder(teacher_pipe, tmp_path_factory):
+    """Read only."""
+    folder = tmp_path_factory.mktemp("student") / "tiny-vdmini"
+    student = student_of(teacher_pipe.unet, VDMINI_UNET)
+    VDMiniI2VPipeline(**{**teacher_pipe.components, "unet": student}).save_pretrained(folder)
+    return folder
