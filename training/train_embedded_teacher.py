@@ -3,9 +3,9 @@
 
     python training/train_embedded_teacher.py --output_dir outputs/teacher
 
-Three stages, each of which saves its state and resumes when the same command is run again: the VAE with its temporal
-decoder; the latents of a fixed set of clips; the U-Net together with the image encoder. The pipeline folder appears
-in `OUTPUT_DIR/pipeline` when all are done. Data: `vdmini_diffusers.data.moving_pictures` (`pip install -e .[teacher]`).
+Four stages, each of which saves its state and resumes when the same command is run again: the VAE; the latents of a
+fixed set of clips; the U-Net together with the image encoder; the VAE's decoder a while longer. The pipeline folder
+appears in `OUTPUT_DIR/pipeline` when all are done. Data: `vdmini_diffusers.data.moving_pictures` (extra `teacher`).
 """
 
 import logging
@@ -27,6 +27,7 @@ from diffusers import (
     UNetSpatioTemporalConditionModel,
 )
 from diffusers.training_utils import EMAModel
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
     CLIPImageProcessor,
@@ -47,11 +48,12 @@ logger = get_logger(__name__, log_level="INFO")
 class Arguments:
     output_dir: Path = field(metadata={"help": "Where the state of each stage and the finished pipeline go."})
     seed: int = field(default=0, metadata={"help": "Seeds the weights, the clips and the noise."})
-    vae_steps: int = field(default=1400, metadata={"help": "Optimiser steps of the VAE."})
-    vae_learning_rate: float = field(default=1.5e-3, metadata={"help": "Peak learning rate of the VAE."})
-    vae_kl_weight: float = field(default=1e-3, metadata={"help": "Weight of the KL term (mean over latent values)."})
-    num_clips: int = field(default=8192, metadata={"help": "Clips whose latents are cached for the U-Net."})
-    unet_steps: int = field(default=5000, metadata={"help": "Optimiser steps of the U-Net."})
+    vae_steps: int = field(default=1000, metadata={"help": "Optimiser steps of the whole VAE."})
+    decoder_steps: int = field(default=1400, metadata={"help": "Further steps of its decoder, encoder frozen."})
+    vae_learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of the VAE."})
+    vae_kl_weight: float = field(default=1e-4, metadata={"help": "Weight of the KL term (mean over latent values)."})
+    num_clips: int = field(default=5120, metadata={"help": "Clips whose latents are cached for the U-Net."})
+    unet_steps: int = field(default=2600, metadata={"help": "Optimiser steps of the U-Net."})
     unet_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the U-Net."})
     train_batch_size: int = field(default=8, metadata={"help": "Clips per step of the U-Net."})
     conditioning_dropout_prob: float = field(default=0.05, metadata={"help": "Share of clips without their image."})
@@ -62,21 +64,71 @@ class Arguments:
 
 
 def build_vae() -> AutoencoderKLTemporalDecoder:
-    return AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 3,  # two downsamplers: 64 pixels to 16 latents
-        block_out_channels=(32, 64, 64),
+    """Two downsamplers, 64 pixels to 16 latents. 96 channels: the 32 groups of a norm then hold three each, and can
+    tell a colour from its absence; with one or two channels a group, the last norm takes every mean away."""
+    vae = AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        block_out_channels=(96, 96, 96),
         layers_per_block=1,
         latent_channels=4,
         sample_size=HEIGHT,
     )
+    start_as_thumbnail(vae)
+    return vae
+
+
+@torch.no_grad()
+def start_as_thumbnail(vae: AutoencoderKLTemporalDecoder, reference: float = 3.0, offset: float = 4.0) -> None:
+    """Start the VAE at what a random start needs thousands of steps to find: three of the four latents are the mean
+    colours of 4 x 4 pixels, and are decoded by smooth upsampling. The rest of the network starts at random.
+
+    Each colour shares its norm's group with `reference` and its negative, from which the last convolution reads the
+    mean back; `offset` keeps the SiLU behind the norm nearly linear.
+    """
+    smooth = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])) / 16
+    centre, mean = torch.zeros(3, 3), torch.zeros(3, 3)
+    centre[1, 1], mean[:2, :2] = 1, 0.25
+
+    def carry(conv: nn.Conv2d, taps: torch.Tensor, stride: int = 3) -> None:
+        conv.weight[:9] = 0
+        conv.bias[:9] = torch.tensor([0.0, reference, -reference] * 3)
+        for colour in range(3):
+            conv.weight[3 * colour, stride * colour] = taps
+
+    def read(norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
+        norm.weight[:9] = (2 / 3) ** 0.5 * reference / 4  # about a quarter of the colour
+        norm.bias[:9] = offset
+        conv.weight.zero_(), conv.bias.zero_()
+        for colour in range(3):
+            for channel, share in enumerate((1.0, -0.5, -0.5)):
+                conv.weight[colour, 3 * colour + channel] = 4 * share * centre
+
+    for module in vae.modules():
+        if hasattr(module, "conv2"):  # residual blocks and attention start as the identity
+            module.conv2.weight.zero_(), module.conv2.bias.zero_()
+        if hasattr(module, "to_out"):
+            module.to_out[0].weight.zero_(), module.to_out[0].bias.zero_()
+    carry(vae.encoder.conv_in, centre, stride=1)
+    for block in vae.encoder.down_blocks[:-1]:
+        carry(block.downsamplers[0].conv, mean)
+    read(vae.encoder.conv_norm_out, vae.encoder.conv_out)
+    vae.encoder.conv_out.weight[3].normal_(std=0.02)
+    vae.quant_conv.weight.copy_(torch.eye(8).view(8, 8, 1, 1))
+    vae.quant_conv.bias.copy_(torch.tensor([0.0] * 4 + [-6.0] * 4))  # little noise at first
+    carry(vae.decoder.conv_in, centre, stride=1)
+    for block in vae.decoder.up_blocks[:-1]:
+        carry(block.upsamplers[0].conv, smooth)
+    read(vae.decoder.conv_norm_out, vae.decoder.conv_out)
+    vae.decoder.time_conv_out.weight.copy_(torch.eye(3).view(3, 3, 1, 1, 1) * torch.tensor([0.0, 1, 0]).view(3, 1, 1))
+    vae.decoder.time_conv_out.bias.zero_()
 
 
 def build_unet() -> UNetSpatioTemporalConditionModel:
-    """SVD's four stages, narrow; the last two widths agree, as in SVD, so that the paper's plan applies."""
+    """SVD's four stages, narrow. The last two widths agree, as in SVD, so that the paper's plan applies."""
     return UNetSpatioTemporalConditionModel(
         sample_size=HEIGHT // 4,
-        block_out_channels=(32, 64, 96, 96),
-        num_attention_heads=(1, 2, 3, 3),
+        block_out_channels=(64, 64, 64, 64),
+        num_attention_heads=(2, 2, 2, 2),
         cross_attention_dim=64,
         addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=96,
@@ -109,13 +161,17 @@ def save_state(state: dict, path: Path) -> None:
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def train_vae(args: Arguments, device: torch.device) -> AutoencoderKLTemporalDecoder:
-    """L1 on pixels and on their gradients, which keeps edges, plus a light KL that keeps latents near unit scale."""
+def train_vae(args: Arguments, device: torch.device, stop: int) -> AutoencoderKLTemporalDecoder:
+    """Train, or go on, up to step `stop`; past `args.vae_steps` the encoder is frozen, as latents depend on it.
+
+    L1 on pixels and on their gradients, which keeps edges, plus a light KL that keeps latents near unit scale.
+    """
+    total = args.vae_steps + args.decoder_steps
     path = args.output_dir / "vae.pt"
     set_seed(args.seed)
     vae = build_vae().to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.vae_learning_rate, weight_decay=1e-4, fused=True)
-    lr_scheduler = get_cosine_schedule_with_warmup(optimizer, 50, args.vae_steps)
+    lr_scheduler = get_cosine_schedule_with_warmup(optimizer, 50, total)
     start = 0
     if path.exists():
         state = torch.load(path, weights_only=True, map_location=device)
@@ -123,14 +179,19 @@ def train_vae(args: Arguments, device: torch.device) -> AutoencoderKLTemporalDec
         optimizer.load_state_dict(state["optimizer"])
         lr_scheduler.load_state_dict(state["lr_scheduler"])
         start = state["step"]
-    pictures = MovingPictures(TRAIN_PHOTOS)
-    num_clips, num_frames = 4, 4  # per step: half of each clip, for more variety in a batch
-    for step in tqdm(range(start, args.vae_steps), initial=start, total=args.vae_steps, desc="vae"):
+    pictures, psnrs = MovingPictures(TRAIN_PHOTOS), []
+    for step in tqdm(range(start, stop), initial=start, total=stop, desc="vae"):
+        if step >= args.vae_steps:
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
         rng = np.random.default_rng((args.seed, 1, step))
         torch.manual_seed(args.seed + step)
+        # Eight images a step: crops of single frames at first, which are varied and cheap; then whole, moving ones.
+        num_clips, num_frames, side = (8, 1, HEIGHT // 2) if step < 0.85 * total else (2, 4, HEIGHT)
         first = int(rng.integers(NUM_FRAMES - num_frames + 1))
+        top, left = rng.integers(HEIGHT - side + 1, size=2)
         clips = np.stack([pictures.clip(rng).frames[first : first + num_frames] for _ in range(num_clips)])
-        pixels = to_tensor(clips).flatten(0, 1).to(device)
+        pixels = to_tensor(clips[..., top : top + side, left : left + side, :]).flatten(0, 1).to(device)
         posterior = vae.encode(pixels).latent_dist
         decoded = vae.decode(posterior.sample(), num_frames=num_frames).sample
         l1_loss = F.l1_loss(decoded, pixels)
@@ -143,9 +204,10 @@ def train_vae(args: Arguments, device: torch.device) -> AutoencoderKLTemporalDec
         optimizer.step()
         lr_scheduler.step()
         optimizer.zero_grad()
-        if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.vae_steps:
-            psnr = -10 * math.log10(F.mse_loss(decoded, pixels).item() / 4)
-            logger.info("vae step %d: l1 %.4f, kl %.2f, psnr %.1f dB", step + 1, l1_loss, kl_loss, psnr)
+        psnrs.append(-10 * math.log10(F.mse_loss(decoded, pixels).item() / 4))
+        if (step + 1) % args.checkpointing_steps == 0 or step + 1 == stop:
+            logger.info("vae step %d: l1 %.4f, kl %.2f, psnr %.1f dB", step + 1, l1_loss, kl_loss, np.mean(psnrs))
+            psnrs.clear()
             state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             save_state({**state, "lr_scheduler": lr_scheduler.state_dict()}, path)
     return vae.eval().requires_grad_(False)
@@ -275,12 +337,13 @@ def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = train_vae(args, device)
+    vae = train_vae(args, device, stop=args.vae_steps)
     latents = cache_latents(args, vae, device)
     # Latents of unit variance, as the scheduler assumes; the factor is the VAE's own, as in every diffusers VAE.
     scaling_factor = 1 / latents["latents"].float().std().item()
-    vae.register_to_config(scaling_factor=scaling_factor)
     unet, image_encoder = train_unet(args, latents, scaling_factor, device)
+    vae = train_vae(args, device, stop=args.vae_steps + args.decoder_steps)
+    vae.register_to_config(scaling_factor=scaling_factor)
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -1,0 +1,34 @@
+"""What ships with the package so that its first command has something real to work on.
+
+`I2V_TEACHER` is a small Stable-Video-Diffusion-style pipeline folder, made by `training/train_embedded_teacher.py`;
+its card (`i2v_teacher/README.md`) says from what. `load_examples` gives held-out clips.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+
+I2V_TEACHER = Path(__file__).parent / "i2v_teacher"
+_EXAMPLES = Path(__file__).parent / "examples"
+
+
+class Example(NamedTuple):
+    """`frames`: uint8 `(8, 64, 64, 3)`, RGB; the first is what a pipeline is given, the rest is what really came."""
+
+    caption: str
+    motion_bucket_id: int
+    frames: np.ndarray
+
+
+def load_examples() -> list[Example]:
+    """The held-out clips: photographs and positions that the embedded teacher has not seen."""
+    examples = []
+    for name, (caption, motion_bucket_id) in json.loads((_EXAMPLES / "examples.json").read_text()).items():
+        strip = np.asarray(Image.open(_EXAMPLES / name).convert("RGB"))  # frames side by side
+        frames = strip.reshape(strip.shape[0], -1, strip.shape[0], 3).swapaxes(0, 1)
+        examples.append(Example(caption, motion_bucket_id, frames))
+    return examples

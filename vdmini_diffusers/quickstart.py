@@ -1,0 +1,181 @@
+"""The main job on what ships with the package: prune the embedded teacher, animate, and write pictures to look at.
+
+    python -m vdmini_diffusers.quickstart --output_dir outputs/quickstart
+
+Writes a GIF for each model, `contact_sheet.png`, `report.md` and `report.json` into the output folder, and the pruned
+pipeline into `vdmini-i2v` inside it. Pruning alone is not the method: the student is shown before it is distilled.
+"""
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import HfArgumentParser
+
+from vdmini_diffusers.embedded import I2V_TEACHER, Example, load_examples
+from vdmini_diffusers.pipelines import VDMiniI2VPipeline
+from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
+from vdmini_diffusers.pruning import PLANS
+
+
+logger = logging.getLogger(__name__)
+
+SCALE = 3  # the clips are small: each pixel is shown as 3 x 3
+
+
+@dataclass
+class Arguments:
+    output_dir: Path = field(default=Path("outputs/quickstart"), metadata={"help": "Where the results go."})
+    image: Path | None = field(default=None, metadata={"help": "Animate this picture instead of the shipped ones."})
+    num_inference_steps: int = field(
+        default=25, metadata={"help": "Sampling steps; the embedded teacher is a multi-step model."}
+    )
+    motion_bucket_id: int = field(default=200, metadata={"help": "Speed of --image, 32 to 255."})
+    seed: int = field(default=0, metadata={"help": "Seed of the noise, the same for teacher and student."})
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 arrays; infinite where they are equal."""
+    mse = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
+
+
+def count_macs(unet: nn.Module, cross_attention_dim: int, num_frames: int) -> int:
+    """Multiply-accumulates of one U-Net call on one clip (matrix products, convolutions and attention)."""
+    size = unet.config.sample_size
+    sample = torch.zeros(1, num_frames, unet.config.in_channels, size, size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(sample, torch.zeros(()), torch.zeros(1, 1, cross_attention_dim), torch.zeros(1, 3))
+    return counter.get_total_flops() // 2
+
+
+def animate(
+    pipe: VDMiniI2VPipeline, examples: list[Example], num_inference_steps: int, seed: int
+) -> tuple[list[np.ndarray], float]:
+    """The pipeline's clips for the first frames of `examples`, as uint8, and its seconds per clip."""
+    clips, started = [], time.perf_counter()
+    for example in examples:
+        frames = pipe(
+            Image.fromarray(example.frames[0]),
+            num_inference_steps=num_inference_steps,
+            motion_bucket_id=example.motion_bucket_id,
+            generator=torch.manual_seed(seed),
+            output_type="np",
+        ).frames[0]
+        clips.append((frames * 255).round().astype(np.uint8))
+    return clips, (time.perf_counter() - started) / len(examples)
+
+
+def enlarge(frame: np.ndarray) -> Image.Image:
+    return Image.fromarray(frame).resize((frame.shape[1] * SCALE, frame.shape[0] * SCALE), Image.Resampling.NEAREST)
+
+
+def write_gif(clips: list[np.ndarray], path: Path, fps: int = 7) -> None:
+    """All clips side by side, in a loop."""
+    frames = [enlarge(np.concatenate(frames, axis=1)) for frames in zip(*clips, strict=True)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+
+
+def write_contact_sheet(rows: list[tuple[str, np.ndarray]], path: Path) -> None:
+    """One row a clip, time to the right, with its label above."""
+    font, label_height = ImageFont.load_default(14), 20
+    strips = [enlarge(np.concatenate(list(clip), axis=1)) for _, clip in rows]
+    sheet = Image.new("RGB", (strips[0].width, sum(strip.height + label_height for strip in strips)), "white")
+    draw, y = ImageDraw.Draw(sheet), 0
+    for (label, _), strip in zip(rows, strips, strict=True):
+        draw.text((4, y + 2), label, fill="black", font=font)
+        sheet.paste(strip, (0, y + label_height))
+        y += label_height + strip.height
+    sheet.save(path)
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """The centre square of a picture, `(size, size, 3)` uint8."""
+    with Image.open(path) as image:
+        return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
+
+
+def main(args: Arguments) -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+    plan = PLANS["vdmini"]
+    examples = load_examples()
+    if args.image is not None:
+        first = read_image(args.image, size=64)
+        examples = [Example(args.image.stem, args.motion_bucket_id, np.repeat(first[None], 8, axis=0))]
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+
+    logger.info("1/4 Pruning the embedded teacher by the plan %r (paper, Table A4)", plan.name)
+    student_folder = prune_svd_pipeline(I2V_TEACHER, args.output_dir / "vdmini-i2v", plan=plan, overwrite=True)
+    # The weights are stored in half precision, which CPUs do not compute in.
+    pipelines = {
+        "teacher": VDMiniI2VPipeline.from_pretrained(I2V_TEACHER, torch_dtype=torch.float32),
+        "student": VDMiniI2VPipeline.from_pretrained(student_folder, torch_dtype=torch.float32),
+    }
+
+    clips, models = {}, {}
+    for number, (name, pipe) in enumerate(pipelines.items(), start=2):
+        logger.info("%d/4 Animating %d pictures with the %s", number, len(examples), name)
+        clips[name], seconds = animate(pipe, examples, args.num_inference_steps, args.seed)
+        unet = pipe.unet
+        models[name] = {
+            "unet_parameters": unet.num_parameters(),
+            "unet_macs_per_step": count_macs(unet, unet.config.cross_attention_dim, unet.config.num_frames),
+            "seconds_per_video": round(seconds, 2),
+        }
+
+    logger.info("4/4 Writing pictures and report to %s", args.output_dir)
+    rows = []
+    for index, example in enumerate(examples):
+        if args.image is None:
+            rows.append((f"{example.caption}: what really came (held out)", example.frames))
+        rows += [(f"{example.caption}: {name}", clips[name][index]) for name in pipelines]
+    write_contact_sheet(rows, args.output_dir / "contact_sheet.png")
+    for name in pipelines:
+        write_gif(clips[name], args.output_dir / f"{name}.gif")
+
+    report = {
+        "plan": plan.name,
+        "num_inference_steps": args.num_inference_steps,
+        **models,
+        "psnr_student_to_teacher_db": round(psnr(np.stack(clips["student"]), np.stack(clips["teacher"])), 2),
+    }
+    if args.image is None:
+        truth = np.stack([example.frames for example in examples])[:, 1:]
+        report["psnr_to_what_really_came_db"] = {
+            name: round(psnr(np.stack(clips[name])[:, 1:], truth), 2) for name in pipelines
+        } | {"first frame repeated": round(psnr(np.stack([e.frames[:1] for e in examples]).repeat(7, 1), truth), 2)}
+    (args.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    text = markdown_report(report)
+    (args.output_dir / "report.md").write_text(text)
+    logger.info("%s\nLook at %s", text, args.output_dir / "contact_sheet.png")
+
+
+def markdown_report(report: dict) -> str:
+    teacher, student = report["teacher"], report["student"]
+    lines = [
+        f"# Embedded teacher and its student (plan {report['plan']!r}), {report['num_inference_steps']} steps",
+        "",
+        "| | teacher | student, pruned, not yet distilled |",
+        "| --- | --- | --- |",
+        f"| U-Net parameters | {teacher['unet_parameters']:,} | {student['unet_parameters']:,} |",
+        f"| U-Net MACs a step | {teacher['unet_macs_per_step']:,} | {student['unet_macs_per_step']:,} |",
+        f"| seconds a video | {teacher['seconds_per_video']} | {student['seconds_per_video']} |",
+    ]
+    if "psnr_to_what_really_came_db" in report:
+        distances = report["psnr_to_what_really_came_db"]
+        lines.append(f"| PSNR to what really came | {distances['teacher']} dB | {distances['student']} dB |")
+        lines += ["", f"The first frame repeated: {distances['first frame repeated']} dB to what really came."]
+    lines += ["", f"Student to teacher: {report['psnr_student_to_teacher_db']} dB.", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
