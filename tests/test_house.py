@@ -1,0 +1,278 @@
+"""The rules of the house, kept by reading the source: which way imports go, and what diffusers can load."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers.pipelines
+import pytest
+from diffusers import DiffusionPipeline, ModelMixin
+
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "vdmini_diffusers"
+
+# A part imports parts of lower floors only. Everything that is not named here is a script or a test, on top.
+FLOORS = {"models": 1, "pipelines": 1, "pruning": 2, "data": 2, "hub": 3, "prune_pipeline": 3}
+TOP = 4
+
+# What a file may import that is also published beside the weights, where our package is not installed.
+HUB_IMPORTS = {"PIL", "diffusers", "huggingface_hub", "numpy", "torch", "transformers"} | set(sys.stdlib_module_names)
+
+# A relative import as diffusers finds it (`get_relative_imports`): in any line, of a docstring as well.
+RELATIVE_IMPORT = re.compile(r"^\s*(?:import\s+\.(\S+)\s*$|from\s+\.(\S+)\s+import)", re.MULTILINE)
+
+
+def source_files() -> list[Path]:
+    """The package's files; those of `vdmini_diffusers/pipelines`, a link, under that name, as they are imported."""
+    linked = [PACKAGE / "pipelines" / path.name for path in sorted((ROOT / "pipelines").glob("*.py"))]
+    return [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] != "pipelines"] + linked
+
+
+def hub_files() -> list[Path]:
+    return [
+        path
+        for folder in (ROOT / "pipelines", PACKAGE / "models")
+        for path in sorted(folder.glob("*.py"))
+        if path.name != "__init__.py"
+    ]
+
+
+def scripts() -> list[Path]:
+    folders = ("conversion", "training", "benchmarks", "tests")
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def part_of(module: str) -> str:
+    """`pruning` for `vdmini_diffusers.pruning.plan`; empty for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Absolute names of all that a file imports, also inside functions and under `TYPE_CHECKING`."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            # The package's part of the name is that of the folder, one level up for each further dot.
+            parents = path.relative_to(ROOT).parts[: -node.level]
+            modules.add(".".join([*parents, node.module or ""]).rstrip("."))
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(node.module)
+            # `from vdmini_diffusers import hub` imports a module as well
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "vdmini_diffusers"}
+    return modules
+
+
+def parts_imported_by(path: Path) -> set[str]:
+    ours = {module for module in imported_modules(path) if module.split(".")[0] == "vdmini_diffusers"}
+    return {part for part in map(part_of, ours) if part in FLOORS}
+
+
+@pytest.mark.parametrize("path", source_files(), ids=relative)
+def test_imports_go_down(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if part == "__init__":
+        return  # the package's own: it re-exports any part
+    assert part in FLOORS, f"{relative(path)} stands on no floor: add it to FLOORS, and to the documentation"
+    wrong = {other for other in parts_imported_by(path) if other != part and FLOORS[other] >= FLOORS[part]}
+    assert not wrong, f"{part}, on floor {FLOORS[part]}, imports {wrong}"
+
+
+@pytest.mark.parametrize("path", source_files(), ids=relative)
+def test_the_package_imports_no_script(path):
+    tops = {module.split(".")[0] for module in imported_modules(path)}
+    assert not tops & {"conversion", "training", "benchmarks", "tests", "tiny", "pipelines", "pytest"}
+
+
+@pytest.mark.parametrize("path", scripts(), ids=relative)
+def test_scripts_and_tests_import_no_other_script_and_the_pipelines_by_their_package(path):
+    tops = {module.split(".")[0] for module in imported_modules(path)}
+    assert not tops & {"conversion", "training", "benchmarks", "pipelines"}
+
+
+def test_the_import_reader_sees_every_form_of_import(tmp_path, monkeypatch):
+    # A control for the tests above.
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / "vdmini_diffusers" / "pruning" / "plan.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "import os, vdmini_diffusers.data.x\n"
+        "from vdmini_diffusers import hub\n"
+        "from ..models import unet\n"
+        "from .weight_map import weight_map\n"
+        "def f():\n    from vdmini_diffusers.pipelines import a\n"
+    )
+    assert imported_modules(path) == {
+        "os",
+        "vdmini_diffusers",
+        "vdmini_diffusers.data.x",
+        "vdmini_diffusers.hub",
+        "vdmini_diffusers.models",
+        "vdmini_diffusers.pruning.weight_map",
+        "vdmini_diffusers.pipelines",
+    }
+    assert parts_imported_by(path) == {"data", "hub", "models", "pruning", "pipelines"}
+
+
+def test_there_are_hub_files():
+    assert {"unet_spatio_temporal_vdmini.py", "pipeline_vdmini_i2v.py"} <= {path.name for path in hub_files()}
+
+
+@pytest.mark.parametrize("path", hub_files(), ids=relative)
+class TestHubFiles:
+    """Files that also run beside the weights, downloaded by diffusers and without our package."""
+
+    def test_they_import_what_diffusers_users_have(self, path):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        siblings = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= HUB_IMPORTS
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and node.module and "." not in node.module, ast.unparse(node)
+                assert (path.parent / f"{node.module}.py").is_file(), ast.unparse(node)
+                siblings.add(node.module)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module.split(".")[0] in HUB_IMPORTS, ast.unparse(node)
+        if path.parent.name == "models":
+            assert not siblings, "only the one file of a model is downloaded"
+
+    def test_no_line_of_text_looks_like_another_relative_import(self, path):
+        text = path.read_text(encoding="utf-8")
+        real = {node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level}
+        found = {first or second for first, second in RELATIVE_IMPORT.findall(text)}
+        assert found == real
+
+    def test_the_stem_says_what_and_whose_it_is(self, path):
+        assert re.fullmatch(r"(pipeline|unet|autoencoder_kl|transformer|scheduling)_(\w+_)?vdmini(_\w+)?", path.stem)
+
+    def test_the_public_classes_carry_our_name(self, path):
+        classes = [n.name for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)]
+        diffusers_kinds = [name for name in classes if name.endswith(("Pipeline", "Model"))]
+        assert diffusers_kinds and all(name.startswith("VDMini") for name in diffusers_kinds)
+
+
+def test_the_scan_for_relative_imports_is_the_one_of_diffusers(tmp_path):
+    from diffusers.utils.dynamic_modules_utils import get_relative_imports
+
+    text = 'from .a import x\n"""\n  from .b import y\n"""\n# from .c import z\nfrom torch import nn\nimport .d\n'
+    (tmp_path / "module.py").write_text(text)
+    ours = {first or second for first, second in RELATIVE_IMPORT.findall(text)}
+    assert ours == set(get_relative_imports(tmp_path / "module.py")) == {"a", "b", "d"}
+
+
+def test_stems_are_unique_as_diffusers_keeps_loaded_files_by_stem():
+    stems = [path.stem for path in hub_files()]
+    assert len(stems) == len(set(stems))
+
+
+@pytest.mark.parametrize("path", [p for p in hub_files() if p.parent.name == "models"], ids=relative)
+def test_a_model_s_module_holds_model_mixin(path):
+    module = importlib.import_module(f"vdmini_diffusers.models.{path.stem}")
+    assert module.ModelMixin is ModelMixin
+
+
+@pytest.mark.parametrize("path", [p for p in hub_files() if p.parent.name == "pipelines"], ids=relative)
+def test_a_pipeline_s_module_holds_one_pipeline_class(path):
+    module = importlib.import_module(f"vdmini_diffusers.pipelines.{path.stem}")
+    # Counted as `diffusers.utils.dynamic_modules_utils.find_pipeline_class` does.
+    pipelines = [
+        cls
+        for _, cls in inspect.getmembers(module, inspect.isclass)
+        if issubclass(cls, DiffusionPipeline) and cls.__module__.split(".")[0] != "diffusers"
+    ]
+    assert len(pipelines) == 1
+
+
+def test_no_folder_is_named_like_a_pipeline_module_of_diffusers():
+    theirs = {module.name for module in pkgutil.iter_modules(diffusers.pipelines.__path__)}
+    ours = {path.name for path in PACKAGE.rglob("*") if path.is_dir()}
+    assert "stable_video_diffusion" in theirs and not ours & theirs
+
+
+def test_no_file_is_a_drawer_for_everything():
+    drawers = {"utils.py", "util.py", "misc.py", "common.py", "helpers.py", "tools.py"}
+    files = [*source_files(), *scripts()]
+    assert [relative(path) for path in files if path.name in drawers] == []
+
+
+def test_nothing_needs_a_path_of_one_machine():
+    suspicious = re.compile(r"""["'](/home/|/root/|/work/|/mnt/|/Users/|[A-Z]:\\)""")
+    files = [path for path in [*source_files(), *scripts()] if path != Path(__file__)]
+    assert [relative(path) for path in files if suspicious.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_importing_the_package_imports_no_optional_package_that_diffusers_does_not():
+    optional = ("datasets", "peft", "sklearn", "skimage", "matplotlib", "torch_pruning", "torchvision", "av", "lpips")
+    # What our models and pipelines build on, first: diffusers and transformers import some of these where installed.
+    code = f"""
+import sys
+import accelerate, diffusers, torch, transformers
+from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
+from diffusers.loaders import PeftAdapterMixin
+before = set(sys.modules)
+import vdmini_diffusers
+added = {{name.split(".")[0] for name in set(sys.modules) - before}}
+print(sorted(added & set({optional})))
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_optional_packages_are_imported_only_inside_functions():
+    required = {"accelerate", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors", "torch", "tqdm"}
+    allowed = required | {"transformers", "vdmini_diffusers"} | set(sys.stdlib_module_names)
+    for path in source_files():
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        for node in body:
+            if isinstance(node, ast.Import):
+                tops = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                tops = {node.module.split(".")[0]}
+            else:
+                continue
+            assert tops <= allowed, f"{relative(path)} imports {tops - allowed} at its top"
+
+
+class TestSetup:
+    @pytest.fixture
+    def arguments(self):
+        """The keyword arguments of `setup(...)` that are written out, without running it."""
+        tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+        call = next(n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "setup")
+        return {
+            keyword.arg: ast.literal_eval(keyword.value)
+            for keyword in call.keywords
+            if keyword.arg in ("packages", "package_dir", "package_data")
+        }
+
+    def test_every_package_it_lists_is_there_and_every_package_is_listed(self, arguments):
+        folders = {path.parent for path in PACKAGE.rglob("__init__.py")} | {PACKAGE / "pipelines"}
+        names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+        assert set(arguments["packages"]) == names
+        assert len(arguments["packages"]) == len(set(arguments["packages"]))
+
+    def test_every_folder_with_python_files_is_a_package(self):
+        folders = {path.parent for path in source_files()}
+        assert [relative(folder) for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+    def test_the_pipelines_are_mapped_to_the_folder_that_the_link_points_to(self, arguments):
+        assert arguments["package_dir"]["vdmini_diffusers.pipelines"] == "pipelines"
+        if (PACKAGE / "pipelines").is_symlink():  # on Windows, git may write a file with the target's name
+            assert (PACKAGE / "pipelines").resolve() == ROOT / "pipelines"
+
+    def test_package_data_is_there(self, arguments):
+        for package, patterns in arguments["package_data"].items():
+            for pattern in patterns:
+                assert list((ROOT / package.replace(".", "/")).glob(pattern)), f"{package}: {pattern}"
