@@ -48,12 +48,12 @@ logger = get_logger(__name__, log_level="INFO")
 class Arguments:
     output_dir: Path = field(metadata={"help": "Where the state of each stage and the finished pipeline go."})
     seed: int = field(default=0, metadata={"help": "Seeds the weights, the clips and the noise."})
-    vae_steps: int = field(default=1000, metadata={"help": "Optimiser steps of the whole VAE."})
-    decoder_steps: int = field(default=1400, metadata={"help": "Further steps of its decoder, encoder frozen."})
+    vae_steps: int = field(default=800, metadata={"help": "Optimiser steps of the whole VAE."})
+    decoder_steps: int = field(default=1600, metadata={"help": "Further steps of its decoder, encoder frozen."})
     vae_learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of the VAE."})
     vae_kl_weight: float = field(default=1e-4, metadata={"help": "Weight of the KL term (mean over latent values)."})
-    num_clips: int = field(default=5120, metadata={"help": "Clips whose latents are cached for the U-Net."})
-    unet_steps: int = field(default=2600, metadata={"help": "Optimiser steps of the U-Net."})
+    num_clips: int = field(default=2048, metadata={"help": "Clips whose latents are cached for the U-Net."})
+    unet_steps: int = field(default=2200, metadata={"help": "Optimiser steps of the U-Net."})
     unet_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the U-Net."})
     train_batch_size: int = field(default=8, metadata={"help": "Clips per step of the U-Net."})
     conditioning_dropout_prob: float = field(default=0.05, metadata={"help": "Share of clips without their image."})
@@ -219,6 +219,7 @@ def cache_latents(args: Arguments, vae: AutoencoderKLTemporalDecoder, device: to
     path = args.output_dir / "latents.pt"
     if path.exists():
         return torch.load(path, weights_only=True)
+    vae.encoder.to(memory_format=torch.channels_last)  # a third faster on a CPU
     pictures = MovingPictures(TRAIN_PHOTOS)
     rows = {"latents": [], "image_latents": [], "first_frames": [], "motion_bucket_ids": []}
     generator = torch.Generator().manual_seed(args.seed)
@@ -226,7 +227,9 @@ def cache_latents(args: Arguments, vae: AutoencoderKLTemporalDecoder, device: to
         clip = pictures.clip(np.random.default_rng((args.seed, 2, index)))
         pixels = to_tensor(clip.frames)
         noised = pixels[:1] + args.noise_aug_strength * torch.randn(pixels[:1].shape, generator=generator)
-        means = vae.encode(torch.cat([pixels, noised]).to(device)).latent_dist.mean.cpu()
+        means = vae.encode(
+            torch.cat([pixels, noised]).to(device, memory_format=torch.channels_last)
+        ).latent_dist.mean.cpu()
         rows["latents"].append(means[:-1].half())
         rows["image_latents"].append(means[-1].half())
         rows["first_frames"].append(torch.from_numpy(clip.frames[0]))

@@ -1,7 +1,7 @@
 """Small colour clips with known motion, made from freely licensed photographs and sprites.
 
-They train and test the embedded teacher (the paper's own data, OpenVid-1M and UCF-101, cannot be shipped). Two kinds of
-motion, both decided by the first frame and the motion bucket, so that a model can be held to the real continuation:
+They train and test the embedded teacher (the paper's own data, OpenVid-1M and UCF-101, cannot be shipped). Two kinds
+of motion, both decided by the first frame and the motion bucket, so that a model can be held to the real continuation:
 
 - *drive*: a sprite on a photograph moves where it points (vehicles and animals forward, a balloon up, a drop down);
 - *push-in*: a photograph without a sprite, and the camera moves in on its centre.

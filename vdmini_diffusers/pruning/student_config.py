@@ -75,7 +75,8 @@ def check_plan_fits(plan: UNetPruningPlan, teacher_config: Mapping[str, Any]) ->
         mirrored = num_stages - 1 - stage
         if len(layers) != len(plan.down[mirrored]) + 1:
             raise PruningPlanError(
-                f"U.{stage} keeps {len(layers)} layers; it needs {len(plan.down[mirrored]) + 1}, one more than D.{mirrored}."
+                f"U.{stage} keeps {len(layers)} layers; it needs {len(plan.down[mirrored]) + 1}, one more than"
+                f" D.{mirrored}."
             )
 
     skips = [widths[0]]  # conv_in
