@@ -285,8 +285,8 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
     # alone what the package does not have.
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        index = super()._dict_from_json_file(json_file)
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
+        index = super()._dict_from_json_file(json_file, **kwargs)
         entry = index.get("_class_name")
         # A file name would make diffusers run that file in place of the class that the user called.
         if isinstance(entry, list) and entry[1] in {base.__name__ for base in cls.__mro__}:

@@ -46,7 +46,7 @@ def run_python(script: str, *arguments: Any, home: Path, endpoint: str | None = 
         "HF_HUB_DISABLE_XET": "1",  # a protocol of its own; without it, uploads go through git's large file storage
         "HF_TOKEN": "none",
         "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": str(TESTS),
+        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     }
     done = subprocess.run(
         [sys.executable, "-c", ("" if package else WITHOUT_PACKAGE) + script, *map(str, arguments)],
