@@ -34,24 +34,35 @@ setup(
     install_requires=[
         "accelerate>=1.0",
         "diffusers>=0.42",
+        "filelock",
         "huggingface_hub>=1.0",
         "numpy",
         "pillow",
+        "pyyaml",
         "safetensors>=0.5",
         "torch>=2.5",
         "tqdm",
         "transformers>=5.0",
     ],
     extras_require=EXTRAS,
-    # The pipelines live in the top-level folder. In a checkout, the link vdmini_diffusers/pipelines makes import path
-    # and file path agree for every tool; this mapping makes installs work where git made no link (Windows).
+    # The pipelines and model cards live in top-level folders. In a checkout, the links to them in vdmini_diffusers make
+    # import path and file path agree for every tool; this mapping makes installs work where git made no link (Windows).
     packages=[
         "vdmini_diffusers",
         "vdmini_diffusers.data",
+        "vdmini_diffusers.model_cards",
         "vdmini_diffusers.models",
         "vdmini_diffusers.pipelines",
         "vdmini_diffusers.pruning",
     ],
-    package_dir={"": ".", "vdmini_diffusers.pipelines": "pipelines"},
-    package_data={"vdmini_diffusers": ["py.typed"], "vdmini_diffusers.data": ["*.png"]},
+    package_dir={
+        "": ".",
+        "vdmini_diffusers.model_cards": "model_cards",
+        "vdmini_diffusers.pipelines": "pipelines",
+    },
+    package_data={
+        "vdmini_diffusers": ["py.typed"],
+        "vdmini_diffusers.data": ["*.png"],
+        "vdmini_diffusers.model_cards": ["*.md"],
+    },
 )

@@ -4,8 +4,8 @@ from vdmini_diffusers.pruning.plan import PruningPlan, UNetPruningPlan
 
 
 # Section 3.2 and Table A4: without Down-3, Mid and Up-0; Down-0, Down-1, Up-2 and Up-3 lose one layer. Which layer is
-# forced by the widths in Down-1 and Up-2; in Down-0 (1,) and in Up-3 (0, 1) would fit as well, and what is kept follows
-# the text ("the second R-A pairs" go).
+# forced by the widths in Down-1 and Up-2. In Down-0 (1,) and in Up-3 (0, 1) would fit as well; the text says that the
+# second R-A pairs go.
 VDMINI_UNET = UNetPruningPlan(
     name="vdmini",
     down={0: (0,), 1: (0,), 2: (0, 1)},
