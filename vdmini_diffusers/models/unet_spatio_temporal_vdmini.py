@@ -95,7 +95,9 @@ class VDMiniUNetSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel, P
         "UpBlockSpatioTemporal",
         "CrossAttnUpBlockSpatioTemporal",
     ]
-    _repeated_blocks = ["TransformerSpatioTemporalModel", "SpatioTemporalResBlock"]
+    # One graph per width. The spatial ResBlocks are left out: the skip connections give nearly each its own shapes, so
+    # they pass torch's limit of 8 graphs, at which compilation fails (`fullgraph=True`) or silently ends.
+    _repeated_blocks = ["TransformerSpatioTemporalModel", "TemporalResnetBlock"]
     _skip_layerwise_casting_patterns = ["norm", "conv_in", "conv_out", "time_embedding", "add_embedding"]
 
     @register_to_config
