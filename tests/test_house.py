@@ -17,9 +17,18 @@ from diffusers import DiffusionPipeline, ModelMixin
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vdmini_diffusers"
 
-# A part imports parts of lower floors only. Everything that is not named here is a script or a test, on top.
-FLOORS = {"models": 1, "pipelines": 1, "pruning": 2, "data": 2, "hub": 3, "prune_pipeline": 3}
-TOP = 4
+# A part imports parts of lower floors only. Scripts and tests, which are not named here, stand on the fourth as well.
+FLOORS = {
+    "models": 1,
+    "pipelines": 1,
+    "data": 2,
+    "embedded": 2,
+    "evaluation": 2,
+    "pruning": 2,
+    "hub": 3,
+    "prune_pipeline": 3,
+    "quickstart": 4,
+}
 
 # What a file may import that is also published beside the weights, where our package is not installed.
 HUB_IMPORTS = {"PIL", "diffusers", "huggingface_hub", "numpy", "torch", "transformers"} | set(sys.stdlib_module_names)
