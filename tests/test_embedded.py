@@ -1,0 +1,80 @@
+import hashlib
+import re
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableVideoDiffusionPipeline
+from PIL import Image
+
+from vdmini_diffusers.embedded import I2V_TEACHER, load_examples
+from vdmini_diffusers.evaluation.continuation import motion_cosine, psnr
+from vdmini_diffusers.pipelines import VDMiniI2VPipeline
+from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
+from vdmini_diffusers.pruning import VDMINI_UNET, student_config
+
+
+def test_the_teacher_is_small_and_holds_no_pickles():
+    files = [path for path in I2V_TEACHER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 40 * 2**20
+    assert {path.suffix for path in files} == {".json", ".md", ".safetensors"}
+
+
+def test_the_card_names_the_hash_of_every_weight_file():
+    card = (I2V_TEACHER / "README.md").read_text()
+    hashes = {
+        str(path.relative_to(I2V_TEACHER)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in I2V_TEACHER.rglob("*.safetensors")
+    }
+    assert len(hashes) == 3
+    assert dict(re.findall(r"`(\S+\.safetensors)` \| `([0-9a-f]{64})`", card)) == hashes
+
+
+def test_the_teacher_has_the_four_stages_of_svd_so_that_the_papers_plan_applies_unchanged():
+    pipe = StableVideoDiffusionPipeline.from_pretrained(I2V_TEACHER)
+    stock = type(pipe.unet)()
+    for field in ("down_block_types", "up_block_types", "layers_per_block", "in_channels", "out_channels"):
+        same = pipe.unet.config[field], stock.config[field]
+        assert list(same[0]) == list(same[1]) if isinstance(same[0], (list, tuple)) else same[0] == same[1]
+    assert student_config(VDMINI_UNET, pipe.unet.config)["layers_per_block"] == (1, 1, 2)
+
+
+def test_examples_are_clips_of_the_teachers_size():
+    examples = load_examples()
+    assert len(examples) == 4
+    assert all(example.frames.shape == (8, 64, 64, 3) for example in examples)
+
+
+def continue_examples(folder):
+    pipe = VDMiniI2VPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    examples = load_examples()
+    frames = pipe(
+        [Image.fromarray(example.frames[0]) for example in examples],
+        num_inference_steps=10,
+        motion_bucket_id=examples[0].motion_bucket_id,
+        generator=torch.manual_seed(0),
+        output_type="np",
+    ).frames
+    return (frames * 255).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def real():
+    return np.stack([example.frames for example in load_examples()])
+
+
+@pytest.fixture(scope="module")
+def teacher_clips():
+    return continue_examples(I2V_TEACHER)
+
+
+def test_the_teacher_continues_held_out_pictures_better_than_repeating_them(teacher_clips, real):
+    still = real[:, :1].repeat(7, axis=1)
+    assert psnr(teacher_clips[:, 1:], real[:, 1:]) > psnr(still, real[:, 1:])
+    assert motion_cosine(teacher_clips, real) > 0.5
+
+
+def test_pruned_and_unpruned_can_be_told_apart_by_number(teacher_clips, real, tmp_path):
+    student_clips = continue_examples(prune_svd_pipeline(I2V_TEACHER, tmp_path / "student"))
+    assert psnr(student_clips[:, 1:], real[:, 1:]) < psnr(teacher_clips[:, 1:], real[:, 1:]) - 3
