@@ -163,6 +163,10 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
         if strangers:
             known = self._callback_tensor_inputs
             raise ValueError(f"`callback_on_step_end_tensor_inputs` may name {known}, not {sorted(strangers)}.")
+        dtypes = (self.image_encoder.dtype, self.unet.dtype)
+        if dtypes[0] != dtypes[1] and not torch.is_autocast_enabled(self._execution_device.type):
+            # transformers goes by the dtype in a saved config, diffusers by float32.
+            raise ValueError(f"Image encoder and U-Net are of {dtypes}: pass `torch_dtype` to `from_pretrained`.")
         num_videos = self._check_image(image) * num_videos_per_prompt
         self._check_shapes(num_videos, num_frames, height, width, generator, latents)
         return super().__call__(

@@ -41,6 +41,8 @@ assert (type(loaded), type(loaded.unet)) == (VDMiniI2VPipeline, type(pipe.unet))
 assert type(half.unet) is type(pipe.unet) and half.unet.dtype == torch.float16
 assert torch.equal(half.unet.conv_out.weight, pipe.unet.conv_out.weight)
 assert old.unet is loaded.unet
+alone = type(pipe.unet).from_pretrained("org/vdmini-v1.0", subfolder="unet")
+assert torch.equal(alone.conv_out.weight, loaded.unet.conv_out.weight)
 refused = refusal(DiffusionPipeline.from_pretrained, "org/second")
 print(json.dumps({"first": first, "digest": video_digest(loaded), "refused": refused}))
 """,
