@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from diffusers import UNetSpatioTemporalConditionModel
 from PIL import Image
 
 from vdmini_diffusers import quickstart
@@ -42,14 +43,8 @@ def test_a_picture_is_cut_to_its_centre_square(tmp_path):
     assert read_image(tmp_path / "wide.png", 64).shape == (64, 64, 3)
 
 
-def test_macs_are_those_of_one_call_of_the_teachers_unet():
-    from diffusers import UNetSpatioTemporalConditionModel
-
-    unet = UNetSpatioTemporalConditionModel.from_pretrained(I2V_TEACHER, subfolder="unet", torch_dtype="auto").float()
-    convolution = unet.conv_in
-    one_layer = convolution.weight.numel() * 16 * 16
-    macs = quickstart.count_macs(unet, unet.config.cross_attention_dim, num_frames=1)
-    assert macs == pytest.approx(
-        quickstart.count_macs(unet, unet.config.cross_attention_dim, num_frames=2) / 2, rel=0.1
-    )
-    assert macs > 100 * one_layer
+def test_macs_grow_with_the_frames():
+    unet = UNetSpatioTemporalConditionModel.from_pretrained(I2V_TEACHER, subfolder="unet")
+    one, two = (quickstart.count_macs(unet, unet.config.cross_attention_dim, num_frames) for num_frames in (1, 2))
+    assert two == pytest.approx(2 * one, rel=0.01)  # all but the embeddings, and attention over frames
+    assert one > unet.num_parameters()  # convolutions use their weights at every position

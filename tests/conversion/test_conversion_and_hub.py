@@ -1,0 +1,79 @@
+"""Teachers from the Hub, and students to it, through a Hub on the loopback."""
+
+import hashlib
+import json
+
+import pytest
+from fake_hub import FakeHub
+from fresh_python import run_python
+
+
+CONVERT = """
+import json, sys
+from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
+prune_svd_pipeline(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
+print("null")
+"""
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def hub(tmp_path):
+    with FakeHub(tmp_path / "hub") as hub:
+        yield hub
+
+
+@pytest.fixture
+def home(tmp_path):
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def teacher_files(teacher_folder):
+    files = {
+        p.relative_to(teacher_folder).as_posix(): p.read_bytes() for p in teacher_folder.rglob("*") if p.is_file()
+    }
+    card = b"---\nlicense: other\nlicense_name: some-community\nlicense_link: LICENSE.md\n---\nA teacher.\n"
+    return {**files, "README.md": card, "LICENSE.md": b"Only for good."}
+
+
+def test_teacher_from_the_hub(hub, home, teacher_files, tmp_path):
+    others = {f"vae/diffusion_pytorch_model.{ending}": b"not wanted" for ending in ("bin", "fp16.safetensors")}
+    commit = hub.commit("org/svd", {**teacher_files, **others}, ref="v1")
+    options = json.dumps({"revision": "v1"})
+    run_python(CONVERT, "org/svd", tmp_path / "student", options, home=home, endpoint=hub.endpoint)
+    record = json.loads((tmp_path / "student/unet/pruning_provenance.json").read_text())["teacher"]
+    assert (record["name"], record["revision"], record["commit"]) == ("org/svd", "v1", commit)
+    for name, entry in record["files"].items():
+        assert entry["sha256"] == hashlib.sha256(teacher_files[name]).hexdigest()
+    downloaded = {path.partition(f"{commit}/")[2] for method, path in hub.requests if method == "GET"}
+    assert UNET_FILE in downloaded
+    assert not any(name.endswith((".bin", ".fp16.safetensors")) for name in downloaded)
+    card = (tmp_path / "student/README.md").read_text()
+    assert "base_model: org/svd\n" in card
+    assert "license_name: some-community\n" in card
+    assert (tmp_path / "student/LICENSE.md").read_text() == "Only for good."
+
+
+def test_repository_that_is_not_there_leaves_nothing(hub, home, tmp_path):
+    with pytest.raises(AssertionError, match="RepositoryNotFoundError"):
+        run_python(CONVERT, "org/nothing", tmp_path / "student", "{}", home=home, endpoint=hub.endpoint)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
+
+
+def test_script_pushes_a_folder_that_opens_from_the_hub(hub, home, teacher_folder, tmp_path, request):
+    script = request.config.rootpath / "conversion/convert_svd_to_vdmini.py"
+    flags = ("--pretrained_model_name_or_path", teacher_folder, "--output_dir", tmp_path / "student")
+    code = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__'); print('null')"
+    push = ("--push_to_hub", "--hub_model_id", "org/vdmini")
+    run_python(code, script, *flags, *push, home=home, endpoint=hub.endpoint)
+    student = tmp_path / "student"
+    expected = {path.relative_to(student).as_posix() for path in student.rglob("*") if path.is_file()}
+    assert set(hub.files("org/vdmini")) - {".gitattributes"} == expected
+    load = (
+        "from vdmini_diffusers import VDMiniI2VPipeline;"
+        "print(VDMiniI2VPipeline.from_pretrained('org/vdmini').unet.num_parameters())"
+    )
+    assert run_python(load, home=home, endpoint=hub.endpoint) == 2_645_082

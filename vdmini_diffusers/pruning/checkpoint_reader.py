@@ -1,0 +1,210 @@
+"""Where each tensor of a checkpoint lies on disk, read from files that nobody vouches for.
+
+Only headers are read here. They are parsed by us and not by `safetensors`, because the offsets are what the streaming
+copy (`checkpoint_writer.py`) needs, and because a refusal has to name the file and the tensor.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+# Bytes per element, in the order in which safetensors sorts tensors of a file (largest first).
+DTYPE_BYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E5M2": 1,
+    "F8_E4M3": 1,
+    "I16": 2,
+    "U16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "I32": 4,
+    "U32": 4,
+    "F32": 4,
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+}
+# SVD's U-Net needs 0.2 MB. A bound keeps a hostile length from becoming that much memory in Python objects.
+MAX_JSON_BYTES = 16 * 2**20
+
+
+class CheckpointError(ValueError):
+    """Weights that cannot be used; the message names the file and, where there is one, the tensor."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of one safetensors file: `file[start:stop]`."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.stop - self.start
+
+
+def read_checkpoint(folder: Path, stem: str, variant: str | None = None) -> dict[str, StoredTensor]:
+    """All tensors of `<stem>[.<variant>].safetensors`, or of the shards that its index names.
+
+    Raises:
+        CheckpointError: if the files are missing, ambiguous, malformed, truncated, or disagree with the index.
+        OSError: if a file cannot be read.
+    """
+    single = folder / weights_name(stem, variant)
+    index = folder / index_name(stem, variant)
+    if single.exists() and index.exists():
+        raise CheckpointError(f"{folder} holds both {single.name} and {index.name}: remove the one that is stale.")
+    if single.exists():
+        return read_header(single)
+    if index.exists():
+        return _read_shards(index)
+    found = sorted(path.name for path in folder.glob(f"{stem}*")) if folder.is_dir() else []
+    raise CheckpointError(
+        f"{folder} has neither {single.name} nor {index.name}. Weight files there: {', '.join(found) or 'none'}."
+    )
+
+
+def weights_name(stem: str, variant: str | None, suffix: str = "") -> str:
+    """As diffusers and transformers spell it: `diffusion_pytorch_model.fp16-00001-of-00002.safetensors`."""
+    return f"{stem}{_dotted(variant)}{suffix}.safetensors"
+
+
+def index_name(stem: str, variant: str | None) -> str:
+    """As diffusers and transformers spell it: `diffusion_pytorch_model.safetensors.index.fp16.json`."""
+    return f"{stem}.safetensors.index{_dotted(variant)}.json"
+
+
+def _dotted(variant: str | None) -> str:
+    if variant is None:
+        return ""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", variant):
+        raise ValueError(f"`variant` is a word such as 'fp16', not {variant!r}.")
+    return f".{variant}"
+
+
+def _read_shards(index: Path) -> dict[str, StoredTensor]:
+    shard_of = read_json(index).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(name, str) for name in shard_of.values()):
+        raise CheckpointError(f"{index}: `weight_map` must map each tensor to the name of a shard.")
+    shard_names = sorted(set(shard_of.values()))
+    for shard_name in shard_names:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors", shard_name):
+            raise CheckpointError(
+                f"{index} names the shard {shard_name!r}: shards are safetensors files beside their index, and nothing"
+                " else is opened."
+            )
+    tensors = {}
+    for shard_name in shard_names:
+        shard = index.parent / shard_name
+        if not shard.exists():
+            raise CheckpointError(f"{index} names the shard {shard_name}, which is missing.")
+        header = read_header(shard)
+        listed = {tensor for tensor, name in shard_of.items() if name == shard_name}
+        for tensor in sorted(listed ^ set(header)):
+            where = "is not in the shard" if tensor in listed else "is in the shard, but not under that name"
+            raise CheckpointError(f"{shard}: tensor {tensor!r} {where}, against {index.name}.")
+        tensors |= header
+    return tensors
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file, in the order of their bytes.
+
+    The bytes must be covered without gap or overlap, to the end of the file.
+
+    Raises:
+        CheckpointError: if the file is not such a file.
+        OSError: if it cannot be read.
+    """
+    if not file.is_file():  # also of a pipe, whose reading would never end
+        raise CheckpointError(f"{file} is not a regular file.")
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_JSON_BYTES):
+            raise CheckpointError(
+                f"{file}: {size} bytes with a header of {length} bytes (at most {MAX_JSON_BYTES}): truncated, or not"
+                " safetensors."
+            )
+        header = _parse_json(stream.read(length), file)
+    header.pop("__metadata__", None)
+    if not header:
+        raise CheckpointError(f"{file} holds no tensor.")
+    tensors = [_stored_tensor(file, name, entry, 8 + length) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
+    position = 8 + length
+    for tensor in tensors:
+        if tensor.start != position:
+            kind = "overlaps the tensor before it" if tensor.start < position else "leaves a gap before it"
+            raise CheckpointError(f"{file}: tensor {tensor.name!r} {kind}.")
+        position = tensor.stop
+    if position != size:
+        last = f" up to the last tensor, {tensors[-1].name!r}"
+        raise CheckpointError(
+            f"{file} has {size} bytes, and its header describes {position}{last}: truncated or corrupt."
+        )
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _stored_tensor(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+    def refuse(what: str) -> CheckpointError:
+        return CheckpointError(f"{file}: tensor {name!r} {what}.")
+
+    if not name.isprintable():
+        raise refuse("has a name that cannot be printed")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise refuse("is not described by dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise refuse(f"has the unknown dtype {dtype!r}")
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+            raise refuse("has a shape or offsets that are not counts")
+    if len(offsets) != 2 or len(shape) > 32 or offsets[1] - offsets[0] != math.prod(shape) * DTYPE_BYTES[dtype]:
+        raise refuse(f"of dtype {dtype} and shape {shape} does not fit its offsets {offsets}")
+    return StoredTensor(file, name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a small file.
+
+    Raises:
+        CheckpointError: if the file is missing, too large, or holds anything else.
+        OSError: if it cannot be read.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing.")
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{file} is larger than {MAX_JSON_BYTES} bytes.")
+    return _parse_json(file.read_bytes(), file)
+
+
+def _parse_json(text: bytes, file: Path) -> dict[str, Any]:
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+            raise CheckpointError(f"{file}: {twice!r} is described twice.")
+        return found
+
+    try:
+        parsed = json.loads(text.decode(), object_pairs_hook=refuse_duplicates)
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} should hold JSON here, and does not: {error}.") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{file} should hold a JSON object here, not {type(parsed).__name__}.")
+    return parsed

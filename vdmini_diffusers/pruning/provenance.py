@@ -1,0 +1,86 @@
+"""Where a student came from: as JSON beside its weights, and as its model card."""
+
+import importlib.resources
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+
+from vdmini_diffusers.pruning.checkpoint_reader import MAX_JSON_BYTES
+from vdmini_diffusers.pruning.checkpoint_writer import FileHash
+from vdmini_diffusers.pruning.teacher_folder import Teacher, inside
+from vdmini_diffusers.pruning.unet_survey import UNetSurvey
+
+
+# What a card says of the licence where the teacher's card says nothing: the Hub takes `other` with any name.
+UNKNOWN_LICENSE = {"license": "other", "license_name": "inherited-from-the-teacher"}
+
+
+def provenance(
+    teacher: Teacher, survey: UNetSurvey, files: Mapping[str, FileHash], variant: str | None, package_version: str
+) -> dict[str, Any]:
+    """For `pruning_provenance.json`. `files` are the teacher's, by path within its folder."""
+    return {
+        "package_version": package_version,
+        "plan": survey.plan.name,
+        "teacher": {
+            "name": teacher.name,
+            "revision": teacher.revision,
+            "commit": teacher.commit,
+            "variant": variant,
+            "files": {name: vars(file_hash) for name, file_hash in sorted(files.items())},
+        },
+        "num_parameters": {"teacher": survey.num_teacher_parameters, "student": survey.num_student_parameters},
+        "dropped_blocks": survey.dropped_blocks,
+    }
+
+
+def model_card(teacher: Teacher, record: Mapping[str, Any], plan_json: str) -> str:
+    """`model_cards/vdmini_i2v.md` filled in with what `provenance` recorded and the teacher's licence."""
+    template = importlib.resources.files("vdmini_diffusers.model_cards").joinpath("vdmini_i2v.md").read_text("utf-8")
+    num_parameters = record["num_parameters"]
+    variant = record["teacher"]["variant"]
+    source = (
+        f"`{teacher.name}`" if teacher.commit is None else f"[{teacher.name}](https://huggingface.co/{teacher.name})"
+    )
+    return string.Template(template).substitute(
+        front_matter=_front_matter(teacher),
+        teacher=source + (f" at commit `{teacher.commit}`" if teacher.commit else ", a local folder"),
+        plan_name=record["plan"],
+        plan_json=plan_json.rstrip(),
+        dropped_blocks="\n".join(f"| `{name}` | {count:,} |" for name, count in record["dropped_blocks"].items()),
+        num_teacher_parameters=f"{num_parameters['teacher']:,}",
+        num_student_parameters=f"{num_parameters['student']:,}",
+        kept_percent=f"{100 * num_parameters['student'] / num_parameters['teacher']:.1f}",
+        variant_argument=f', variant="{variant}"' if variant else "",
+        package_version=record["package_version"],
+    )
+
+
+def _front_matter(teacher: Teacher) -> str:
+    return huggingface_hub.ModelCardData(
+        **_teacher_license(teacher),
+        library_name="diffusers",
+        pipeline_tag="image-to-video",
+        base_model=teacher.name if teacher.commit else None,  # the Hub wants an id of its own here
+        tags=["vdmini", "video-diffusion", "pruning", "stable-video-diffusion", "image-to-video"],
+    ).to_yaml()
+
+
+def _teacher_license(teacher: Teacher) -> dict[str, str]:
+    """The licence fields of the teacher's own card."""
+    card = inside(teacher, "README.md")
+    if not card.is_file() or card.stat().st_size > MAX_JSON_BYTES:
+        return UNKNOWN_LICENSE
+    try:
+        data = huggingface_hub.metadata_load(card) or {}
+    except Exception:  # of the YAML reader; a card is for people, and a broken one stops no conversion
+        return UNKNOWN_LICENSE
+    found = {key: data[key] for key in ("license", "license_name", "license_link") if isinstance(data.get(key), str)}
+    return found if "license" in found else UNKNOWN_LICENSE
+
+
+def relative_names(teacher: Teacher, files: Mapping[Path, FileHash]) -> dict[str, FileHash]:
+    return {file.relative_to(teacher.folder).as_posix(): file_hash for file, file_hash in files.items()}

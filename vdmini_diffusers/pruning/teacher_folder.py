@@ -1,0 +1,186 @@
+"""A teacher in SVD's layout, as a folder: downloaded or local, and in either case not to be trusted."""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+
+from vdmini_diffusers.pruning.checkpoint_reader import (
+    MAX_JSON_BYTES,
+    CheckpointError,
+    StoredTensor,
+    read_checkpoint,
+    read_json,
+)
+from vdmini_diffusers.pruning.pickled_weights import find_pickles
+
+
+# Library, and the stems of safetensors and pickled weights where there are weights. What the pipeline needs, no more.
+COMPONENTS = {
+    "feature_extractor": ("transformers", None, None),
+    "image_encoder": ("transformers", "model", "pytorch_model"),
+    "scheduler": ("diffusers", None, None),
+    "unet": ("diffusers", "diffusion_pytorch_model", "diffusion_pytorch_model"),
+    "vae": ("diffusers", "diffusion_pytorch_model", "diffusion_pytorch_model"),
+}
+PIPELINES = ("StableVideoDiffusionPipeline", "VDMiniI2VPipeline")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Args:
+    name: the Hub's id, or the name of a local folder (not its path: that is nobody's business).
+    commit: the commit that `revision` was on the Hub; `None` for a local folder.
+    """
+
+    folder: Path
+    name: str
+    revision: str | None
+    commit: str | None
+    index: dict[str, Any]
+
+
+def open_teacher(
+    pretrained_model_name_or_path: str | os.PathLike,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    weights: bool = True,
+    allow_pickle: bool = False,
+    **download_kwargs: Any,
+) -> Teacher:
+    """Find or download a teacher and check what its `model_index.json` says it consists of.
+
+    Args:
+        weights: whether to download them. `False` fetches only the configs.
+        download_kwargs: of `huggingface_hub.snapshot_download`: `token`, `cache_dir`, `local_files_only`, ...
+
+    Raises:
+        CheckpointError: if it is not a Stable Video Diffusion pipeline.
+        OSError: if it cannot be read or downloaded.
+        ValueError: if the name is neither that of a folder nor one that the Hub could have.
+    """
+    commit = None
+    if os.path.isdir(pretrained_model_name_or_path):
+        folder = Path(pretrained_model_name_or_path)
+        name = folder.resolve().name
+    else:
+        name = str(pretrained_model_name_or_path)
+        patterns = _download_patterns(variant, weights, allow_pickle)
+        try:
+            snapshot = huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=patterns, **download_kwargs
+            )
+        except huggingface_hub.errors.HFValidationError as error:
+            raise ValueError(f"{name!r} is neither a folder nor the id of a repository on the Hub.") from error
+        folder = Path(snapshot)
+        commit = folder.name
+    index = read_json(folder / "model_index.json")
+    _check_index(index, folder / "model_index.json")
+    return Teacher(folder, name, revision, commit, index)
+
+
+def _download_patterns(variant: str | None, weights: bool, allow_pickle: bool) -> list[str]:
+    patterns = ["model_index.json", "LICENSE*", "NOTICE*", "README.md", *(f"{name}/*.json" for name in COMPONENTS)]
+    dotted = f".{variant}" if variant else ""
+    shard = "-?????-of-?????"
+    for name, (_, *stems) in COMPONENTS.items():
+        for stem, ending in zip(stems, ("safetensors", "bin"), strict=True):
+            if stem and weights and (ending == "safetensors" or allow_pickle):
+                # Shards were once named the other way round: diffusion_pytorch_model-00001-of-00002.fp16.safetensors.
+                middles = {dotted, f"{dotted}{shard}", f"{shard}{dotted}"}
+                patterns += [f"{name}/{stem}{middle}.{ending}" for middle in sorted(middles)]
+    return patterns
+
+
+def _check_index(index: dict[str, Any], file: Path) -> None:
+    class_name = index.get("_class_name")
+    if isinstance(class_name, list):  # file and class, of a pipeline that is published with its code
+        class_name = class_name[-1] if class_name else None
+    if class_name not in PIPELINES:
+        raise CheckpointError(f"{file} describes a {class_name!r}; a teacher is a {' or a '.join(PIPELINES)}.")
+    components = {name: entry for name, entry in index.items() if isinstance(entry, list) and name != "_class_name"}
+    if unknown := components.keys() - COMPONENTS.keys():
+        raise CheckpointError(f"{file} names the component {min(unknown)!r}; this pipeline has {sorted(COMPONENTS)}.")
+    for name, (library, *_) in COMPONENTS.items():
+        entry = components.get(name)
+        if not entry or entry[0] != library or len(entry) != 2 or not re.fullmatch(r"[A-Za-z]\w*", str(entry[1])):
+            raise CheckpointError(f"{file}: {name!r} must be a class of {library}, not {entry!r}.")
+
+
+def inside(teacher: Teacher, *parts: str) -> Path:
+    """The path of a file that is copied as it is. A link may not lead out: it could publish any file of the machine.
+
+    Raises:
+        CheckpointError: if it does.
+    """
+    path = teacher.folder.joinpath(*parts)
+    root = teacher.folder.resolve()
+    if teacher.commit:
+        root = root.parent.parent  # the Hub's cache: snapshots/<commit> holds links to files in blobs
+    if not path.resolve().is_relative_to(root):
+        raise CheckpointError(f"{path} is a link that leads out of the teacher's folder.")
+    return path
+
+
+def companion_files(teacher: Teacher) -> list[str]:
+    """What travels beside the weights, by path within the folder: configs, licence and notice.
+
+    Raises:
+        CheckpointError: if a file is a link to elsewhere, is too large, or is a config but not JSON.
+    """
+    names = [
+        f"{component}/{path.name}"
+        for component in COMPONENTS
+        if component != "unet"
+        for path in sorted((teacher.folder / component).glob("*.json"))
+        if ".index." not in path.name
+    ]
+    for name in names:
+        read_json(inside(teacher, name))
+    for path in sorted(teacher.folder.iterdir()):
+        if re.fullmatch(r"(LICENSE|NOTICE)[\w.-]*", path.name) and inside(teacher, path.name).is_file():
+            if path.stat().st_size > MAX_JSON_BYTES:
+                raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES} bytes.")
+            names.append(path.name)
+    return names
+
+
+def find_weights(
+    teacher: Teacher, component: str, variant: str | None, allow_pickle: bool
+) -> tuple[dict[str, StoredTensor], list[Path]]:
+    """The tensors of a component and `[]`, or `{}` and the pickled files that hold them.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`, and if there are only pickles, without consent.
+    """
+    _, stem, pickled_stem = COMPONENTS[component]
+    folder = teacher.folder / component
+    has_safetensors = any(folder.glob(f"{stem}*.safetensors*"))
+    pickles = [] if has_safetensors else find_pickles(folder, pickled_stem, variant)
+    if pickles and not allow_pickle:
+        raise CheckpointError(
+            f"{pickles[0]} is a pickle, and {folder} has no safetensors. Reading a pickle can run code of"
+            " whoever wrote it; if you trust the source, pass `allow_pickle=True` (--allow_pickle)."
+        )
+    return ({}, pickles) if pickles else (read_checkpoint(folder, stem, variant), [])
+
+
+def known_sha256(teacher: Teacher, file: Path) -> str | None:
+    """The SHA-256 that the Hub gave for `file`: its cache names large files so. `None` for others.
+
+    Not computed again: that would take longer than the whole conversion. The download has checked the size.
+    """
+    if not teacher.commit:
+        return None
+    name = file.resolve().name
+    return name if re.fullmatch(r"[0-9a-f]{64}", name) else None
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
