@@ -38,15 +38,15 @@ setup(
         "huggingface_hub>=1.0",
         "numpy",
         "pillow",
-        "pyyaml",
         "safetensors>=0.5",
         "torch>=2.5",
         "tqdm",
         "transformers>=5.0",
     ],
     extras_require=EXTRAS,
-    # The pipelines and model cards live in top-level folders. In a checkout, the links to them in vdmini_diffusers make
-    # import path and file path agree for every tool; this mapping makes installs work where git made no link (Windows).
+    # Pipelines and model cards live in top-level folders. In a checkout, the links to them in vdmini_diffusers/ make
+    # import path and file path agree for every tool; this mapping makes installs work where git made no link
+    # (Windows).
     packages=[
         "vdmini_diffusers",
         "vdmini_diffusers.data",

@@ -240,7 +240,17 @@ print(sorted(added & set({optional})))
 
 
 def test_optional_packages_are_imported_only_inside_functions():
-    required = {"accelerate", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors", "torch", "tqdm"}
+    required = {
+        "accelerate",
+        "diffusers",
+        "filelock",
+        "huggingface_hub",
+        "numpy",
+        "PIL",
+        "safetensors",
+        "torch",
+        "tqdm",
+    }
     allowed = required | {"transformers", "vdmini_diffusers"} | set(sys.stdlib_module_names)
     for path in source_files():
         body = ast.parse(path.read_text(encoding="utf-8")).body
@@ -267,7 +277,10 @@ class TestSetup:
         }
 
     def test_every_package_it_lists_is_there_and_every_package_is_listed(self, arguments):
-        folders = {path.parent for path in PACKAGE.rglob("__init__.py")} | {PACKAGE / "pipelines"}
+        folders = {path.parent for path in PACKAGE.rglob("__init__.py")} | {
+            PACKAGE / "model_cards",
+            PACKAGE / "pipelines",
+        }
         names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
         assert set(arguments["packages"]) == names
         assert len(arguments["packages"]) == len(set(arguments["packages"]))
