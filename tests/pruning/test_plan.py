@@ -85,7 +85,6 @@ def test_a_plan_cannot_be_changed():
     assert dict(plan.down) == {0: (0,)}
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="a `MappingProxyType` cannot be pickled")
 def test_a_plan_can_be_copied_and_sent_to_another_process():
     assert copy.deepcopy(VDMINI_UNET) == pickle.loads(pickle.dumps(VDMINI_UNET)) == VDMINI_UNET
 

@@ -223,7 +223,6 @@ def test_a_plan_that_is_not_well_formed_is_always_refused_and_never_breaks(teach
         student_config(UNetPruningPlan("free", down, keep_mid, up), teacher_config)
 
 
-@pytest.mark.xfail(strict=True, reason="`check_plan_fits` looks at the mid block's width only")
 @pytest.mark.parametrize(
     "change",
     [

@@ -23,7 +23,7 @@ def feature_pairs(plan: UNetPruningPlan, teacher_config: Mapping[str, Any]) -> t
         last = len(plan.down) - 1
         layers = "attentions" if "CrossAttn" in teacher_config["down_block_types"][last] else "resnets"
         students[-1] = f"down_blocks.{last}.{layers}.{len(plan.down[last]) - 1}"
-    if plan.keep_mid:
+    elif plan.keep_mid:  # with fewer stages, the student's works at another resolution than the teacher's
         students.append("mid_block")
     students += [f"up_blocks.{i}" for i in range(len(plan.up))]
     return tuple(weight_map(plan, students).items())

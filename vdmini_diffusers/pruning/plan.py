@@ -54,6 +54,9 @@ class PruningPlan:
     def __hash__(self) -> int:
         return hash(self.to_json_string())
 
+    def __reduce__(self) -> tuple:  # a mapping proxy cannot be pickled
+        return PruningPlan.from_json_string, (self.to_json_string(),)
+
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise PruningPlanError(f"The `name` of a plan is a non-empty string, not {self.name!r}.")

@@ -91,6 +91,15 @@ def check_plan_fits(plan: UNetPruningPlan, teacher_config: Mapping[str, Any]) ->
             skips.append(hidden)  # the downsampler's
     if plan.keep_mid:
         _check_width("mid_block.resnets.0", "hidden", widths[-1], hidden)
+        for field in PER_STAGE_FIELDS[
+            2:
+        ]:  # a mid block has no fields of its own: it is built like the innermost stage
+            values = teacher_config.get(field)
+            if isinstance(values, (list, tuple)) and values[num_kept - 1] != values[-1]:
+                raise PruningPlanError(
+                    f"M was made with the `{field}` of the removed D.{num_stages - 1}, {values[-1]}; the innermost kept"
+                    f" stage has {values[num_kept - 1]}."
+                )
     reversed_widths = widths[::-1]
     for stage, layers in plan.up.items():
         width = reversed_widths[stage]
