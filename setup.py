@@ -50,6 +50,8 @@ setup(
     packages=[
         "vdmini_diffusers",
         "vdmini_diffusers.data",
+        "vdmini_diffusers.embedded",
+        "vdmini_diffusers.evaluation",
         "vdmini_diffusers.model_cards",
         "vdmini_diffusers.models",
         "vdmini_diffusers.pipelines",
@@ -63,6 +65,7 @@ setup(
     package_data={
         "vdmini_diffusers": ["py.typed"],
         "vdmini_diffusers.data": ["*.png"],
+        "vdmini_diffusers.embedded": ["examples/*", "i2v_teacher/*", "i2v_teacher/*/*"],
         "vdmini_diffusers.model_cards": ["*.md"],
     },
 )

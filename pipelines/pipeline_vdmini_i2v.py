@@ -70,6 +70,7 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
 
     Example:
 
+        >>> import torch
         >>> from diffusers.utils import export_to_video, load_image
         >>> from vdmini_diffusers import VDMiniI2VPipeline
 

@@ -53,7 +53,7 @@ class Arguments:
     vae_learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of the VAE."})
     vae_kl_weight: float = field(default=1e-4, metadata={"help": "Weight of the KL term (mean over latent values)."})
     num_clips: int = field(default=2048, metadata={"help": "Clips whose latents are cached for the U-Net."})
-    unet_steps: int = field(default=2200, metadata={"help": "Optimiser steps of the U-Net."})
+    unet_steps: int = field(default=1700, metadata={"help": "Optimiser steps of the U-Net."})
     unet_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the U-Net."})
     train_batch_size: int = field(default=8, metadata={"help": "Clips per step of the U-Net."})
     conditioning_dropout_prob: float = field(default=0.05, metadata={"help": "Share of clips without their image."})

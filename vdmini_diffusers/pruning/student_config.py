@@ -97,8 +97,8 @@ def check_plan_fits(plan: UNetPruningPlan, teacher_config: Mapping[str, Any]) ->
             values = teacher_config.get(field)
             if isinstance(values, (list, tuple)) and values[num_kept - 1] != values[-1]:
                 raise PruningPlanError(
-                    f"M was made with the `{field}` of the removed D.{num_stages - 1}, {values[-1]}; the innermost kept"
-                    f" stage has {values[num_kept - 1]}."
+                    f"M was made with the `{field}` of the removed D.{num_stages - 1}, {values[-1]}; the innermost"
+                    f" kept stage has {values[num_kept - 1]}."
                 )
     reversed_widths = widths[::-1]
     for stage, layers in plan.up.items():
