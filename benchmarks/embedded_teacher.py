@@ -54,8 +54,9 @@ def generate(folder: Path, clips: list[Clip], args: Arguments) -> np.ndarray:
             motion_bucket_id=batch[0].motion_bucket_id,
             generator=[torch.Generator().manual_seed(args.seed + start + i) for i in range(len(batch))],
             output_type="np",
-        ).frames
-        videos.append((frames * 255).round().astype(np.uint8))
+            return_dict=False,
+        )
+        videos.append((np.asarray(frames) * 255).round().astype(np.uint8))
     return np.concatenate(videos)
 
 

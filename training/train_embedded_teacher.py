@@ -53,7 +53,7 @@ class Arguments:
     vae_learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of the VAE."})
     vae_kl_weight: float = field(default=1e-4, metadata={"help": "Weight of the KL term (mean over latent values)."})
     num_clips: int = field(default=2048, metadata={"help": "Clips whose latents are cached for the U-Net."})
-    unet_steps: int = field(default=1700, metadata={"help": "Optimiser steps of the U-Net."})
+    unet_steps: int = field(default=1400, metadata={"help": "Optimiser steps of the U-Net."})
     unet_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the U-Net."})
     train_batch_size: int = field(default=8, metadata={"help": "Clips per step of the U-Net."})
     conditioning_dropout_prob: float = field(default=0.05, metadata={"help": "Share of clips without their image."})
@@ -98,16 +98,16 @@ def start_as_thumbnail(vae: AutoencoderKLTemporalDecoder, reference: float = 3.0
     def read(norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
         norm.weight[:9] = (2 / 3) ** 0.5 * reference / 4  # about a quarter of the colour
         norm.bias[:9] = offset
-        conv.weight.zero_(), conv.bias.zero_()
+        nn.init.zeros_(conv.weight)
+        nn.init.zeros_(conv.bias)
         for colour in range(3):
             for channel, share in enumerate((1.0, -0.5, -0.5)):
                 conv.weight[colour, 3 * colour + channel] = 4 * share * centre
 
-    for module in vae.modules():
-        if hasattr(module, "conv2"):  # residual blocks and attention start as the identity
-            module.conv2.weight.zero_(), module.conv2.bias.zero_()
-        if hasattr(module, "to_out"):
-            module.to_out[0].weight.zero_(), module.to_out[0].bias.zero_()
+    for name, module in vae.named_modules():
+        if name.endswith((".conv2", ".to_out.0")):  # residual blocks and attention start as the identity
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
     carry(vae.encoder.conv_in, centre, stride=1)
     for block in vae.encoder.down_blocks[:-1]:
         carry(block.downsamplers[0].conv, mean)
@@ -335,18 +335,13 @@ def train_unet(
     return unet.eval(), image_encoder.eval()
 
 
-def main(args: Arguments) -> None:
-    PartialState()
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = train_vae(args, device, stop=args.vae_steps)
-    latents = cache_latents(args, vae, device)
-    # Latents of unit variance, as the scheduler assumes; the factor is the VAE's own, as in every diffusers VAE.
-    scaling_factor = 1 / latents["latents"].float().std().item()
-    unet, image_encoder = train_unet(args, latents, scaling_factor, device)
-    vae = train_vae(args, device, stop=args.vae_steps + args.decoder_steps)
-    vae.register_to_config(scaling_factor=scaling_factor)
+def save_pipeline(
+    vae: AutoencoderKLTemporalDecoder,
+    unet: UNetSpatioTemporalConditionModel,
+    image_encoder: CLIPVisionModelWithProjection,
+    folder: Path,
+) -> None:
+    """In half precision, with SVD's scheduler."""
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -366,8 +361,25 @@ def main(args: Arguments) -> None:
         scheduler=scheduler,
         feature_extractor=CLIPImageProcessor(),
     )
-    pipeline.to("cpu", torch.float16).save_pretrained(args.output_dir / "pipeline")
-    logger.info("saved %s", args.output_dir / "pipeline")
+    for model in (vae, unet, image_encoder):
+        model.half()
+    pipeline.save_pretrained(folder)
+    logger.info("saved %s", folder)
+
+
+def main(args: Arguments) -> None:
+    PartialState()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae = train_vae(args, device, stop=args.vae_steps)
+    latents = cache_latents(args, vae, device)
+    # Latents of unit variance, as the scheduler assumes; the factor is the VAE's own, as in every diffusers VAE.
+    scaling_factor = 1 / latents["latents"].float().std().item()
+    unet, image_encoder = train_unet(args, latents, scaling_factor, device)
+    vae = train_vae(args, device, stop=args.vae_steps + args.decoder_steps)
+    vae.register_to_config(scaling_factor=scaling_factor)
+    save_pipeline(vae, unet, image_encoder, args.output_dir / "pipeline")
 
 
 if __name__ == "__main__":

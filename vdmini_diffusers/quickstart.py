@@ -63,8 +63,9 @@ def animate(
             motion_bucket_id=example.motion_bucket_id,
             generator=torch.manual_seed(seed),
             output_type="np",
-        ).frames[0]
-        clips.append((frames * 255).round().astype(np.uint8))
+            return_dict=False,
+        )
+        clips.append((np.asarray(frames)[0] * 255).round().astype(np.uint8))
     return clips, (time.perf_counter() - started) / len(examples)
 
 

@@ -130,8 +130,8 @@ def _stream(
                 source.seek(tensor.stop)
                 continue
             for start in range(tensor.start, tensor.stop, BUFFER_BYTES):
-                if hashed[turn] is not None:
-                    hashed[turn].result()
+                if (busy := hashed[turn]) is not None:
+                    busy.result()
                 chunk = buffers[turn][: min(BUFFER_BYTES, tensor.stop - start)]
                 _read(source, chunk, tensor)
                 if not known_sha256:

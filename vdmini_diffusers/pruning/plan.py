@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 
 class PruningPlanError(ValueError):
@@ -23,6 +23,8 @@ class PruningPlan:
     """
 
     name: str
+
+    kind: ClassVar[str]
 
     def to_json_string(self) -> str:
         """One line per field; `PruningPlan.from_json_string` gives an equal plan back."""
@@ -72,7 +74,7 @@ class PruningPlan:
         for key, indices in kept.items():
             if keys is int and isinstance(key, str) and key.isdecimal():  # JSON has no other keys than strings
                 key = int(key)
-            if not isinstance(key, keys) or isinstance(key, bool) or (keys is int and key < 0):
+            if not isinstance(key, keys) or isinstance(key, bool) or (isinstance(key, int) and key < 0):
                 raise PruningPlanError(
                     f"`{field}` has the key {key!r}; its keys are {keys.__name__} and not negative."
                 )
@@ -103,7 +105,7 @@ class UNetPruningPlan(PruningPlan):
     keep_mid: bool
     up: Mapping[int, tuple[int, ...]]
 
-    kind = "unet"
+    kind: ClassVar[str] = "unet"
     __hash__ = PruningPlan.__hash__
 
     def __post_init__(self) -> None:
@@ -125,7 +127,7 @@ class TransformerPruningPlan(PruningPlan):
 
     blocks: Mapping[str, tuple[int, ...]]
 
-    kind = "transformer"
+    kind: ClassVar[str] = "transformer"
     __hash__ = PruningPlan.__hash__
 
     def __post_init__(self) -> None:
