@@ -48,3 +48,10 @@ def test_macs_grow_with_the_frames():
     one, two = (quickstart.count_macs(unet, unet.config.cross_attention_dim, num_frames) for num_frames in (1, 2))
     assert two == pytest.approx(2 * one, rel=0.01)  # all but the embeddings, and attention over frames
     assert one > unet.num_parameters()  # convolutions use their weights at every position
+
+
+def test_macs_count_attention_which_grows_with_the_square_of_the_picture():
+    unet = UNetSpatioTemporalConditionModel.from_pretrained(I2V_TEACHER, subfolder="unet")
+    small = quickstart.count_macs(unet, unet.config.cross_attention_dim, num_frames=1)
+    unet.register_to_config(sample_size=2 * unet.config.sample_size)
+    assert quickstart.count_macs(unet, unet.config.cross_attention_dim, num_frames=1) > 4.1 * small
