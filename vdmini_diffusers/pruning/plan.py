@@ -7,6 +7,7 @@ teacher tensors (`weight_map.py`) and the feature pairs of ICD (`feature_pairs.p
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -45,7 +46,7 @@ class PruningPlan:
         kind = fields.pop("kind", None)
         if kind not in kinds:
             raise PruningPlanError(f"The `kind` of a pruning plan is one of {sorted(kinds)}, not {kind!r}.")
-        expected = set(kinds[kind].__dataclass_fields__)
+        expected = {field.name for field in dataclass_fields(kinds[kind])}  # `kind` itself is a ClassVar, not a field
         if set(fields) != expected:
             raise PruningPlanError(
                 f"A {kind} plan has the fields {sorted(expected)}; missing: {sorted(expected - set(fields))}, unknown:"
