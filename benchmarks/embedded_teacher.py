@@ -44,7 +44,7 @@ def held_out_clips(num_clips: int, seed: int) -> list[Clip]:
 
 
 def generate(folder: Path, clips: list[Clip], args: Arguments) -> np.ndarray:
-    pipe = VDMiniI2VPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = VDMiniI2VPipeline.from_pretrained(folder, dtype=torch.float32)
     videos = []
     for start in range(0, len(clips), args.batch_size):
         batch = clips[start : start + args.batch_size]

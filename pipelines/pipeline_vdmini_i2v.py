@@ -74,7 +74,7 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
         >>> from diffusers.utils import export_to_video, load_image
         >>> from vdmini_diffusers import VDMiniI2VPipeline
 
-        >>> pipe = VDMiniI2VPipeline.from_pretrained("org/vdmini-i2v", torch_dtype=torch.float16, variant="fp16")
+        >>> pipe = VDMiniI2VPipeline.from_pretrained("org/vdmini-i2v", dtype=torch.float16, variant="fp16")
         >>> frames = pipe.to("cuda")(load_image("first_frame.png"), num_frames=14).frames[0]
         >>> export_to_video(frames, "video.mp4", fps=7)
     """
@@ -167,7 +167,7 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
         dtypes = (self.image_encoder.dtype, self.unet.dtype)
         if dtypes[0] != dtypes[1] and not torch.is_autocast_enabled(self._execution_device.type):
             # transformers goes by the dtype in a saved config, diffusers by float32.
-            raise ValueError(f"Image encoder and U-Net are of {dtypes}: pass `torch_dtype` to `from_pretrained`.")
+            raise ValueError(f"Image encoder and U-Net are of {dtypes}: pass `dtype` to `from_pretrained`.")
         num_videos = self._check_image(image) * num_videos_per_prompt
         self._check_shapes(num_videos, num_frames, height, width, generator, latents)
         return super().__call__(

@@ -46,7 +46,7 @@ def test_examples_are_clips_of_the_teachers_size():
 
 
 def continue_examples(folder):
-    pipe = VDMiniI2VPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = VDMiniI2VPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     examples = load_examples()
     frames = pipe(

@@ -114,8 +114,8 @@ def main(args: Arguments) -> None:
     student_folder = prune_svd_pipeline(I2V_TEACHER, args.output_dir / "vdmini-i2v", plan=plan, overwrite=True)
     # The weights are stored in half precision, which CPUs do not compute in.
     pipelines = {
-        "teacher": VDMiniI2VPipeline.from_pretrained(I2V_TEACHER, torch_dtype=torch.float32),
-        "student": VDMiniI2VPipeline.from_pretrained(student_folder, torch_dtype=torch.float32),
+        "teacher": VDMiniI2VPipeline.from_pretrained(I2V_TEACHER, dtype=torch.float32),
+        "student": VDMiniI2VPipeline.from_pretrained(student_folder, dtype=torch.float32),
     }
 
     clips, models = {}, {}

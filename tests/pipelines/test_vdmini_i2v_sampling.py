@@ -171,7 +171,7 @@ def test_bad_input_is_refused_before_anything_is_computed(arguments, error, mess
 
 def test_a_pipeline_saved_in_half_precision_and_loaded_without_a_dtype_says_what_to_do(student_pipe):
     student_pipe.unet.to(torch.float16)
-    with pytest.raises(ValueError, match="pass `torch_dtype`"):
+    with pytest.raises(ValueError, match="pass `dtype`"):
         student_pipe(tiny_image())
     with torch.autocast("cpu", dtype=torch.float16):
         student_pipe(tiny_image())
