@@ -30,7 +30,7 @@ class Arguments:
     output_dir: Path = field(default=Path("outputs/embedded_teacher"), metadata={"help": "Where table and sheet go."})
     teacher: Path = field(default=I2V_TEACHER, metadata={"help": "Another SVD-style pipeline folder to measure."})
     num_clips: int = field(default=64, metadata={"help": "Held-out clips."})
-    num_inference_steps: int = field(default=25, metadata={"help": "Sampling steps."})
+    num_inference_steps: int = field(default=8, metadata={"help": "Sampling steps."})
     batch_size: int = field(default=8, metadata={"help": "Clips of the same speed sampled at once."})
     seed: int = field(default=0, metadata={"help": "Seeds the clips and the noise."})
 

@@ -51,7 +51,7 @@ def continue_examples(folder):
     examples = load_examples()
     frames = pipe(
         [Image.fromarray(example.frames[0]) for example in examples],
-        num_inference_steps=10,
+        num_inference_steps=8,
         motion_bucket_id=examples[0].motion_bucket_id,
         generator=torch.manual_seed(0),
         output_type="np",
@@ -72,9 +72,10 @@ def teacher_clips():
 def test_the_teacher_continues_held_out_pictures_better_than_repeating_them(teacher_clips, real):
     still = real[:, :1].repeat(7, axis=1)
     assert psnr(teacher_clips[:, 1:], real[:, 1:]) > psnr(still, real[:, 1:])
-    assert motion_cosine(teacher_clips, real) > 0.5
+    assert motion_cosine(teacher_clips, real) > 0.4
 
 
 def test_pruned_and_unpruned_can_be_told_apart_by_number(teacher_clips, real, tmp_path):
     student_clips = continue_examples(prune_svd_pipeline(I2V_TEACHER, tmp_path / "student"))
-    assert psnr(student_clips[:, 1:], real[:, 1:]) < psnr(teacher_clips[:, 1:], real[:, 1:]) - 3
+    assert psnr(student_clips[:, 1:], real[:, 1:]) < psnr(teacher_clips[:, 1:], real[:, 1:]) - 1
+    assert motion_cosine(student_clips, real) < 0.2

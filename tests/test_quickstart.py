@@ -46,7 +46,7 @@ def test_a_picture_is_cut_to_its_centre_square(tmp_path):
 def test_macs_grow_with_the_frames():
     unet = UNetSpatioTemporalConditionModel.from_pretrained(I2V_TEACHER, subfolder="unet")
     one, two = (quickstart.count_macs(unet, unet.config.cross_attention_dim, num_frames) for num_frames in (1, 2))
-    assert two == pytest.approx(2 * one, rel=0.01)  # all but the embeddings, and attention over frames
+    assert two == pytest.approx(2 * one, rel=0.05)  # all but the embeddings, and attention over frames
     assert one > unet.num_parameters()  # convolutions use their weights at every position
 
 

@@ -53,7 +53,7 @@ class Arguments:
     vae_learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of the VAE."})
     vae_kl_weight: float = field(default=1e-4, metadata={"help": "Weight of the KL term (mean over latent values)."})
     num_clips: int = field(default=2048, metadata={"help": "Clips whose latents are cached for the U-Net."})
-    unet_steps: int = field(default=1400, metadata={"help": "Optimiser steps of the U-Net."})
+    unet_steps: int = field(default=1800, metadata={"help": "Optimiser steps of the U-Net."})
     unet_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the U-Net."})
     train_batch_size: int = field(default=8, metadata={"help": "Clips per step of the U-Net."})
     conditioning_dropout_prob: float = field(default=0.05, metadata={"help": "Share of clips without their image."})
@@ -179,7 +179,7 @@ def train_vae(args: Arguments, device: torch.device, stop: int) -> AutoencoderKL
         optimizer.load_state_dict(state["optimizer"])
         lr_scheduler.load_state_dict(state["lr_scheduler"])
         start = state["step"]
-    pictures, psnrs = MovingPictures(TRAIN_PHOTOS), []
+    pictures, psnrs = MovingPictures(TRAIN_PHOTOS, recolour=True), []
     for step in tqdm(range(start, stop), initial=start, total=stop, desc="vae"):
         if step >= args.vae_steps:
             vae.encoder.requires_grad_(False)
@@ -220,7 +220,7 @@ def cache_latents(args: Arguments, vae: AutoencoderKLTemporalDecoder, device: to
     if path.exists():
         return torch.load(path, weights_only=True)
     vae.encoder.to(memory_format=torch.channels_last)  # a third faster on a CPU
-    pictures = MovingPictures(TRAIN_PHOTOS)
+    pictures = MovingPictures(TRAIN_PHOTOS, recolour=True)
     rows = {"latents": [], "image_latents": [], "first_frames": [], "motion_bucket_ids": []}
     generator = torch.Generator().manual_seed(args.seed)
     for index in tqdm(range(args.num_clips), desc="latents"):

@@ -37,7 +37,7 @@ class Arguments:
     output_dir: Path = field(default=Path("outputs/quickstart"), metadata={"help": "Where the results go."})
     image: Path | None = field(default=None, metadata={"help": "Animate this picture instead of the shipped ones."})
     num_inference_steps: int = field(
-        default=25, metadata={"help": "Sampling steps; the embedded teacher is a multi-step model."}
+        default=8, metadata={"help": "Sampling steps; the embedded teacher is a multi-step model."}
     )
     motion_bucket_id: int = field(default=200, metadata={"help": "Speed of --image, 32 to 255."})
     seed: int = field(default=0, metadata={"help": "Seed of the noise, the same for teacher and student."})

@@ -12,6 +12,7 @@ from vdmini_diffusers.data.moving_pictures import (
     TRAIN_PHOTOS,
     MovingPictures,
     load_photos,
+    random_colour_matrix,
 )
 
 
@@ -80,3 +81,15 @@ def test_training_and_held_out_photographs_are_different_pictures():
 def test_the_sheet_holds_one_square_for_each_sprite(pictures):
     assert len(pictures.sprites) == len(SPRITES)
     assert all(sprite.getchannel("A").getextrema() == (0, 255) for sprite in pictures.sprites)
+
+
+def test_recolouring_gives_the_photograph_other_colours_in_every_clip_and_leaves_its_shapes():
+    photo = Image.fromarray(np.random.default_rng(0).integers(60, 200, (90, 120, 3), dtype=np.uint8))
+    pictures = MovingPictures({"noise": photo}, recolour=True)
+    means = [
+        pictures.clip(np.random.default_rng(seed), kind="push-in").frames.mean(axis=(0, 1, 2)) for seed in range(6)
+    ]
+    assert np.ptp(np.stack(means), axis=0).min() > 15
+    matrix = np.array(random_colour_matrix(np.random.default_rng(0))).reshape(3, 4)
+    assert (np.count_nonzero(matrix[:, :3], axis=0) == 1).all()  # each channel goes to one place: edges stay edges
+    assert (np.count_nonzero(matrix[:, :3], axis=1) == 1).all()

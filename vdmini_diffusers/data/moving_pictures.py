@@ -43,7 +43,10 @@ SPRITES = {
     "balloon": (0, -1),
     "water drop": (0, 1),
 }
-TRAIN_PHOTOS = ("astronaut", "chelsea", "hubble_deep_field", "immunohistochemistry", "retina", "rocket", "china.jpg")
+TRAIN_PHOTOS = (
+    *("astronaut", "chelsea", "hubble_deep_field", "immunohistochemistry", "retina", "rocket", "china.jpg"),
+    *("brick", "camera", "coins", "grass", "gravel"),  # grey
+)
 HELD_OUT_PHOTOS = ("coffee", "flower.jpg")
 
 
@@ -70,9 +73,18 @@ def load_photos(names: tuple[str, ...]) -> dict[str, Image.Image]:
             "The photographs come with scikit-image and scikit-learn: `pip install vdmini_diffusers[teacher]`."
         ) from error
     return {
-        name: Image.fromarray(load_sample_image(name) if name.endswith(".jpg") else getattr(skimage.data, name)())
+        name: Image.fromarray(
+            load_sample_image(name) if name.endswith(".jpg") else getattr(skimage.data, name)()
+        ).convert("RGB")
         for name in names
     }
+
+
+def random_colour_matrix(rng: np.random.Generator) -> tuple[float, ...]:
+    """RGB to RGB as Pillow takes it, three rows of four: channels in random order, each with a gain and an offset."""
+    gains, offsets = rng.uniform(0.5, 1.2, 3), rng.uniform(-50, 50, 3)
+    rows = np.eye(3)[rng.permutation(3)] * gains[:, None]
+    return tuple(np.concatenate([rows, offsets[:, None]], axis=1).ravel().tolist())
 
 
 class MovingPictures:
@@ -81,11 +93,16 @@ class MovingPictures:
     Args:
         photos: names out of `TRAIN_PHOTOS` or `HELD_OUT_PHOTOS`, or photographs by name.
         push_in_share: the share of clips without a sprite, in which the camera moves.
+        recolour: give the photographs other colours in every clip. With few photographs to train on, a model
+            otherwise learns their palettes, and turns the colours of new pictures into those.
     """
 
-    def __init__(self, photos: tuple[str, ...] | dict[str, Image.Image], push_in_share: float = 0.4):
+    def __init__(
+        self, photos: tuple[str, ...] | dict[str, Image.Image], push_in_share: float = 0.4, recolour: bool = False
+    ):
         self.photos = photos if isinstance(photos, dict) else load_photos(photos)
         self.push_in_share = push_in_share
+        self.recolour = recolour
         sheet = Image.open(SPRITE_SHEET).convert("RGBA")
         self.sprites = [
             sheet.crop((i * SPRITE_SIZE, 0, (i + 1) * SPRITE_SIZE, SPRITE_SIZE)) for i in range(len(SPRITES))
@@ -103,6 +120,8 @@ class MovingPictures:
         photo = self.photos[name]
         if rng.random() < 0.5:
             photo = ImageOps.mirror(photo)
+        if self.recolour:
+            photo = photo.convert("RGB", random_colour_matrix(rng))
         side = rng.uniform(0.3, 1.0) * min(photo.size)
         left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
         place = name.removesuffix(".jpg").replace("_", " ")
