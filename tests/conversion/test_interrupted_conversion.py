@@ -19,7 +19,13 @@ from vdmini_diffusers.pruning.output_folder import LOCK_NAME, MIN_STALE_SECONDS,
 
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
-CONVERT = "import sys; from vdmini_diffusers.prune_pipeline import *; prune_svd_pipeline(sys.argv[1], sys.argv[2])"
+# A shell starts background jobs with Ctrl-C ignored, which Python would inherit where the tests run as one.
+CONVERT = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
+prune_svd_pipeline(sys.argv[1], sys.argv[2])
+"""
 
 
 def names_in(folder):
