@@ -217,7 +217,7 @@ def test_no_file_is_a_drawer_for_everything():
 
 
 def test_nothing_needs_a_path_of_one_machine():
-    suspicious = re.compile(r"""["'](/home/|/root/|/work/|/mnt/|/Users/|[A-Z]:\\)""")
+    suspicious = re.compile(r"""["'](/home/|/root/|/mnt/|/Users/|[A-Z]:\\)""")
     files = [path for path in [*source_files(), *scripts()] if path != Path(__file__)]
     assert [relative(path) for path in files if suspicious.search(path.read_text(encoding="utf-8"))] == []
 
