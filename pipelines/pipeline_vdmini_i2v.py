@@ -23,7 +23,7 @@ from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion 
 
 
 SVD_SIZE = (576, 1024)  # pixels: what SVD was trained at, and the stock pipeline's default
-# The U-Net configs of SVD's own checkpoints say 96 (768 pixels), which is neither.
+# What SVD's own U-Net configs say as far as we know (768 pixels; not checked against the files), which is neither.
 SVD_SAMPLE_SIZE = 96
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # What may lie beside the weights and describes them; diffusers neither reads nor saves these files.

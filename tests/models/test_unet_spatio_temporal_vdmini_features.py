@@ -102,7 +102,7 @@ class TestAttentionBackends:
 
     def test_a_backend_whose_package_is_missing_is_refused_before_it_is_used(self, student):
         try:
-            import sageattention  # noqa: F401
+            import sageattention  # noqa: F401, only whether it is there
         except ImportError:
             with pytest.raises(RuntimeError, match="not usable because of missing package"):
                 student.set_attention_backend("sage")
