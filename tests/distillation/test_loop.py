@@ -1,0 +1,191 @@
+import copy
+
+import pytest
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import GradientAccumulationPlugin
+from tiny import randomise, student_of, tiny_teacher_unet
+from torch.utils.data import DataLoader
+
+from vdmini_diffusers.distillation.checkpoints import Checkpoints
+from vdmini_diffusers.distillation.critics import Critic, CriticFeatures
+from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, LatentDiscriminator
+from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
+from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
+from vdmini_diffusers.pruning import VDMINI_UNET, feature_pairs
+
+
+def latents(count: int = 6) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return [
+        {
+            "latents": draw(2, 4, 8, 8),
+            "image_latents": draw(4, 8, 8),
+            "image_embeds": draw(1, 16),
+            "added_time_ids": torch.tensor([6.0, 127.0, 0.02]),
+        }
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def one_accelerator_a_test():
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+class Run:
+    """A tiny run with everything switched on; `start` may be called once."""
+
+    def __init__(self, output_dir, samples=None, **changes):
+        torch.manual_seed(0)
+        self.settings = LoopSettings(
+            **(
+                {
+                    "seed": 5,
+                    "max_train_steps": 4,
+                    "train_batch_size": 1,
+                    "gradient_accumulation_steps": 2,
+                    "checkpointing_steps": 2,
+                }
+                | changes
+            )
+        )
+        self.task = SingleStepTask()
+        self.teacher = randomise(tiny_teacher_unet()).eval().requires_grad_(False)
+        self.student = student_of(self.teacher, VDMINI_UNET).train()
+        self.samples = latents() if samples is None else samples
+        self.pairs = feature_pairs(VDMINI_UNET, self.teacher.config)
+        self.checkpoints = Checkpoints(output_dir)
+        self.learning_rate = 1e-3
+        self.critics = [self.critic("mca", "teacher", start_step=1), self.critic("sf_v", "data", r1_weight=1e-2)]
+        self.critic_features = None
+
+    def critic(self, name, real, **options):
+        channels = dict(zip(self.task.critic_taps, self.teacher.config.block_out_channels, strict=True))
+        heads = DiscriminatorHeads(channels, condition_dim=16, width=32)
+        return Critic(name, heads, torch.optim.AdamW(heads.parameters(), lr=1e-3), real, **options)
+
+    def start(self):
+        accelerator = Accelerator(
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=self.settings.gradient_accumulation_steps, sync_with_dataloader=False
+            ),
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=1),
+            cpu=True,
+        )
+        optimizer = torch.optim.AdamW(self.student.parameters(), lr=self.learning_rate)
+        lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        dataloader = DataLoader(
+            self.samples, batch_size=self.settings.train_batch_size, shuffle=True, drop_last=True
+        )
+        student, optimizer, dataloader = accelerator.prepare(self.student, optimizer, dataloader)
+        return icmd_training_loop(
+            accelerator=accelerator,
+            task=self.task,
+            student=student,
+            teacher=self.teacher,
+            dataloader=dataloader,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            settings=self.settings,
+            checkpoints=self.checkpoints,
+            pairs=self.pairs,
+            critics=self.critics,
+            critic_features=self.critic_features,
+        )
+
+
+def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_training_moves_the_student_and_the_critics_and_never_the_teacher(tmp_path):
+    run = Run(tmp_path)
+    student, teacher = copy.deepcopy(run.student), copy.deepcopy(run.teacher)
+    heads = [copy.deepcopy(critic.heads) for critic in run.critics]
+    run.start()
+    assert equal(run.teacher, teacher) and not run.teacher.training
+    assert all(p.grad is None for p in run.teacher.parameters())
+    moved = [not torch.equal(a, b) for a, b in zip(student.parameters(), run.student.parameters(), strict=True)]
+    assert all(moved)
+    assert not any(equal(a, critic.heads) for a, critic in zip(heads, run.critics, strict=True))
+
+
+def test_a_run_stopped_and_resumed_ends_bit_equal_to_one_that_was_not(tmp_path):
+    whole = Run(tmp_path / "whole")
+    whole.start()
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    first = Run(tmp_path / "halves", max_train_steps=2)
+    first.start()
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    second = Run(tmp_path / "halves")
+    second.start()
+    assert not equal(first.student, whole.student)
+    assert equal(second.student, whole.student)
+    assert all(equal(a.heads, b.heads) for a, b in zip(second.critics, whole.critics, strict=True))
+
+
+def test_a_critic_stays_as_it_is_before_its_first_step(tmp_path):
+    run = Run(tmp_path, max_train_steps=1)
+    before = copy.deepcopy(run.critics[0].heads)
+    run.start()
+    assert equal(run.critics[0].heads, before)
+
+
+def test_icd_alone_pulls_the_students_features_to_the_teachers(tmp_path, monkeypatch):
+    from vdmini_diffusers.distillation.loss_log import LossLog
+
+    seen = []
+    monkeypatch.setattr(LossLog, "add", lambda self, losses: seen.append(losses["icd"].item()))
+    run = Run(tmp_path, samples=latents(1), max_train_steps=30, gradient_accumulation_steps=1, checkpointing_steps=99)
+    run.critics = []
+    run.task = SingleStepTask(reconstruction_weight=0.0, num_noise_levels=2)  # one level: the same inputs each step
+    run.learning_rate = 3e-3
+    run.start()
+    assert sum(seen[-5:]) < 0.7 * sum(seen[:5])
+
+
+def test_without_icd_and_mca_the_teacher_only_carries_the_critics_features(tmp_path):
+    run = Run(tmp_path, max_train_steps=1)
+    run.pairs, run.critics = (), run.critics[1:]
+    calls = []
+    run.teacher.conv_out.register_forward_hook(lambda *_: calls.append(1))
+    run.start()
+    assert not calls
+
+
+def test_the_light_critic_needs_no_backbone(tmp_path):
+    run = Run(tmp_path, max_train_steps=1)
+    heads = LatentDiscriminator(4, condition_dim=16, widths=(32,))
+    before = copy.deepcopy(heads)
+    run.critics = [Critic("mca", heads, torch.optim.AdamW(heads.parameters(), lr=1e-3), "teacher")]
+    run.critic_features = CriticFeatures(run.task, None)
+    run.start()
+    assert not equal(heads, before)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(tmp_path):
+    run = Run(tmp_path, max_train_steps=2)
+    run.start()
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    samples = latents()
+    for sample in samples:
+        sample["latents"] = sample["latents"] * float("nan")
+    with pytest.raises(FloatingPointError, match=r"loss of step 3 is not finite \(reconstruction nan"):
+        Run(tmp_path, samples=samples).start()
+    assert [folder.name for folder in Checkpoints(tmp_path).complete()] == ["checkpoint-000002"]
+
+
+def test_too_few_samples_for_a_batch_is_an_error_and_no_endless_wait(tmp_path):
+    with pytest.raises(ValueError, match="fewer samples than one batch"):
+        Run(tmp_path, samples=latents(2), train_batch_size=3).start()

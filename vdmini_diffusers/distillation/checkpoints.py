@@ -1,0 +1,148 @@
+"""Training state on disk, such that a kill at any moment costs no more than the steps since the last checkpoint."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+
+logger = get_logger(__name__, log_level="INFO")
+
+MANIFEST = "files.json"  # written last: a folder without it, or that disagrees with it, is not a checkpoint
+
+
+@dataclass
+class Progress:
+    """How far training is: optimiser steps done, and the place in the data."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that this process has taken
+
+    def state_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class Checkpoints:
+    """Folders `checkpoint-<step>` in `output_dir`, each with all that `accelerator` has prepared or registered.
+
+    Args:
+        resume_from: `"latest"`, a checkpoint's folder, or None to start anew.
+        total_limit: keep that many, the newest.
+    """
+
+    def __init__(self, output_dir: Path, resume_from: str | None = "latest", total_limit: int | None = None):
+        if total_limit is not None and total_limit < 1:
+            raise ValueError(f"`checkpoints_total_limit` must be at least 1, not {total_limit}.")
+        self.output_dir = output_dir
+        self.resume_from = resume_from
+        self.total_limit = total_limit
+
+    def resume(self, accelerator: Accelerator, others: Iterable[Any] = ()) -> Progress:
+        """Load the checkpoint to go on from, if there is one: what `accelerator` has prepared, `others`, the progress.
+
+        Raises:
+            ValueError: if the checkpoint that was asked for is missing or damaged.
+        """
+        progress = Progress()
+        accelerator.register_for_checkpointing(progress, *others)
+        folder = self._chosen()
+        if folder is not None:
+            logger.info("going on from %s", folder)
+            accelerator.load_state(str(folder))
+        return progress
+
+    def save(self, accelerator: Accelerator, progress: Progress) -> Path:
+        """Write a checkpoint aside, rename it, then remove the oldest beyond the limit.
+
+        Raises:
+            OSError: if it cannot be written; earlier checkpoints are left as they are.
+        """
+        folder = self.output_dir / f"checkpoint-{progress.step:06d}"
+        aside = self.output_dir / f".{folder.name}.tmp"
+        if accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        try:
+            accelerator.save_state(str(aside))
+        except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
+            shutil.rmtree(aside, ignore_errors=True)
+            last = next(iter(self.complete()), None)
+            raise OSError(
+                f"The checkpoint of step {progress.step} could not be written to {self.output_dir}: {error}. The last"
+                f" good one is {last or 'none'}; free some space and run the same command again."
+            ) from error
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            (aside / MANIFEST).write_text(json.dumps(_sizes(aside), indent=2), encoding="utf-8")
+            for file in aside.rglob("*"):  # on the disk before the name says so
+                _flush(file)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(aside, folder)
+            if self.total_limit is not None:
+                for old in self.complete()[self.total_limit :]:
+                    shutil.rmtree(old)
+        accelerator.wait_for_everyone()
+        return folder
+
+    def complete(self) -> list[Path]:
+        """Whole checkpoints, newest first."""
+        found = sorted(self.output_dir.glob("checkpoint-*"), key=lambda path: path.name, reverse=True)
+        return [folder for folder in found if damage(folder) is None]
+
+    def _chosen(self) -> Path | None:
+        if self.resume_from is None:
+            return None
+        if self.resume_from != "latest":
+            folder = Path(self.resume_from)
+            if (what := damage(folder)) is not None:
+                raise ValueError(f"{folder} cannot be resumed from: {what}. Use 'latest' for the newest whole one.")
+            return folder
+        for folder in sorted(self.output_dir.glob("checkpoint-*"), key=lambda path: path.name, reverse=True):
+            if (what := damage(folder)) is None:
+                return folder
+            logger.warning("%s is skipped: %s", folder, what)
+        return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    if not (folder / MANIFEST).is_file():
+        return f"it has no {MANIFEST}, so it was not written to its end"
+    try:
+        expected: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError:
+        return f"its {MANIFEST} cannot be read"
+    found = _sizes(folder)
+    for name in sorted(set(expected) | set(found)):
+        if expected.get(name) != found.get(name):
+            return f"{name} has {found.get(name)} bytes instead of {expected.get(name)}"
+    return None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def _flush(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

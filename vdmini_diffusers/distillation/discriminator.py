@@ -1,0 +1,153 @@
+"""Critics' trainable parts (Fig. 2): spatial and temporal heads on features of a frozen backbone, or on latents.
+
+Layer sizes are not printed in the paper nor in SF-V. These are LADD-like: a convolution, a residual one, logits, with
+group norm, as video batches are small.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+
+NOISE_FREQUENCIES = 64
+
+
+class Head(nn.Module):
+    """Features to logits: `(n, channels, ...)` to `(n, 1, ...)`, by 1D or 2D convolutions of one kernel size.
+
+    With a condition `(n, width)` the logit gets the projection term of cGANs: the inner product of the last features
+    with the condition.
+    """
+
+    def __init__(self, dimensions: int, channels: int, width: int, kernel_size: int):
+        super().__init__()
+        convolution = (nn.Conv1d, nn.Conv2d)[dimensions - 1]
+        groups = math.gcd(32, max(1, width // 8))  # eight channels a group: fewer would erase what a mean says
+        self.conv_in = convolution(channels, width, kernel_size, padding=kernel_size // 2)
+        self.norm_in = nn.GroupNorm(groups, width)
+        self.conv = convolution(width, width, kernel_size, padding=kernel_size // 2)
+        self.norm = nn.GroupNorm(groups, width)
+        self.conv_out = convolution(width, 1, 1)
+        self.act = nn.LeakyReLU(0.2)
+
+    def forward(self, features: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        hidden = self.act(self.norm_in(self.conv_in(features)))
+        hidden = hidden + self.act(self.norm(self.conv(hidden)))
+        condition = condition.view(*condition.shape, *[1] * (hidden.ndim - 2))
+        projection = (hidden * condition).sum(dim=1, keepdim=True) / hidden.shape[1] ** 0.5
+        return self.conv_out(hidden) + projection
+
+
+class DiscriminatorHeads(ModelMixin, ConfigMixin):
+    """A spatial and a temporal head per feature (SF-V's 4 + 4 on a U-Net's four down blocks).
+
+    Spatial heads see each frame, temporal heads each place over the frames. Both are conditioned by projection on the
+    image (or text) embedding and the noise level, the spatial ones on the frame's index as well.
+
+    Args:
+        channels: of each feature, by its name.
+        condition_dim: width of the condition, e.g. of CLIP's image embedding.
+        width: of the heads' hidden layers.
+        spatial, temporal: which heads there are. With spatial ones alone, videos freeze (SF-V, ablation).
+        spatial_kernel_size, temporal_kernel_size: of the heads' convolutions. A temporal kernel of 1 makes the head the
+            learnable MLP of section 3.3, to which the order of the frames is no matter.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        channels: dict[str, int],
+        condition_dim: int,
+        width: int = 256,
+        spatial: bool = True,
+        temporal: bool = True,
+        spatial_kernel_size: int = 3,
+        temporal_kernel_size: int = 3,
+    ):
+        super().__init__()
+        if not (spatial or temporal):
+            raise ValueError("A discriminator needs spatial or temporal heads, or both.")
+        self.embed_noise = nn.Sequential(nn.Linear(NOISE_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.embed_condition = nn.Linear(condition_dim, width)
+        self.embed_frame = nn.Sequential(nn.Linear(NOISE_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        # Module names hold no dots.
+        self.spatial_heads = nn.ModuleDict(
+            {_key(name): Head(2, size, width, spatial_kernel_size) for name, size in channels.items() if spatial}
+        )
+        self.temporal_heads = nn.ModuleDict(
+            {_key(name): Head(1, size, width, temporal_kernel_size) for name, size in channels.items() if temporal}
+        )
+
+    def forward(
+        self, features: Mapping[str, torch.Tensor], noise_levels: torch.Tensor, condition: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """One `(batch, logits)` per head, spatial ones first.
+
+        Args:
+            features: `(batch * frames, channels, height, width)` each.
+            noise_levels: `(batch,)`, as the backbone was told: 0.25 ln sigma for EDM models.
+            condition: `(batch, condition_dim)`.
+        """
+        batch = len(noise_levels)
+        frames = len(next(iter(features.values()))) // batch
+        dtype = self.embed_condition.weight.dtype
+        # 0.25 ln sigma lies within -2 and 2; sinusoids are made for hundreds.
+        levels = get_timestep_embedding(100 * noise_levels, NOISE_FREQUENCIES).to(dtype)
+        condition = self.embed_noise(levels) + self.embed_condition(condition.to(dtype))
+        index = torch.arange(frames, device=condition.device)
+        frame = self.embed_frame(get_timestep_embedding(index, NOISE_FREQUENCIES).to(dtype))
+
+        logits = []
+        for name in self.config.channels:
+            feature = features[name].to(dtype)
+            channels, height, width = feature.shape[1:]
+            if self.config.spatial:
+                per_frame = (condition[:, None] + frame[None]).flatten(0, 1)
+                logits.append(self.spatial_heads[_key(name)](feature, per_frame))
+            if self.config.temporal:
+                places = feature.view(batch, frames, channels, height * width).permute(0, 3, 2, 1).flatten(0, 1)
+                per_place = condition.repeat_interleave(height * width, dim=0)
+                logits.append(self.temporal_heads[_key(name)](places, per_place))
+        return [logit.reshape(batch, -1) for logit in logits]
+
+
+class LatentDiscriminator(ModelMixin, ConfigMixin):
+    """A critic without a backbone, for models too large to be one: a small pyramid on the latents, with heads.
+
+    Takes the noisy latents, scaled to unit variance, as its only feature.
+
+    Args:
+        in_channels: of the latents.
+        condition_dim: as for [`DiscriminatorHeads`].
+        widths: of the pyramid's levels, each at half the size of the one before.
+    """
+
+    @register_to_config
+    def __init__(self, in_channels: int, condition_dim: int, widths: Sequence[int] = (64, 128, 256)):
+        super().__init__()
+        sizes = (in_channels, *widths)
+        self.levels = nn.ModuleList(
+            nn.Conv2d(narrow, wide, 4, stride=2, padding=1)
+            for narrow, wide in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        self.act = nn.LeakyReLU(0.2)
+        self.heads = DiscriminatorHeads({str(i): width for i, width in enumerate(widths)}, condition_dim, widths[-1])
+
+    def forward(
+        self, features: Mapping[str, torch.Tensor], noise_levels: torch.Tensor, condition: torch.Tensor
+    ) -> list[torch.Tensor]:
+        (hidden,) = features.values()
+        pyramid = {}
+        for i, level in enumerate(self.levels):
+            hidden = self.act(level(hidden.to(level.weight.dtype)))
+            pyramid[str(i)] = hidden
+        return self.heads(pyramid, noise_levels, condition)
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")

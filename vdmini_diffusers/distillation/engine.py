@@ -1,0 +1,69 @@
+"""What every training script sets up in the same way."""
+
+import logging
+from collections.abc import Iterable
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from torch import nn
+
+from vdmini_diffusers.distillation.arguments import CriticArguments, TrainingArguments
+from vdmini_diffusers.distillation.critics import Critic
+
+
+def make_accelerator(args: TrainingArguments) -> Accelerator:
+    """With data in an order that depends on the seed alone, and accumulation that ignores where epochs end."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    return Accelerator(
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to,
+        project_config=ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / "logs")),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+    )
+
+
+def make_optimizer(args: TrainingArguments, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The student's.
+
+    Raises:
+        ImportError: for `adamw_8bit` without bitsandbytes.
+    """
+    betas = (args.adam_beta1, args.adam_beta2)
+    if args.optimizer == "adafactor":
+        return torch.optim.Adafactor(parameters, lr=args.learning_rate, weight_decay=args.adam_weight_decay)
+    if args.optimizer == "adamw_8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise ImportError("`--optimizer adamw_8bit` needs bitsandbytes: `pip install bitsandbytes`.") from error
+        return AdamW8bit(parameters, lr=args.learning_rate, betas=betas, weight_decay=args.adam_weight_decay)
+    return torch.optim.AdamW(
+        parameters, lr=args.learning_rate, betas=betas, weight_decay=args.adam_weight_decay, fused=True
+    )
+
+
+def make_critic(
+    name: str, real: str, heads: nn.Module, args: CriticArguments, device: torch.device, weight: float, start_step: int
+) -> Critic:
+    heads = heads.to(device).train()
+    optimizer = torch.optim.AdamW(
+        heads.parameters(),
+        lr=args.discriminator_learning_rate,
+        betas=(args.discriminator_adam_beta1, 0.999),
+        weight_decay=0.0,
+        fused=True,
+    )
+    return Critic(
+        name,
+        heads,
+        optimizer,
+        real,
+        weight=weight,
+        start_step=start_step,
+        generator_loss=args.generator_loss,
+        r1_weight=args.r1_weight,
+    )

@@ -1,0 +1,61 @@
+"""Outputs of named modules, collected while a model runs."""
+
+from collections.abc import Iterable
+from types import TracebackType
+
+import torch
+from torch import nn
+
+
+class _Collected(Exception):  # noqa: N818 - it ends a forward pass, and is no error
+    pass
+
+
+class FeatureTaps:
+    """Collects what the named modules of `model` put out during the `with` block.
+
+        with FeatureTaps(unet, ("down_blocks.0", "up_blocks.2")) as features:
+            unet(...)
+        features["down_blocks.0"]  # (batch * frames, channels, height, width)
+
+    Of a tuple, as blocks return, the first element is taken. Nothing is detached. Tap the bare module: its names do
+    not depend on what wraps it (DDP, compile).
+
+    Args:
+        names: of submodules.
+        stop: leave the `with` block as soon as every module has run, without running the rest of the model. Not for a
+            model that FSDP has sharded: what gathers its weights for the rest would not be undone.
+
+    Raises:
+        ValueError: if `model` has no module of such a name.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str], stop: bool = False):
+        modules = dict(model.named_modules())
+        self.modules = {}
+        for name in names:
+            if name not in modules:
+                raise ValueError(f"{type(model).__name__} has no module {name!r} to take features from.")
+            self.modules[name] = modules[name]
+        self.stop = stop
+
+    def __enter__(self) -> dict[str, torch.Tensor]:
+        features: dict[str, torch.Tensor] = {}
+
+        def tap(name: str, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+            features[name] = output[0] if isinstance(output, tuple) else output
+            if self.stop and len(features) == len(self.modules):
+                raise _Collected
+
+        self.handles = [
+            module.register_forward_hook(lambda module, args, output, name=name: tap(name, output))
+            for name, module in self.modules.items()
+        ]
+        return features
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        for handle in self.handles:
+            handle.remove()
+        return exc_type is _Collected

@@ -1,0 +1,171 @@
+"""ICMD training (section 3.3, Eq. 6): the method on one page. The task, the engine and the data are handed in."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from vdmini_diffusers.distillation.batches import endless_batches, sample_generators
+from vdmini_diffusers.distillation.checkpoints import Checkpoints
+from vdmini_diffusers.distillation.critics import Critic, CriticFeatures, InstanceNoise
+from vdmini_diffusers.distillation.feature_taps import FeatureTaps
+from vdmini_diffusers.distillation.loss_log import LossLog
+from vdmini_diffusers.distillation.losses import icd_loss
+from vdmini_diffusers.distillation.noise import gaussian_like
+from vdmini_diffusers.distillation.tasks.base import Generators, ModelInputs, Task
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Numbers of the loop; the scripts' arguments of the same names say where each comes from."""
+
+    seed: int
+    max_train_steps: int
+    train_batch_size: int
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float = 1.0
+    lambda_icd: float = 0.1
+    icd_reduction: str = "sum"
+    icd_normalize: bool = False
+    logging_steps: int = 10
+    checkpointing_steps: int = 500
+    validation_steps: int = 1000
+
+
+def icmd_training_loop(
+    *,
+    accelerator: Accelerator,
+    task: Task,
+    student: nn.Module,
+    teacher: nn.Module,
+    dataloader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    lr_scheduler: Any,
+    settings: LoopSettings,
+    checkpoints: Checkpoints,
+    pairs: Sequence[tuple[str, str]] = (),
+    critics: Sequence[Critic] = (),
+    critic_features: CriticFeatures | None = None,
+    ema: EMAModel | None = None,
+    validate: Callable[[int], None] | None = None,
+) -> nn.Module:
+    """Train `student` towards `teacher`, and return it bare.
+
+    `accelerator` has prepared student, optimiser and data; the schedule counts optimiser steps and is not prepared.
+
+    `L = L_Task + lambda_ICD L_ICD + lambda_MCA (L_gen + L_disc)`, Eq. 6, where the last term is that of each critic.
+    The teacher runs once a step: its features are ICD's target, its output is what MCA's critic takes for real. It does
+    not run where neither asks for it, as when SF-V itself is trained.
+
+    Raises:
+        FloatingPointError: if a loss is not finite; the last checkpoint is left as it is.
+    """
+    critic_features = critic_features or CriticFeatures(task, teacher)
+    bare_student = extract_model_from_parallel(student)
+    trained = [parameter for parameter in bare_student.parameters() if parameter.requires_grad]
+    progress = checkpoints.resume(accelerator, [lr_scheduler, *critics, *([ema] if ema is not None else [])])
+    log = LossLog(accelerator)
+    batches = endless_batches(dataloader, progress)
+    bar = tqdm(
+        initial=progress.step, total=settings.max_train_steps, desc="icmd", disable=not accelerator.is_main_process
+    )
+
+    while progress.step < settings.max_train_steps:
+        torch.manual_seed(settings.seed + progress.step)  # of dropout, if there is any; all other draws: generators
+        active = [critic for critic in critics if progress.step >= critic.start_step]
+        uses_teacher = bool(pairs) or any(critic.real == "teacher" for critic in active)
+
+        for micro_step in range(settings.gradient_accumulation_steps):
+            batch = next(batches)
+            position = (micro_step * accelerator.num_processes + accelerator.process_index) * settings.train_batch_size
+            generators = sample_generators(settings.seed, progress.step, position, settings.train_batch_size)
+            with accelerator.accumulate(student):
+                # What both models are given
+                inputs = task.prepare(batch, generators)
+                given = inputs.noisy_latents, inputs.noise_levels, inputs.conditioning
+
+                # Student, and teacher once for all its uses
+                with accelerator.autocast(), FeatureTaps(bare_student, [name for name, _ in pairs]) as student_features:
+                    denoised = task.denoise(student, *given)
+                teacher_features, teacher_denoised = {}, inputs.clean_latents  # unless it runs
+                if uses_teacher:
+                    with torch.no_grad(), accelerator.autocast():
+                        with FeatureTaps(teacher, [name for _, name in pairs]) as teacher_features:
+                            teacher_denoised = task.denoise(teacher, *given)
+
+                # Losses of the student
+                losses = task.losses(denoised, inputs)
+                instance_noise = draw_instance_noise(task, inputs, generators)
+                told = task.critic_condition(instance_noise.levels, inputs.conditioning)
+                fake = {}
+                if pairs:
+                    icd = icd_loss(
+                        student_features, teacher_features, pairs, settings.icd_reduction, settings.icd_normalize
+                    )
+                    losses["icd"] = settings.lambda_icd * icd
+                if active:
+                    with accelerator.autocast():
+                        fake = critic_features(denoised, instance_noise, inputs)
+                    for critic in active:
+                        losses[critic.name] = critic.loss_for_student(fake, *told)
+
+                # Generator step
+                total = torch.stack(list(losses.values())).sum()
+                refuse_nan(total, losses, progress.step)
+                accelerator.backward(total)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(trained, settings.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+
+            # Discriminator step, on what the student gave before its step
+            with torch.no_grad(), accelerator.autocast():
+                genuine = {"teacher": teacher_denoised, "data": inputs.clean_latents}
+                real = {
+                    kind: critic_features(genuine[kind], instance_noise, inputs)
+                    for kind in {critic.real for critic in active}
+                }
+            for critic in active:
+                loss = critic.loss_for_heads(real[critic.real], fake, *told)
+                losses[f"{critic.name}_discriminator"] = loss
+                refuse_nan(loss, losses, progress.step)
+                (loss / settings.gradient_accumulation_steps).backward()
+            log.add(losses)
+
+        lr_scheduler.step()
+        for critic in active:
+            critic.step(settings.max_grad_norm)
+        if ema is not None:
+            ema.step(trained)
+
+        # Book-keeping
+        progress.step += 1
+        bar.update()
+        if progress.step % settings.logging_steps == 0 or progress.step == settings.max_train_steps:
+            bar.set_postfix(log.report(progress.step, lr=lr_scheduler.get_last_lr()[0]))
+        if progress.step % settings.checkpointing_steps == 0 or progress.step == settings.max_train_steps:
+            checkpoints.save(accelerator, progress)
+        if validate is not None and progress.step % settings.validation_steps == 0:
+            validate(progress.step)
+    return bare_student
+
+
+def draw_instance_noise(task: Task, inputs: ModelInputs, generators: Generators) -> InstanceNoise:
+    levels = task.instance_noise_levels(generators).to(inputs.clean_latents.device)
+    return InstanceNoise(gaussian_like(inputs.clean_latents, generators), levels)
+
+
+def refuse_nan(loss: torch.Tensor, losses: dict[str, torch.Tensor], step: int) -> None:
+    if not loss.isfinite():
+        values = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
+        raise FloatingPointError(
+            f"The loss of step {step + 1} is not finite ({values}). Nothing was saved since the last checkpoint: run the"
+            " same command again with a lower learning rate, or with another `--mixed_precision`."
+        )

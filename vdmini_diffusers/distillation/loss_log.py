@@ -1,0 +1,26 @@
+"""Means of named losses over steps and processes."""
+
+import torch
+from accelerate import Accelerator
+
+
+class LossLog:
+    """Sums on the device, so that nothing waits for it between reports."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, losses: dict[str, torch.Tensor]) -> None:
+        for name, loss in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + loss.detach().float()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def report(self, step: int, **others: float) -> dict[str, float]:
+        """Send the means since the last report to the trackers, and return them."""
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        values = {name: float(self.accelerator.reduce(mean, "mean")) for name, mean in means.items()} | others
+        self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
+        self.sums, self.counts = {}, {}
+        return values

@@ -1,0 +1,90 @@
+"""The losses of section 3.3 (Eq. 4 to 6) and SF-V's reconstruction loss. All are computed in float32."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+
+GeneratorLoss = Literal["non_saturating", "hinge"]
+
+
+def icd_loss(
+    student_features: Mapping[str, torch.Tensor],
+    teacher_features: Mapping[str, torch.Tensor],
+    pairs: Iterable[tuple[str, str]],
+    reduction: Literal["sum", "mean"] = "sum",
+    normalize: bool = False,
+) -> torch.Tensor:
+    """`L_ICD`, Eq. 4: the distance of student and teacher features, over the plan's pairs.
+
+    The paper does not give the distance `d`. This is BK-SDM's: mean squared error, summed over pairs.
+
+    Args:
+        pairs: `(student module, teacher module)`, from `feature_pairs`.
+        reduction: over pairs.
+        normalize: divide each pair's error by the teacher's mean square, so that every stage counts alike.
+
+    Raises:
+        ValueError: if two features differ in shape.
+    """
+    distances = []
+    for student_name, teacher_name in pairs:
+        student, teacher = student_features[student_name].float(), teacher_features[teacher_name].float().detach()
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f"ICD compares {student_name!r} of the student {tuple(student.shape)} with {teacher_name!r} of the"
+                f" teacher {tuple(teacher.shape)}: the plan does not belong to these two models."
+            )
+        distance = F.mse_loss(student, teacher)
+        distances.append(distance / teacher.square().mean().clamp_min(1e-8) if normalize else distance)
+    total = torch.stack(distances)
+    return total.sum() if reduction == "sum" else total.mean()
+
+
+def generator_loss(fake_logits: Sequence[torch.Tensor], kind: GeneratorLoss = "non_saturating") -> torch.Tensor:
+    """`L_MCA^gen`, Eq. 5: mean within each head's logits, then over heads, so that it does not grow with their number.
+
+    Eq. 5 takes the log of `D`, whose hinge loss wants unbounded logits. Read as a probability, `-log sigmoid(D)` is the
+    `"non_saturating"` loss; `"hinge"` is `-D`.
+    """
+    if kind == "non_saturating":
+        return _mean(F.softplus(-logits.float()) for logits in fake_logits)
+    return _mean(-logits.float() for logits in fake_logits)
+
+
+def discriminator_loss(real_logits: Sequence[torch.Tensor], fake_logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`L_MCA^disc`, Eq. 5: hinge. Real is what the teacher (or the data) gives, and is to score above 1."""
+    real = _mean(F.relu(1 - logits.float()) for logits in real_logits)
+    fake = _mean(F.relu(1 + logits.float()) for logits in fake_logits)
+    return real + fake
+
+
+def r1_penalty(real_logits: Sequence[torch.Tensor], real_features: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Squared norm of the gradient of a video's mean logit, per head, by the features; the mean over videos.
+
+    SF-V takes it by the latents. By the features it regularises the same trainable part, the heads, and needs no second
+    derivative of the backbone, which its fused attention does not have.
+
+    Args:
+        real_logits: one `(batch, ...)` per head.
+        real_features: what they were computed from; they require gradients.
+    """
+    total = torch.stack([logits.float().flatten(1).mean(dim=1).sum() for logits in real_logits]).sum()
+    gradients = torch.autograd.grad(total, list(real_features), create_graph=True)
+    return torch.stack([gradient.float().square().sum() for gradient in gradients]).sum() / len(real_logits[0])
+
+
+def pseudo_huber_loss(predicted: torch.Tensor, target: torch.Tensor, c: float | None = None) -> torch.Tensor:
+    """`sqrt(||a - b||^2 + c^2) - c` per video, then the mean: SF-V's reconstruction loss.
+
+    `c` is not printed; by default it is 0.00054 times the root of the number of values, as for consistency models.
+    """
+    squared = (predicted.float() - target.float()).square().flatten(1)
+    c = 0.00054 * squared.shape[1] ** 0.5 if c is None else c
+    return ((squared.sum(dim=1) + c**2).sqrt() - c).mean()
+
+
+def _mean(values: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([value.mean() for value in values]).mean()

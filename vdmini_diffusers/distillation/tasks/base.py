@@ -1,0 +1,74 @@
+"""What the loop asks of a task."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+
+Generators = Sequence[torch.Generator]  # one per sample, on the CPU
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What student and teacher are both given.
+
+    Attributes:
+        clean_latents: x_0, `(batch, frames, channels, height, width)`, of about unit variance.
+        noisy_latents: x_t, the same shape.
+        noise_levels: `(batch,)`, in the task's own unit (sigma for EDM models).
+        conditioning: keyword tensors that the task's models need, each with `batch` rows.
+    """
+
+    clean_latents: torch.Tensor
+    noisy_latents: torch.Tensor
+    noise_levels: torch.Tensor
+    conditioning: Mapping[str, torch.Tensor]
+
+
+class Task(Protocol):
+    """A base model's way to noise, to denoise and to be trained. No inheritance is needed.
+
+    Attributes:
+        critic_taps: modules of the backbone whose outputs critics see, in the order in which they run.
+    """
+
+    critic_taps: tuple[str, ...]
+
+    def prepare(self, batch: Mapping[str, torch.Tensor], generators: Generators) -> ModelInputs:
+        """Draw noise levels and noise for a batch as the data set gives it."""
+        ...
+
+    def denoise(
+        self,
+        model: nn.Module,
+        noisy_latents: torch.Tensor,
+        noise_levels: torch.Tensor,
+        conditioning: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """The clean latents that `model`, student or teacher, predicts; float32."""
+        ...
+
+    def losses(self, denoised: torch.Tensor, inputs: ModelInputs) -> dict[str, torch.Tensor]:
+        """The task's own losses, weighted, by the names under which they are logged. Their sum is `L_Task`."""
+        ...
+
+    def instance_noise_levels(self, generators: Generators) -> torch.Tensor:
+        """sigma_t' of Eq. 5, one per sample."""
+        ...
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, noise_levels: torch.Tensor) -> torch.Tensor:
+        """Clean latents as they are at these levels."""
+        ...
+
+    def scale(self, noisy_latents: torch.Tensor, noise_levels: torch.Tensor) -> torch.Tensor:
+        """Noisy latents at unit variance, for critics without a backbone."""
+        ...
+
+    def critic_condition(
+        self, noise_levels: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise levels as models are told them `(batch,)`, and what critics are conditioned on, `(batch, width)`."""
+        ...
