@@ -38,6 +38,7 @@ setup(
         "huggingface_hub>=1.0",
         "numpy",
         "pillow",
+        "pyyaml",
         "safetensors>=0.5",
         "torch>=2.5",
         "tqdm",
@@ -50,6 +51,8 @@ setup(
     packages=[
         "vdmini_diffusers",
         "vdmini_diffusers.data",
+        "vdmini_diffusers.distillation",
+        "vdmini_diffusers.distillation.tasks",
         "vdmini_diffusers.embedded",
         "vdmini_diffusers.evaluation",
         "vdmini_diffusers.model_cards",

@@ -22,11 +22,13 @@ FLOORS = {
     "models": 1,
     "pipelines": 1,
     "data": 2,
+    "distillation": 2,
     "embedded": 2,
     "evaluation": 2,
     "pruning": 2,
     "hub": 3,
     "prune_pipeline": 3,
+    "train_image_to_video": 3,
     "quickstart": 4,
 }
 

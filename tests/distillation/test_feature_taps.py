@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny import randomise, student_of, tiny_teacher_unet, tiny_unet_inputs
 
-from vdmini_diffusers.distillation.feature_taps import FeatureTaps
+from vdmini_diffusers.distillation.feature_taps import FeatureTaps, FirstFeatures
 from vdmini_diffusers.pruning import PLANS, feature_pairs
 
 
@@ -41,7 +41,7 @@ def test_stopping_leaves_the_rest_of_the_model_out_and_gives_the_same_features(t
     with torch.no_grad():
         with FeatureTaps(teacher, names) as whole:
             teacher(*tiny_unet_inputs())
-        with FeatureTaps(teacher, ["up_blocks.0"]) as beyond, FeatureTaps(teacher, names, stop=True) as stopped:
+        with FeatureTaps(teacher, ["up_blocks.0"]) as beyond, FirstFeatures(teacher, names) as stopped:
             teacher(*tiny_unet_inputs())
     assert not beyond
     assert all(torch.equal(whole[name], stopped[name]) for name in names)
@@ -50,14 +50,14 @@ def test_stopping_leaves_the_rest_of_the_model_out_and_gives_the_same_features(t
 def test_gradients_reach_the_input_through_a_frozen_model(teacher):
     sample, *rest = tiny_unet_inputs()
     teacher.requires_grad_(False)
-    with FeatureTaps(teacher, ["down_blocks.3"], stop=True) as features:
+    with FirstFeatures(teacher, ["down_blocks.3"]) as features:
         teacher(sample.requires_grad_(), *rest)
     features["down_blocks.3"].sum().backward()
     assert sample.grad.abs().sum() > 0
 
 
 def test_the_model_is_left_as_it_was_also_after_an_error(teacher):
-    with pytest.raises(RuntimeError, match="on purpose"), FeatureTaps(teacher, ["conv_in"], stop=True):
+    with pytest.raises(RuntimeError, match="on purpose"), FirstFeatures(teacher, ["conv_in"]):
         raise RuntimeError("on purpose")
     assert not teacher.conv_in._forward_hooks
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_the_model_is_left_as_it_was_also_after_an_error(teacher):
 
 
 def test_an_unknown_name_is_refused(teacher):
-    with pytest.raises(ValueError, match="UNetSpatioTemporalConditionModel has no module 'down_blocks.9'"):
+    with pytest.raises(ValueError, match=r"UNetSpatioTemporalConditionModel has no module 'down_blocks\.9'"):
         FeatureTaps(teacher, ["down_blocks.9"])
 
 

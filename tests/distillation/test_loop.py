@@ -82,9 +82,7 @@ class Run:
         )
         optimizer = torch.optim.AdamW(self.student.parameters(), lr=self.learning_rate)
         lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-        dataloader = DataLoader(
-            self.samples, batch_size=self.settings.train_batch_size, shuffle=True, drop_last=True
-        )
+        dataloader = DataLoader(self.samples, batch_size=self.settings.train_batch_size, shuffle=True, drop_last=True)
         student, optimizer, dataloader = accelerator.prepare(self.student, optimizer, dataloader)
         return icmd_training_loop(
             accelerator=accelerator,

@@ -1,4 +1,4 @@
-"""What the training scripts can be told. The defaults are the paper's values, the names are the diffusers examples'."""
+"""What training scripts can be told. The defaults are the paper's values, the names are the diffusers examples'."""
 
 import sys
 from collections.abc import Sequence
@@ -18,7 +18,9 @@ def setting(default: Any, help_text: str) -> Any:
 class TrainingArguments:
     """Of every training script."""
 
-    output_dir: Path = setting(Path("vdmini"), "Where checkpoints and the finished pipeline go.")
+    output_dir: Path = field(
+        default=Path("vdmini"), metadata={"help": "Where checkpoints and the finished pipeline go."}
+    )
     seed: int = setting(0, "Of weights, order of the data, and noise.")
     max_train_steps: int = setting(10_000, "Optimiser steps (section 4.2).")
     train_batch_size: int = setting(1, "Videos per process and step (section 4.2: 8 processes times 4 accumulated).")
@@ -33,7 +35,9 @@ class TrainingArguments:
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
     use_ema: bool = setting(False, "Save the average of the weights instead of the last ones.")
     ema_decay: float = setting(0.999, "Of that average.")
-    mixed_precision: Literal["no", "fp16", "bf16"] = setting("no", "Of the student; the teacher is held in it as well.")
+    mixed_precision: Literal["no", "fp16", "bf16"] = setting(
+        "no", "Of the student; the teacher is held in it as well."
+    )
     gradient_checkpointing: bool = setting(False, "Less memory for the student, a forward pass more.")
     rank: int | None = setting(None, "Train LoRA matrices of this rank instead of all weights.")
     checkpointing_steps: int = setting(500, "Save the state every so many steps.")

@@ -17,8 +17,9 @@ def endless_batches(dataloader: DataLoader, progress: Progress) -> Iterator[Mapp
         ValueError: if an epoch has no batch.
     """
     while True:
-        if hasattr(dataloader, "set_epoch"):  # those that accelerate has prepared
-            dataloader.set_epoch(progress.epoch)
+        for shuffled in (dataloader, dataloader.dataset):  # the first where accelerate has prepared it
+            if hasattr(shuffled, "set_epoch"):
+                shuffled.set_epoch(progress.epoch)
         taken = progress.batch
         for batch in skip_first_batches(dataloader, taken) if taken else dataloader:
             progress.batch += 1

@@ -3,18 +3,26 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 
 
 logger = get_logger(__name__, log_level="INFO")
 
+STATE = "state.pt"
 MANIFEST = "files.json"  # written last: a folder without it, or that disagrees with it, is not a checkpoint
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
 
 
 @dataclass
@@ -34,7 +42,9 @@ class Progress:
 
 
 class Checkpoints:
-    """Folders `checkpoint-<step>` in `output_dir`, each with all that `accelerator` has prepared or registered.
+    """Folders `checkpoint-<step>` in `output_dir`, each with all that `accelerator` has prepared, and `others`.
+
+    `others` are alike on all processes. They are written as tensors and plain values, which is all that is read back.
 
     Args:
         resume_from: `"latest"`, a checkpoint's folder, or None to start anew.
@@ -48,18 +58,26 @@ class Checkpoints:
         self.resume_from = resume_from
         self.total_limit = total_limit
 
-    def resume(self, accelerator: Accelerator, others: Iterable[Any] = ()) -> Progress:
-        """Load the checkpoint to go on from, if there is one: what `accelerator` has prepared, `others`, the progress.
+    def resume(self, accelerator: Accelerator, others: Mapping[str, Stateful]) -> Progress:
+        """Load the checkpoint to go on from, if there is one.
 
         Raises:
-            ValueError: if the checkpoint that was asked for is missing or damaged.
+            ValueError: if the checkpoint that was asked for is missing or damaged, or holds other things.
         """
         progress = Progress()
-        accelerator.register_for_checkpointing(progress, *others)
+        self.others = {"progress": progress, **others}
         folder = self._chosen()
         if folder is not None:
             logger.info("going on from %s", folder)
             accelerator.load_state(str(folder))
+            state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+            if set(state) != set(self.others):
+                raise ValueError(
+                    f"{folder} holds {', '.join(sorted(state))}, and this run needs {', '.join(sorted(self.others))}:"
+                    " resume with the settings it was made with, or choose another `--output_dir`."
+                )
+            for name, other in self.others.items():
+                other.load_state_dict(state[name])
         return progress
 
     def save(self, accelerator: Accelerator, progress: Progress) -> Path:
@@ -76,6 +94,8 @@ class Checkpoints:
         accelerator.wait_for_everyone()
         try:
             accelerator.save_state(str(aside))
+            if accelerator.is_main_process:
+                torch.save({name: other.state_dict() for name, other in self.others.items()}, aside / STATE)
         except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
             shutil.rmtree(aside, ignore_errors=True)
             last = next(iter(self.complete()), None)

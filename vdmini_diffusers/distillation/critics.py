@@ -8,7 +8,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from vdmini_diffusers.distillation.feature_taps import FeatureTaps
+from vdmini_diffusers.distillation.feature_taps import FirstFeatures
 from vdmini_diffusers.distillation.losses import GeneratorLoss, discriminator_loss, generator_loss, r1_penalty
 from vdmini_diffusers.distillation.tasks.base import ModelInputs, Task
 
@@ -29,27 +29,26 @@ class CriticFeatures:
     """What critics see of latents: the backbone's features at the instance noise, or the noisy latents themselves.
 
     Attributes:
-        backbone: frozen; usually the teacher. Only its part up to the last tap runs. None: no backbone.
-        stop: run no more of the backbone than that. Not with a sharded one, see [`FeatureTaps`].
+        backbone: frozen, and not sharded; usually the teacher. Only its part up to the last tap runs. None: there is
+            none.
     """
 
     task: Task
     backbone: nn.Module | None
-    stop: bool = True
 
     def __call__(self, latents: torch.Tensor, instance_noise: InstanceNoise, inputs: ModelInputs) -> Features:
         """Features of `(batch, frames, ...)` latents, each `(batch * frames, channels, height, width)`."""
         noisy_latents = self.task.add_noise(latents, instance_noise.noise, instance_noise.levels)
         if self.backbone is None:
             return {"latents": self.task.scale(noisy_latents, instance_noise.levels).flatten(0, 1)}
-        with FeatureTaps(self.backbone, self.task.critic_taps, stop=self.stop) as features:
+        with FirstFeatures(self.backbone, self.task.critic_taps) as features:
             self.task.denoise(self.backbone, noisy_latents, instance_noise.levels, inputs.conditioning)
         return features
 
 
 class Critic:
-    """Heads with their optimiser. Small beside the student: replicated on every process, in float32, outside the engine
-    that may shard the student; gradients are averaged by one reduction.
+    """Heads with their optimiser. Small beside the student: replicated on every process, in float32, outside the
+    engine that may shard the student; gradients are averaged by one reduction.
 
     Args:
         name: under which its losses are logged.

@@ -4,6 +4,7 @@ Layer sizes are not printed in the paper nor in SF-V. These are LADD-like: a con
 group norm, as video batches are small.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -54,8 +55,8 @@ class DiscriminatorHeads(ModelMixin, ConfigMixin):
         condition_dim: width of the condition, e.g. of CLIP's image embedding.
         width: of the heads' hidden layers.
         spatial, temporal: which heads there are. With spatial ones alone, videos freeze (SF-V, ablation).
-        spatial_kernel_size, temporal_kernel_size: of the heads' convolutions. A temporal kernel of 1 makes the head the
-            learnable MLP of section 3.3, to which the order of the frames is no matter.
+        spatial_kernel_size, temporal_kernel_size: of the heads' convolutions. A temporal kernel of 1 makes the head
+            the learnable MLP of section 3.3, to which the order of the frames is no matter.
     """
 
     @register_to_config
@@ -132,8 +133,7 @@ class LatentDiscriminator(ModelMixin, ConfigMixin):
         super().__init__()
         sizes = (in_channels, *widths)
         self.levels = nn.ModuleList(
-            nn.Conv2d(narrow, wide, 4, stride=2, padding=1)
-            for narrow, wide in zip(sizes[:-1], sizes[1:], strict=True)
+            nn.Conv2d(narrow, wide, 4, stride=2, padding=1) for narrow, wide in itertools.pairwise(sizes)
         )
         self.act = nn.LeakyReLU(0.2)
         self.heads = DiscriminatorHeads({str(i): width for i, width in enumerate(widths)}, condition_dim, widths[-1])
@@ -144,7 +144,7 @@ class LatentDiscriminator(ModelMixin, ConfigMixin):
         (hidden,) = features.values()
         pyramid = {}
         for i, level in enumerate(self.levels):
-            hidden = self.act(level(hidden.to(level.weight.dtype)))
+            hidden = self.act(level(hidden.to(self.heads.dtype)))
             pyramid[str(i)] = hidden
         return self.heads(pyramid, noise_levels, condition)
 

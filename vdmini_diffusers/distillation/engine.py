@@ -21,7 +21,9 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
         ),
         mixed_precision=args.mixed_precision,
         log_with=args.report_to,
-        project_config=ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / "logs")),
+        project_config=ProjectConfiguration(
+            project_dir=str(args.output_dir), logging_dir=str(args.output_dir / "logs")
+        ),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
     )
 
@@ -37,7 +39,7 @@ def make_optimizer(args: TrainingArguments, parameters: Iterable[nn.Parameter]) 
         return torch.optim.Adafactor(parameters, lr=args.learning_rate, weight_decay=args.adam_weight_decay)
     if args.optimizer == "adamw_8bit":
         try:
-            from bitsandbytes.optim import AdamW8bit
+            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError("`--optimizer adamw_8bit` needs bitsandbytes: `pip install bitsandbytes`.") from error
         return AdamW8bit(parameters, lr=args.learning_rate, betas=betas, weight_decay=args.adam_weight_decay)

@@ -1,7 +1,6 @@
 """Outputs of named modules, collected while a model runs."""
 
 from collections.abc import Iterable
-from types import TracebackType
 
 import torch
 from torch import nn
@@ -23,39 +22,47 @@ class FeatureTaps:
 
     Args:
         names: of submodules.
-        stop: leave the `with` block as soon as every module has run, without running the rest of the model. Not for a
-            model that FSDP has sharded: what gathers its weights for the rest would not be undone.
 
     Raises:
         ValueError: if `model` has no module of such a name.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str], stop: bool = False):
+    def __init__(self, model: nn.Module, names: Iterable[str]):
         modules = dict(model.named_modules())
         self.modules = {}
         for name in names:
             if name not in modules:
                 raise ValueError(f"{type(model).__name__} has no module {name!r} to take features from.")
             self.modules[name] = modules[name]
-        self.stop = stop
+        self.features: dict[str, torch.Tensor] = {}
 
     def __enter__(self) -> dict[str, torch.Tensor]:
-        features: dict[str, torch.Tensor] = {}
-
-        def tap(name: str, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-            features[name] = output[0] if isinstance(output, tuple) else output
-            if self.stop and len(features) == len(self.modules):
-                raise _Collected
-
+        self.features = {}
         self.handles = [
-            module.register_forward_hook(lambda module, args, output, name=name: tap(name, output))
+            module.register_forward_hook(lambda module, args, output, name=name: self._tap(name, output))
             for name, module in self.modules.items()
         ]
-        return features
+        return self.features
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    def _tap(self, name: str, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        self.features[name] = output[0] if isinstance(output, tuple) else output
+
+    def __exit__(self, *error: object) -> None:
         for handle in self.handles:
             handle.remove()
-        return exc_type is _Collected
+
+
+class FirstFeatures(FeatureTaps):
+    """The same, but leaves the `with` block as soon as every module has run, without running the rest of the model.
+
+    Not for a model that FSDP has sharded: what gathers its weights for the rest would not be undone.
+    """
+
+    def _tap(self, name: str, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        super()._tap(name, output)
+        if len(self.features) == len(self.modules):
+            raise _Collected
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> bool:
+        super().__exit__()
+        return kind is _Collected

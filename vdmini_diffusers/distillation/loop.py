@@ -61,8 +61,8 @@ def icmd_training_loop(
     `accelerator` has prepared student, optimiser and data; the schedule counts optimiser steps and is not prepared.
 
     `L = L_Task + lambda_ICD L_ICD + lambda_MCA (L_gen + L_disc)`, Eq. 6, where the last term is that of each critic.
-    The teacher runs once a step: its features are ICD's target, its output is what MCA's critic takes for real. It does
-    not run where neither asks for it, as when SF-V itself is trained.
+    The teacher runs once a step: its features are ICD's target, its output is what MCA's critic takes for real. It
+    does not run where neither asks for it, as when SF-V itself is trained.
 
     Raises:
         FloatingPointError: if a loss is not finite; the last checkpoint is left as it is.
@@ -70,7 +70,10 @@ def icmd_training_loop(
     critic_features = critic_features or CriticFeatures(task, teacher)
     bare_student = extract_model_from_parallel(student)
     trained = [parameter for parameter in bare_student.parameters() if parameter.requires_grad]
-    progress = checkpoints.resume(accelerator, [lr_scheduler, *critics, *([ema] if ema is not None else [])])
+    others = {"lr_scheduler": lr_scheduler, **{critic.name: critic for critic in critics}}
+    progress = checkpoints.resume(accelerator, others | ({"ema": ema} if ema is not None else {}))
+    if ema is not None:
+        ema.to(accelerator.device)
     log = LossLog(accelerator)
     batches = endless_batches(dataloader, progress)
     bar = tqdm(
@@ -92,13 +95,16 @@ def icmd_training_loop(
                 given = inputs.noisy_latents, inputs.noise_levels, inputs.conditioning
 
                 # Student, and teacher once for all its uses
-                with accelerator.autocast(), FeatureTaps(bare_student, [name for name, _ in pairs]) as student_features:
+                with (
+                    accelerator.autocast(),
+                    FeatureTaps(bare_student, [name for name, _ in pairs]) as student_features,
+                ):
                     denoised = task.denoise(student, *given)
                 teacher_features, teacher_denoised = {}, inputs.clean_latents  # unless it runs
                 if uses_teacher:
-                    with torch.no_grad(), accelerator.autocast():
-                        with FeatureTaps(teacher, [name for _, name in pairs]) as teacher_features:
-                            teacher_denoised = task.denoise(teacher, *given)
+                    taps = FeatureTaps(teacher, [name for _, name in pairs])
+                    with torch.no_grad(), accelerator.autocast(), taps as teacher_features:
+                        teacher_denoised = task.denoise(teacher, *given)
 
                 # Losses of the student
                 losses = task.losses(denoised, inputs)
@@ -149,7 +155,7 @@ def icmd_training_loop(
         progress.step += 1
         bar.update()
         if progress.step % settings.logging_steps == 0 or progress.step == settings.max_train_steps:
-            bar.set_postfix(log.report(progress.step, lr=lr_scheduler.get_last_lr()[0]))
+            log.report(progress.step, lr=lr_scheduler.get_last_lr()[0])
         if progress.step % settings.checkpointing_steps == 0 or progress.step == settings.max_train_steps:
             checkpoints.save(accelerator, progress)
         if validate is not None and progress.step % settings.validation_steps == 0:
@@ -166,6 +172,6 @@ def refuse_nan(loss: torch.Tensor, losses: dict[str, torch.Tensor], step: int) -
     if not loss.isfinite():
         values = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
         raise FloatingPointError(
-            f"The loss of step {step + 1} is not finite ({values}). Nothing was saved since the last checkpoint: run the"
-            " same command again with a lower learning rate, or with another `--mixed_precision`."
+            f"The loss of step {step + 1} is not finite ({values}). Nothing was saved since the last checkpoint: run"
+            " the same command again with a lower learning rate, or with another `--mixed_precision`."
         )

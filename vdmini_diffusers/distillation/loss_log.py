@@ -1,7 +1,13 @@
 """Means of named losses over steps and processes."""
 
+import json
+
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+
+logger = get_logger(__name__, log_level="INFO")
 
 
 class LossLog:
@@ -17,10 +23,10 @@ class LossLog:
             self.sums[name] = self.sums.get(name, 0) + loss.detach().float()
             self.counts[name] = self.counts.get(name, 0) + 1
 
-    def report(self, step: int, **others: float) -> dict[str, float]:
-        """Send the means since the last report to the trackers, and return them."""
+    def report(self, step: int, **others: float) -> None:
+        """Log the means since the last report, here and with the trackers."""
         means = {name: total / self.counts[name] for name, total in self.sums.items()}
         values = {name: float(self.accelerator.reduce(mean, "mean")) for name, mean in means.items()} | others
         self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
+        logger.info("step %d: %s", step, json.dumps(values))
         self.sums, self.counts = {}, {}
-        return values

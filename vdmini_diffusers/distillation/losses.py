@@ -46,8 +46,8 @@ def icd_loss(
 def generator_loss(fake_logits: Sequence[torch.Tensor], kind: GeneratorLoss = "non_saturating") -> torch.Tensor:
     """`L_MCA^gen`, Eq. 5: mean within each head's logits, then over heads, so that it does not grow with their number.
 
-    Eq. 5 takes the log of `D`, whose hinge loss wants unbounded logits. Read as a probability, `-log sigmoid(D)` is the
-    `"non_saturating"` loss; `"hinge"` is `-D`.
+    Eq. 5 takes the log of `D`, whose hinge loss wants unbounded logits. Read as a probability, `-log sigmoid(D)` is
+    the `"non_saturating"` loss; `"hinge"` is `-D`.
     """
     if kind == "non_saturating":
         return _mean(F.softplus(-logits.float()) for logits in fake_logits)
@@ -64,8 +64,8 @@ def discriminator_loss(real_logits: Sequence[torch.Tensor], fake_logits: Sequenc
 def r1_penalty(real_logits: Sequence[torch.Tensor], real_features: Iterable[torch.Tensor]) -> torch.Tensor:
     """Squared norm of the gradient of a video's mean logit, per head, by the features; the mean over videos.
 
-    SF-V takes it by the latents. By the features it regularises the same trainable part, the heads, and needs no second
-    derivative of the backbone, which its fused attention does not have.
+    SF-V takes it by the latents. By the features it regularises the same trainable part, the heads, and needs no
+    second derivative of the backbone, which its fused attention does not have.
 
     Args:
         real_logits: one `(batch, ...)` per head.
@@ -82,8 +82,8 @@ def pseudo_huber_loss(predicted: torch.Tensor, target: torch.Tensor, c: float | 
     `c` is not printed; by default it is 0.00054 times the root of the number of values, as for consistency models.
     """
     squared = (predicted.float() - target.float()).square().flatten(1)
-    c = 0.00054 * squared.shape[1] ** 0.5 if c is None else c
-    return ((squared.sum(dim=1) + c**2).sqrt() - c).mean()
+    offset = 0.00054 * squared.shape[1] ** 0.5 if c is None else c
+    return ((squared.sum(dim=1) + offset**2).sqrt() - offset).mean()
 
 
 def _mean(values: Iterable[torch.Tensor]) -> torch.Tensor:

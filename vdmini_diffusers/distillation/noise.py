@@ -40,8 +40,8 @@ def karras_sigmas(num_levels: int, sigma_min: float = SIGMA_MIN, sigma_max: floa
 def instance_noise_probabilities(p_mean: float = -1.0, p_std: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """The levels sigma_t' for t' = 1 to 999, smallest first, and their probabilities (SF-V, followed by Eq. 5).
 
-    The log-normal's mass between neighbouring levels: `erf(z(sigma_t')) - erf(z(sigma_{t'-1}))`, normalised. SF-V prints
-    `P_std = -1`; its sign drops out, so a positive one is asked for here.
+    The log-normal's mass between neighbouring levels: `erf(z(sigma_t')) - erf(z(sigma_{t'-1}))`, normalised. SF-V
+    prints `P_std = -1`; its sign drops out, so a positive one is asked for here.
 
     Raises:
         ValueError: if `p_std` is not positive.

@@ -1,6 +1,7 @@
 """SF-V's objective (Zhang et al., 2024): one step from any of four noise levels to the video. Image to video."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,9 @@ from vdmini_diffusers.distillation.noise import (
 from vdmini_diffusers.distillation.tasks.base import Generators, ModelInputs
 
 
+Encode = Callable[[Mapping[str, Any], Generators], Mapping[str, torch.Tensor]]
+
+
 class SingleStepTask:
     """Denoise in one step, with SVD's conditioning: the pseudo-Huber half of SF-V; its adversarial half is a critic.
 
@@ -27,6 +31,7 @@ class SingleStepTask:
         num_noise_levels: SF-V's T_g. Of as many Karras levels, all but the last are trained on.
         reconstruction_weight: of the pseudo-Huber loss (SF-V: 0.1).
         instance_noise_mean, instance_noise_std: P_mean and P_std of sigma_t'.
+        encode: makes such batches of what the data set gives, if that is still pictures.
     """
 
     critic_taps = ("down_blocks.0", "down_blocks.1", "down_blocks.2", "down_blocks.3")
@@ -37,14 +42,19 @@ class SingleStepTask:
         reconstruction_weight: float = 0.1,
         instance_noise_mean: float = -1.0,
         instance_noise_std: float = 1.0,
+        encode: Encode | None = None,
     ):
         if num_noise_levels < 2:
-            raise ValueError(f"`num_noise_levels` must be at least 2, not {num_noise_levels}: the last is not trained.")
+            raise ValueError(
+                f"`num_noise_levels` must be at least 2, not {num_noise_levels}: the last is not trained."
+            )
         self.sigmas = karras_sigmas(num_noise_levels)[:-1]
         self.reconstruction_weight = reconstruction_weight
         self.instance_noise = instance_noise_probabilities(instance_noise_mean, instance_noise_std)
+        self.encode = encode
 
     def prepare(self, batch: Mapping[str, torch.Tensor], generators: Generators) -> ModelInputs:
+        batch = batch if self.encode is None else self.encode(batch, generators)
         latents = batch["latents"].float()
         sigmas = choose(self.sigmas, None, generators).to(latents.device)
         return ModelInputs(

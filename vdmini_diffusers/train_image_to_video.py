@@ -1,0 +1,349 @@
+"""Training an image-to-video U-Net: a pruned student towards its teacher (ICMD), or a teacher to one step (SF-V).
+
+`training/train_icmd.py` and `training/train_sf_v.py` parse their arguments and call `train_image_to_video`.
+"""
+
+import copy
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from accelerate import Accelerator
+from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from diffusers.utils import export_to_gif, load_image
+from PIL import ImageOps
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.data.latents import PrecomputedLatents, encode_image_to_video
+from vdmini_diffusers.data.skipped_videos import SkipLog
+from vdmini_diffusers.data.video_dataset import load_video_dataset
+from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, TrainingArguments
+from vdmini_diffusers.distillation.checkpoints import Checkpoints
+from vdmini_diffusers.distillation.critics import Critic, CriticFeatures
+from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, LatentDiscriminator
+from vdmini_diffusers.distillation.engine import make_accelerator, make_critic, make_optimizer
+from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
+from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
+from vdmini_diffusers.pipelines import VDMiniI2VPipeline
+from vdmini_diffusers.pruning import PruningPlan, PruningPlanError, feature_pairs, student_config
+
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def train_image_to_video(
+    args: TrainingArguments,
+    critic_args: CriticArguments,
+    icmd_args: ICMDArguments,
+    data_args: VideoDataArguments,
+    teacher_name: str,
+    student_name: str | None,
+) -> Path:
+    """Train, and write a whole pipeline to `args.output_dir`, which is returned.
+
+    Args:
+        teacher_name: folder or Hub id of an SVD-style pipeline. Frozen; it also carries the critics' features.
+        student_name: of a pruned one, as `conversion/convert_svd_to_vdmini.py` writes it. None: the teacher's own
+            U-Net is trained to one step (SF-V).
+
+    Raises:
+        FloatingPointError: if a loss is not finite.
+        PruningPlanError: a `ValueError`; if the student's plan does not lead from this teacher to this student.
+        ValueError: for data or settings that cannot be meant.
+    """
+    accelerator = make_accelerator(args)
+    torch.manual_seed(args.seed)
+
+    # Models
+    teacher = VDMiniI2VPipeline.from_pretrained(teacher_name, dtype=torch.float32)
+    unet, plan = load_student(teacher, student_name)
+    pairs = feature_pairs(plan, teacher.unet.config) if plan is not None and icmd_args.lambda_icd > 0 else ()
+    for model in (teacher.unet, teacher.vae, teacher.image_encoder):
+        model.to(accelerator.device, DTYPES[args.mixed_precision]).eval().requires_grad_(False)
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if args.rank is not None:
+        add_lora(unet, args.rank)
+    trained = [parameter for parameter in unet.train().parameters() if parameter.requires_grad]
+
+    # Objective
+    dataloader, encode = make_dataloader(args, data_args, teacher, accelerator)
+    task = SingleStepTask(
+        instance_noise_mean=critic_args.instance_noise_mean,
+        instance_noise_std=critic_args.instance_noise_std,
+        encode=encode,
+    )
+    critics = make_critics(teacher, task, critic_args, icmd_args, accelerator.device)
+    if accelerator.is_main_process:
+        record = {"teacher": teacher_name, "student": student_name, "plan": plan.name if plan is not None else None}
+        for group in (args, critic_args, icmd_args, data_args):
+            record |= asdict(group)
+        report_run(record, trained, critics, pairs, None if args.dry_run else args.output_dir)
+    if args.dry_run:
+        return args.output_dir
+
+    # Optimiser
+    optimizer = make_optimizer(args, trained)
+    lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, args.max_train_steps)
+    prepared, optimizer = accelerator.prepare(unet, optimizer)
+    ema = EMAModel(trained, decay=args.ema_decay) if args.use_ema else None
+    if args.report_to is not None:
+        accelerator.init_trackers("vdmini")
+
+    icmd_training_loop(
+        accelerator=accelerator,
+        task=task,
+        student=prepared,
+        teacher=teacher.unet,
+        dataloader=dataloader,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        settings=LoopSettings(
+            seed=args.seed,
+            max_train_steps=args.max_train_steps,
+            train_batch_size=args.train_batch_size,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            max_grad_norm=args.max_grad_norm,
+            lambda_icd=icmd_args.lambda_icd,
+            icd_reduction=icmd_args.icd_reduction,
+            icd_normalize=icmd_args.icd_normalize,
+            logging_steps=args.logging_steps,
+            checkpointing_steps=args.checkpointing_steps,
+            validation_steps=args.validation_steps,
+        ),
+        checkpoints=Checkpoints(
+            args.output_dir,
+            None if args.resume_from_checkpoint == "none" else args.resume_from_checkpoint,
+            args.checkpoints_total_limit,
+        ),
+        pairs=pairs,
+        critics=critics,
+        critic_features=CriticFeatures(
+            task, teacher.unet if critic_args.discriminator_backbone == "teacher" else None
+        ),
+        ema=ema,
+        validate=partial(validate, args, data_args, accelerator, teacher, unet, trained, ema),
+    )
+
+    if accelerator.is_main_process:
+        if ema is not None:
+            ema.copy_to(trained)
+        save_pipeline(args, teacher, unet, student_name)
+        if args.push_to_hub:
+            push(args)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return args.output_dir
+
+
+def load_student(
+    teacher: VDMiniI2VPipeline, student_name: str | None
+) -> tuple[UNetSpatioTemporalConditionModel, PruningPlan | None]:
+    """The U-Net to train, in float32, and the plan that it was pruned by; without a name, a copy of the teacher's."""
+    if student_name is None:
+        return copy.deepcopy(teacher.unet), None
+    unet = VDMiniI2VPipeline.from_pretrained(student_name, dtype=torch.float32).unet
+    file = _file_of(student_name, "unet/pruning_plan.json")
+    plan = PruningPlan.from_json_string(file.read_text(encoding="utf-8"))
+    expected = student_config(plan, teacher.unet.config)
+    for name, value in expected.items():
+        found = unet.config.get(name)
+        if _as_list(found) != _as_list(value):
+            raise PruningPlanError(
+                f"The plan {plan.name!r} of the student {student_name} makes a U-Net with `{name}` {value} of this"
+                f" teacher; the student has {found}. Use the teacher that it was pruned from."
+            )
+    return unet, plan
+
+
+def _file_of(name: str, file: str) -> Path:
+    """A file of a folder, or of a repository on the Hub."""
+    local = Path(name) / file
+    if local.is_file():
+        return local
+    if Path(name).is_dir():
+        raise ValueError(
+            f"{local} is missing: ICD needs the plan that the student was pruned by."
+            " `conversion/convert_svd_to_vdmini.py` writes it."
+        )
+    return Path(huggingface_hub.hf_hub_download(name, file))
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def add_lora(unet: UNetSpatioTemporalConditionModel, rank: int) -> None:
+    """Freeze the U-Net, and add LoRA to its attention."""
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ImportError("`--rank` needs peft: `pip install vdmini_diffusers[train]`.") from error
+    if not isinstance(unet, PeftAdapterMixin):
+        raise ValueError("`--rank` trains a pruned student; diffusers' own class of SVD's U-Net takes no adapter.")
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+
+
+def make_dataloader(
+    args: TrainingArguments, data_args: VideoDataArguments, teacher: VDMiniI2VPipeline, accelerator: Accelerator
+) -> tuple[DataLoader, Any]:
+    """Batches, and what makes latents of them if they are videos."""
+    if data_args.precomputed_data_dir is not None:
+        dataset = PrecomputedLatents(data_args.precomputed_data_dir)
+        encode = None
+    else:
+        dataset = load_video_dataset(
+            data_args,
+            SkipLog(args.output_dir / "skipped_videos"),
+            seed=args.seed,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        )
+
+        def encode_batch(batch: Mapping[str, Any], generators: list[torch.Generator]) -> Mapping[str, torch.Tensor]:
+            encoded = encode_image_to_video(
+                dict(batch), teacher.vae, teacher.image_encoder, teacher.feature_extractor, generators=generators
+            )
+            return {name: tensor.to(accelerator.device) for name, tensor in encoded.items()}
+
+        encode = encode_batch
+
+    streaming = isinstance(dataset, IterableDataset)
+    dataloader = DataLoader(
+        dataset,
+        batch_size=args.train_batch_size,
+        shuffle=not streaming,
+        drop_last=True,
+        num_workers=data_args.dataloader_num_workers,
+    )
+    return dataloader if streaming else accelerator.prepare(dataloader), encode  # a stream is divided already
+
+
+def make_critics(
+    teacher: VDMiniI2VPipeline,
+    task: SingleStepTask,
+    critic_args: CriticArguments,
+    icmd_args: ICMDArguments,
+    device: torch.device,
+) -> list[Critic]:
+    """MCA's critic, and the task's own; those whose weight is 0 are left out."""
+    config = teacher.unet.config
+    condition_dim = teacher.image_encoder.config.projection_dim
+    wanted = (
+        ("mca", "teacher", icmd_args.lambda_mca, icmd_args.mca_start_step),
+        ("sf_v", "data", icmd_args.lambda_data_critic, 0),
+    )
+    critics = []
+    for name, real, weight, start_step in wanted:
+        if weight == 0:
+            continue
+        if critic_args.discriminator_backbone == "teacher":
+            channels = dict(zip(task.critic_taps, config.block_out_channels, strict=True))
+            heads = DiscriminatorHeads(
+                channels,
+                condition_dim,
+                critic_args.discriminator_width,
+                temporal_kernel_size=critic_args.temporal_kernel_size,
+            )
+        else:
+            heads = LatentDiscriminator(config.out_channels, condition_dim)
+        critics.append(make_critic(name, real, heads, critic_args, device, weight, start_step))
+    return critics
+
+
+def report_run(
+    record: dict[str, Any],
+    trained: list[nn.Parameter],
+    critics: list[Critic],
+    pairs: tuple[tuple[str, str], ...],
+    output_dir: Path | None,
+) -> None:
+    """Print what will be done; with a folder, keep the settings there."""
+    text = json.dumps(record, indent=2, default=str)
+    logger.info("settings: %s", text)
+    logger.info("trained parameters of the U-Net: %s", f"{sum(p.numel() for p in trained):,}")
+    for critic in critics:
+        count = sum(p.numel() for p in critic.heads.parameters())
+        logger.info("critic %s, from step %d on: %s parameters", critic.name, critic.start_step, f"{count:,}")
+    for student, teacher in pairs:
+        logger.info("ICD: student %s, teacher %s", student, teacher)
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "training.json").write_text(text + "\n", encoding="utf-8")
+
+
+def validate(
+    args: TrainingArguments,
+    data_args: VideoDataArguments,
+    accelerator: Accelerator,
+    teacher: VDMiniI2VPipeline,
+    unet: nn.Module,
+    trained: list[nn.Parameter],
+    ema: EMAModel | None,
+    step: int,
+) -> None:
+    """One-step videos of the validation images, as GIFs in `output_dir/validation`, with the averaged weights."""
+    if not args.validation_images or not accelerator.is_main_process:
+        return
+    if ema is not None:
+        ema.store(trained)
+        ema.copy_to(trained)
+    unet.eval()
+    pipe = VDMiniI2VPipeline(**{**teacher.components, "unet": unet})
+    folder = args.output_dir / "validation"
+    folder.mkdir(exist_ok=True)
+    for i, path in enumerate(args.validation_images):
+        image = ImageOps.fit(load_image(str(path)), (data_args.width, data_args.height))
+        with accelerator.autocast():
+            frames = pipe(
+                image,
+                height=data_args.height,
+                width=data_args.width,
+                num_frames=data_args.num_frames,
+                generator=torch.manual_seed(args.seed),
+            ).frames[0]
+        export_to_gif(frames, str(folder / f"step-{step:06d}-{i}.gif"), fps=data_args.fps)
+    unet.train()
+    if ema is not None:
+        ema.restore(trained)
+
+
+def save_pipeline(
+    args: TrainingArguments, teacher: VDMiniI2VPipeline, unet: nn.Module, student_name: str | None
+) -> None:
+    """The whole pipeline, whose other parts are the teacher's, and the plan."""
+    if isinstance(unet, PeftAdapterMixin) and args.rank is not None:
+        unet.save_lora_adapter(args.output_dir / "lora")
+        unet.fuse_lora()
+        unet.unload_lora()
+    unet.eval()
+    VDMiniI2VPipeline(**{**teacher.components, "unet": unet}).save_pretrained(args.output_dir)
+    if student_name is not None:
+        for name in ("pruning_plan.json", "pruning_provenance.json"):
+            shutil.copyfile(_file_of(student_name, f"unet/{name}"), args.output_dir / "unet" / name)
+
+
+def push(args: TrainingArguments) -> None:
+    repo_id = args.hub_model_id or args.output_dir.resolve().name
+    repo_id = huggingface_hub.create_repo(repo_id, exist_ok=True).repo_id
+    huggingface_hub.upload_folder(
+        repo_id=repo_id,
+        folder_path=args.output_dir,
+        commit_message="VDMini-I2V, distilled",
+        ignore_patterns=["checkpoint-*", ".*", "logs/*", "skipped_videos/*", "validation/*"],
+    )
