@@ -216,18 +216,18 @@ def test_the_real_network_tells_spoilt_clips_from_real_ones():
         find_checkpoint()
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    n, rng = 32, np.random.default_rng(0)
+    n, rng = 24, np.random.default_rng(0)
     pictures = MovingPictures(TRAIN_PHOTOS)
-    reference, real = (np.stack([pictures.clip(rng).frames for _ in range(n)]) for _ in range(2))
+    real, other = (np.stack([pictures.clip(rng).frames for _ in range(n)]) for _ in range(2))
     detector = load_i3d()
-    reference_features = i3d_features(reference, detector)
-    spoilt = {
-        "real": real,
-        "shuffled": np.stack([clip[rng.permutation(8)] for clip in real]),
-        "frozen": real[:, :1].repeat(8, axis=1),
-        "noise": np.clip(real + rng.normal(0, 25, real.shape), 0, 255).astype(np.uint8),
-    }
-    fvd = {name: frechet_distance(i3d_features(clips, detector), reference_features) for name, clips in spoilt.items()}
-    assert fvd["frozen"] > fvd["shuffled"], fvd
-    assert fvd["frozen"] > 1.1 * fvd["real"], fvd
-    assert fvd["noise"] > 3 * fvd["real"], fvd
+    real_features = i3d_features(real, detector)
+
+    def fvd(clips: np.ndarray) -> float:
+        return frechet_distance(i3d_features(clips, detector), real_features)
+
+    # The same clips, spoilt: against other ones, the few clips' floor would cover the smaller differences.
+    shuffled = fvd(np.stack([clip[rng.permutation(8)] for clip in real]))
+    frozen = fvd(real[:, :1].repeat(8, axis=1))
+    noisy = fvd(np.clip(real + rng.normal(0, 25, real.shape), 0, 255).astype(np.uint8))
+    assert frozen > 1.2 * shuffled > 50
+    assert noisy > 1.5 * fvd(other)

@@ -118,7 +118,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     `|mean_a - mean_b|^2 + Tr(A + B - 2 (A B)^1/2)`, where the trace of the root is that of the symmetric
     `(A^1/2 B A^1/2)^1/2`. The sets need not be of one size. It is biased upwards, the more the fewer the features.
-    Rounding leaves about 1e-8 of the traces, of either sign.
+    Rounding leaves up to about 1e-6 of the traces, of either sign.
 
     Args:
         a, b: features `(n, dimensions)`.
