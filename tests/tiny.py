@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKLTemporalDecoder,
-    EulerDiscreteScheduler,
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
@@ -13,6 +12,7 @@ from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from vdmini_diffusers import VDMiniUNetSpatioTemporalConditionModel
+from vdmini_diffusers.embedded.networks import build_scheduler
 from vdmini_diffusers.pruning import UNetPruningPlan, student_config, weight_map
 
 
@@ -77,18 +77,7 @@ def tiny_svd_pipeline() -> StableVideoDiffusionPipeline:
         vae=randomise(vae, 1).eval(),
         image_encoder=randomise(image_encoder, 2).eval(),
         unet=randomise(tiny_teacher_unet()).eval(),
-        scheduler=EulerDiscreteScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            prediction_type="v_prediction",
-            use_karras_sigmas=True,
-            sigma_min=0.002,
-            sigma_max=700.0,
-            timestep_spacing="leading",
-            timestep_type="continuous",
-            steps_offset=1,
-        ),
+        scheduler=build_scheduler(),
         feature_extractor=CLIPImageProcessor(),
     )
 

@@ -22,23 +22,27 @@ from accelerate.logging import get_logger
 from accelerate.state import PartialState
 from diffusers import (
     AutoencoderKLTemporalDecoder,
-    EulerDiscreteScheduler,
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
 from diffusers.training_utils import EMAModel
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
     CLIPImageProcessor,
-    CLIPVisionConfig,
     CLIPVisionModelWithProjection,
     HfArgumentParser,
     get_cosine_schedule_with_warmup,
     set_seed,
 )
 
-from vdmini_diffusers.data.moving_pictures import FPS, HEIGHT, NUM_FRAMES, TRAIN_PHOTOS, MovingPictures
+from vdmini_diffusers.data.moving_pictures import FPS, NUM_FRAMES, TRAIN_PHOTOS, MovingPictures
+from vdmini_diffusers.embedded.networks import (
+    SIZE,
+    build_image_encoder,
+    build_scheduler,
+    build_unet,
+    build_vae,
+)
 
 
 logger = get_logger(__name__, log_level="INFO")
@@ -47,6 +51,10 @@ logger = get_logger(__name__, log_level="INFO")
 @dataclass
 class Arguments:
     output_dir: Path = field(metadata={"help": "Where the state of each stage and the finished pipeline go."})
+    init_from: Path | None = field(
+        default=None,
+        metadata={"help": "Pipeline folder to go on from: its VAE stays as it is, U-Net and image encoder train on."},
+    )
     seed: int = field(default=0, metadata={"help": "Seeds the weights, the clips and the noise."})
     vae_steps: int = field(default=800, metadata={"help": "Optimiser steps of the whole VAE."})
     decoder_steps: int = field(default=1600, metadata={"help": "Further steps of its decoder, encoder frozen."})
@@ -59,94 +67,8 @@ class Arguments:
     conditioning_dropout_prob: float = field(default=0.05, metadata={"help": "Share of clips without their image."})
     noise_aug_strength: float = field(default=0.02, metadata={"help": "Noise on the first frame, as the pipeline's."})
     checkpointing_steps: int = field(default=200, metadata={"help": "Save the state every so many steps."})
-    mixed_precision: bool = field(default=True, metadata={"help": "Autocast the U-Net to bfloat16."})
-    compile: bool = field(default=False, metadata={"help": "Compile the U-Net: pays from about 15 minutes on."})
-
-
-def build_vae() -> AutoencoderKLTemporalDecoder:
-    """Two downsamplers, 64 pixels to 16 latents. 96 channels: the 32 groups of a norm then hold three each, and can
-    tell a colour from its absence; with one or two channels a group, the last norm takes every mean away."""
-    vae = AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        block_out_channels=(96, 96, 96),
-        layers_per_block=1,
-        latent_channels=4,
-        sample_size=HEIGHT,
-    )
-    start_as_thumbnail(vae)
-    return vae
-
-
-@torch.no_grad()
-def start_as_thumbnail(vae: AutoencoderKLTemporalDecoder, reference: float = 3.0, offset: float = 4.0) -> None:
-    """Start the VAE at what a random start needs thousands of steps to find: three of the four latents are the mean
-    colours of 4 x 4 pixels, and are decoded by smooth upsampling. The rest of the network starts at random.
-
-    Each colour shares its norm's group with `reference` and its negative, from which the last convolution reads the
-    mean back; `offset` keeps the SiLU behind the norm nearly linear.
-    """
-    smooth = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])) / 16
-    centre, mean = torch.zeros(3, 3), torch.zeros(3, 3)
-    centre[1, 1], mean[:2, :2] = 1, 0.25
-
-    def carry(conv: nn.Conv2d, taps: torch.Tensor, stride: int = 3) -> None:
-        conv.weight[:9] = 0
-        conv.bias[:9] = torch.tensor([0.0, reference, -reference] * 3)
-        for colour in range(3):
-            conv.weight[3 * colour, stride * colour] = taps
-
-    def read(norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
-        norm.weight[:9] = (2 / 3) ** 0.5 * reference / 4  # about a quarter of the colour
-        norm.bias[:9] = offset
-        nn.init.zeros_(conv.weight)
-        nn.init.zeros_(conv.bias)
-        for colour in range(3):
-            for channel, share in enumerate((1.0, -0.5, -0.5)):
-                conv.weight[colour, 3 * colour + channel] = 4 * share * centre
-
-    for name, module in vae.named_modules():
-        if name.endswith((".conv2", ".to_out.0")):  # residual blocks and attention start as the identity
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
-    carry(vae.encoder.conv_in, centre, stride=1)
-    for block in vae.encoder.down_blocks[:-1]:
-        carry(block.downsamplers[0].conv, mean)
-    read(vae.encoder.conv_norm_out, vae.encoder.conv_out)
-    vae.encoder.conv_out.weight[3].normal_(std=0.02)
-    vae.quant_conv.weight.copy_(torch.eye(8).view(8, 8, 1, 1))
-    vae.quant_conv.bias.copy_(torch.tensor([0.0] * 4 + [-6.0] * 4))  # little noise at first
-    carry(vae.decoder.conv_in, centre, stride=1)
-    for block in vae.decoder.up_blocks[:-1]:
-        carry(block.upsamplers[0].conv, smooth)
-    read(vae.decoder.conv_norm_out, vae.decoder.conv_out)
-    vae.decoder.time_conv_out.weight.copy_(torch.eye(3).view(3, 3, 1, 1, 1) * torch.tensor([0.0, 1, 0]).view(3, 1, 1))
-    vae.decoder.time_conv_out.bias.zero_()
-
-
-def build_unet() -> UNetSpatioTemporalConditionModel:
-    """SVD's four stages, narrow. The last two widths agree, as in SVD, so that the paper's plan applies."""
-    return UNetSpatioTemporalConditionModel(
-        sample_size=HEIGHT // 4,
-        block_out_channels=(64, 64, 64, 64),
-        num_attention_heads=(2, 2, 2, 2),
-        cross_attention_dim=64,
-        addition_time_embed_dim=32,
-        projection_class_embeddings_input_dim=96,
-        num_frames=NUM_FRAMES,
-    )
-
-
-def build_image_encoder() -> CLIPVisionModelWithProjection:
-    return CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=224,  # what the SVD pipeline resizes to
-            patch_size=32,
-            projection_dim=64,
-        )
+    mixed_precision: bool = field(
+        default=True, metadata={"help": "Autocast the U-Net to bfloat16. Slow on CPUs without such instructions."}
     )
 
 
@@ -187,9 +109,9 @@ def train_vae(args: Arguments, device: torch.device, stop: int) -> AutoencoderKL
         rng = np.random.default_rng((args.seed, 1, step))
         torch.manual_seed(args.seed + step)
         # Eight images a step: crops of single frames at first, which are varied and cheap; then whole, moving ones.
-        num_clips, num_frames, side = (8, 1, HEIGHT // 2) if step < 0.85 * total else (2, 4, HEIGHT)
+        num_clips, num_frames, side = (8, 1, SIZE // 2) if step < 0.85 * total else (2, 4, SIZE)
         first = int(rng.integers(NUM_FRAMES - num_frames + 1))
-        top, left = rng.integers(HEIGHT - side + 1, size=2)
+        top, left = rng.integers(SIZE - side + 1, size=2)
         clips = np.stack([pictures.clip(rng).frames[first : first + num_frames] for _ in range(num_clips)])
         pixels = to_tensor(clips[..., top : top + side, left : left + side, :]).flatten(0, 1).to(device)
         posterior = vae.encode(pixels).latent_dist
@@ -252,7 +174,14 @@ def train_unet(
     """EDM denoising with SVD's preconditioning; the image encoder learns along, through its one token."""
     path = args.output_dir / "unet.pt"
     set_seed(args.seed + 1)
-    unet, image_encoder = build_unet().to(device), build_image_encoder().to(device)
+    if args.init_from is None:
+        unet, image_encoder = build_unet(), build_image_encoder()
+    else:
+        unet = UNetSpatioTemporalConditionModel.from_pretrained(args.init_from / "unet", dtype=torch.float32)
+        image_encoder = CLIPVisionModelWithProjection.from_pretrained(
+            args.init_from / "image_encoder", dtype=torch.float32
+        )
+    unet.to(device).train(), image_encoder.to(device).train()
     parameters = [*unet.parameters(), *image_encoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.unet_learning_rate, weight_decay=1e-3, fused=True)
     lr_scheduler = get_cosine_schedule_with_warmup(optimizer, 100, args.unet_steps)
@@ -266,7 +195,6 @@ def train_unet(
         lr_scheduler.load_state_dict(state["lr_scheduler"])
         ema.load_state_dict(state["ema"])
         start = state["step"]
-    denoiser = torch.compile(unet) if args.compile else unet
     feature_extractor = CLIPImageProcessor()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (feature_extractor.image_mean, feature_extractor.image_std))
 
@@ -302,7 +230,7 @@ def train_unet(
         ).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.mixed_precision):
             image_embeds = image_encoder(pixel_values).image_embeds * keep.view(-1, 1).to(device)
-            prediction = denoiser(
+            prediction = unet(
                 model_input,
                 (0.25 * sigmas.log()).to(device),
                 image_embeds.unsqueeze(1),
@@ -341,24 +269,12 @@ def save_pipeline(
     image_encoder: CLIPVisionModelWithProjection,
     folder: Path,
 ) -> None:
-    """In half precision, with SVD's scheduler."""
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        use_karras_sigmas=True,
-        sigma_min=0.002,
-        sigma_max=700.0,
-        timestep_spacing="leading",
-        timestep_type="continuous",
-        steps_offset=1,
-    )
+    """In half precision."""
     pipeline = StableVideoDiffusionPipeline(
         vae=vae,
         image_encoder=image_encoder,
         unet=unet,
-        scheduler=scheduler,
+        scheduler=build_scheduler(),
         feature_extractor=CLIPImageProcessor(),
     )
     for model in (vae, unet, image_encoder):
@@ -372,13 +288,20 @@ def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = train_vae(args, device, stop=args.vae_steps)
-    latents = cache_latents(args, vae, device)
-    # Latents of unit variance, as the scheduler assumes; the factor is the VAE's own, as in every diffusers VAE.
-    scaling_factor = 1 / latents["latents"].float().std().item()
+    if args.init_from is None:
+        vae = train_vae(args, device, stop=args.vae_steps)
+        latents = cache_latents(args, vae, device)
+        # Latents of unit variance, as the scheduler assumes; the factor is the VAE's own, as in every diffusers VAE.
+        vae.register_to_config(scaling_factor=1 / latents["latents"].float().std().item())
+    else:
+        vae = AutoencoderKLTemporalDecoder.from_pretrained(args.init_from / "vae", dtype=torch.float32).to(device)
+        vae.eval().requires_grad_(False)
+        latents = cache_latents(args, vae, device)
+    scaling_factor = vae.config.scaling_factor
     unet, image_encoder = train_unet(args, latents, scaling_factor, device)
-    vae = train_vae(args, device, stop=args.vae_steps + args.decoder_steps)
-    vae.register_to_config(scaling_factor=scaling_factor)
+    if args.init_from is None:
+        vae = train_vae(args, device, stop=args.vae_steps + args.decoder_steps)
+        vae.register_to_config(scaling_factor=scaling_factor)
     save_pipeline(vae, unet, image_encoder, args.output_dir / "pipeline")
 
 

@@ -20,6 +20,7 @@ from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
 
 
 ROOT = Path(__file__).parents[2]
+CPU = os.environ | {"ACCELERATE_USE_CPU": "true"}  # without it, accelerate joins processes on GPUs only
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -58,7 +59,7 @@ def command(script: str, folders, output_dir: Path, *flags: object, processes: i
 
 
 def run(arguments: list[str]) -> str:
-    done = subprocess.run(arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
+    done = subprocess.run(arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, env=CPU)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
 

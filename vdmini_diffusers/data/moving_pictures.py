@@ -19,8 +19,8 @@ HEIGHT = WIDTH = 64  # pixels
 FPS = 7
 DEFAULT_MOTION_BUCKET_ID = 127  # SVD's default; the speed of a clip is proportional to its bucket
 MIN_MOTION_BUCKET_ID, MAX_MOTION_BUCKET_ID = 32, 255
-DRIVE_PIXELS_PER_FRAME = 2.0  # at the default bucket
-PUSH_IN_PER_FRAME = 0.25 / 7  # growth of scale at the default bucket: 1.25 at the eighth frame
+DRIVE_PIXELS_PER_FRAME = 1.6  # at the default bucket
+PUSH_IN_PER_FRAME = 0.2 / 7  # growth of scale at the default bucket: 1.2 at the eighth frame
 
 SPRITE_SHEET = Path(__file__).parent / "sprites.png"
 SPRITE_SIZE = 64  # pixels; the sheet is one row
@@ -122,7 +122,7 @@ class MovingPictures:
             photo = ImageOps.mirror(photo)
         if self.recolour:
             photo = photo.convert("RGB", random_colour_matrix(rng))
-        side = rng.uniform(0.3, 1.0) * min(photo.size)
+        side = rng.uniform(0.25, 0.8) * min(photo.size)
         left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
         place = name.removesuffix(".jpg").replace("_", " ")
 

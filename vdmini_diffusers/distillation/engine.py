@@ -1,6 +1,7 @@
 """What every training script sets up in the same way."""
 
 import logging
+import os
 from collections.abc import Iterable
 
 import torch
@@ -13,9 +14,13 @@ from vdmini_diffusers.distillation.critics import Critic
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
-    """With data in an order that depends on the seed alone, and accumulation that ignores where epochs end."""
+    """With data in an order that depends on the seed alone, and accumulation that ignores where epochs end.
+
+    Raises:
+        RuntimeError: if several processes were started that accelerate does not join: each would train alone.
+    """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    return Accelerator(
+    accelerator = Accelerator(
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
         ),
@@ -26,6 +31,13 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
         ),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
     )
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != started:
+        raise RuntimeError(
+            f"{started} processes were started, and accelerate joined {accelerator.num_processes}. On a machine"
+            f" without GPUs: `ACCELERATE_USE_CPU=true torchrun --nproc_per_node {started} ...`."
+        )
+    return accelerator
 
 
 def make_optimizer(args: TrainingArguments, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
