@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import HfArgumentParser
 
-from vdmini_diffusers.data.moving_pictures import HELD_OUT_PHOTOS, Clip, MovingPictures
+from vdmini_diffusers.data.moving_pictures import Clip
 from vdmini_diffusers.embedded import I2V_TEACHER
 from vdmini_diffusers.evaluation.continuation import motion_cosine, motion_ratio, psnr
+from vdmini_diffusers.held_out import KINDS, continue_clips, held_out_clips
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
 from vdmini_diffusers.quickstart import write_contact_sheet
@@ -31,33 +31,13 @@ class Arguments:
     teacher: Path = field(default=I2V_TEACHER, metadata={"help": "Another SVD-style pipeline folder to measure."})
     num_clips: int = field(default=64, metadata={"help": "Held-out clips."})
     num_inference_steps: int = field(default=8, metadata={"help": "Sampling steps."})
-    batch_size: int = field(default=8, metadata={"help": "Clips of the same speed sampled at once."})
     seed: int = field(default=0, metadata={"help": "Seeds the clips and the noise."})
-
-
-def held_out_clips(num_clips: int, seed: int) -> list[Clip]:
-    pictures = MovingPictures(HELD_OUT_PHOTOS)
-    return [
-        pictures.clip(np.random.default_rng((seed, 3, i)), motion_bucket_id=170, kind=("drive", "push-in")[i % 2])
-        for i in range(num_clips)
-    ]
 
 
 def generate(folder: Path, clips: list[Clip], args: Arguments) -> np.ndarray:
     pipe = VDMiniI2VPipeline.from_pretrained(folder, dtype=torch.float32)
-    videos = []
-    for start in range(0, len(clips), args.batch_size):
-        batch = clips[start : start + args.batch_size]
-        frames = pipe(
-            [Image.fromarray(clip.frames[0]) for clip in batch],
-            num_inference_steps=args.num_inference_steps,
-            motion_bucket_id=batch[0].motion_bucket_id,
-            generator=[torch.Generator().manual_seed(args.seed + start + i) for i in range(len(batch))],
-            output_type="np",
-            return_dict=False,
-        )
-        videos.append((np.asarray(frames) * 255).round().astype(np.uint8))
-    return np.concatenate(videos)
+    pipe.set_progress_bar_config(disable=True)
+    return continue_clips(pipe, clips, args.num_inference_steps, args.seed)
 
 
 def measure(generated: np.ndarray, real: np.ndarray) -> list[str]:
@@ -88,7 +68,7 @@ def main(args: Arguments) -> None:
         "| --- | --- | --- | --- | --- |",
     ]
     for name, generated in videos.items():
-        for kind in ("drive", "push-in", "all"):
+        for kind in (*KINDS, "all"):
             rows = [i for i, clip in enumerate(clips) if kind in ("all", clip.kind)]
             lines.append(f"| {name} | {kind} | {' | '.join(measure(generated[rows], real[rows]))} |")
     table = "\n".join(lines) + "\n"

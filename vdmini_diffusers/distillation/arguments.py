@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from transformers import HfArgumentParser
 
 
@@ -97,6 +96,8 @@ def parse_arguments(kinds: Sequence[type], argv: Sequence[str] | None = None) ->
     parser = HfArgumentParser(list(kinds))
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith((".yaml", ".yml")):
+        import yaml
+
         config = yaml.safe_load(Path(argv.pop(0)).read_text(encoding="utf-8")) or {}
         known = {setting.name for kind in kinds for setting in fields(kind)}
         if unknown := sorted(set(config) - known):
