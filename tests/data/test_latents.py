@@ -1,0 +1,223 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import safe_open
+from tiny import tiny_image, tiny_svd_pipeline
+from torch.utils.data import DataLoader
+
+from vdmini_diffusers.data.latents import (
+    LatentShards,
+    PrecomputedLatents,
+    encode_image_to_video,
+    write_shard,
+)
+from vdmini_diffusers.data.skipped_videos import SkipLog, SkippedVideo
+from vdmini_diffusers.data.video_decoding import UnusableVideo
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = tiny_svd_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "pixel_values": 2 * torch.rand(3, 4, 3, 16, 16, generator=generator) - 1,
+        "fps": torch.tensor([7, 7, 12]),
+        "motion_bucket_id": torch.tensor([127, 30, 255]),
+    }
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def encode(pipe, batch, **options):
+    return encode_image_to_video(batch, pipe.vae, pipe.image_encoder, pipe.feature_extractor, **options)
+
+
+class TestEncoding:
+    def test_conditions_are_those_that_the_pipeline_gives_its_unet(self, pipe):
+        seen = {}
+
+        def watch(module, args, kwargs):
+            seen.update(kwargs, sample=args[0])
+
+        image = tiny_image()
+        handle = pipe.unet.register_forward_pre_hook(watch, with_kwargs=True)
+        options = {"height": 16, "width": 16, "fps": 9, "motion_bucket_id": 50, "noise_aug_strength": 0.3}
+        pipe(image, num_inference_steps=1, max_guidance_scale=1, generator=generators(3)[0], **options)
+        handle.remove()
+
+        frames = pipe.video_processor.preprocess(image)[:, None].repeat(1, 2, 1, 1, 1)
+        batch = {"pixel_values": frames, "fps": [9], "motion_bucket_id": [50]}
+        found = encode(pipe, batch, noise_aug_strength=0.3, generators=generators(3))
+        torch.testing.assert_close(found["image_latents"], seen["sample"][:, 0, 4:], atol=1e-6, rtol=0)
+        assert torch.equal(found["image_embeds"], seen["encoder_hidden_states"])
+        assert torch.equal(found["added_time_ids"], seen["added_time_ids"])
+
+    def test_latents(self, pipe, batch):
+        found = encode(pipe, batch)
+        assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {
+            "latents": (3, 4, 4, 8, 8),
+            "image_latents": (3, 4, 8, 8),
+            "image_embeds": (3, 1, 16),
+            "added_time_ids": (3, 3),
+        }
+        assert not any(tensor.requires_grad for tensor in found.values())
+        with torch.no_grad():
+            mode = pipe.vae.encode(batch["pixel_values"][1]).latent_dist.mode()
+        torch.testing.assert_close(found["latents"][1], mode * pipe.vae.config.scaling_factor)
+        torch.testing.assert_close(found["added_time_ids"][2], torch.tensor([11, 255, 0.02]))
+
+    def test_neither_batch_nor_chunks_matter(self, pipe, batch):
+        whole = encode(pipe, batch, generators=generators(0, 1, 2))
+        chunked = encode(pipe, batch, generators=generators(0, 1, 2), encode_chunk_size=5)
+        second = encode(pipe, {k: v[1:2] for k, v in batch.items()}, generators=generators(1))
+        for name, tensor in whole.items():
+            torch.testing.assert_close(chunked[name], tensor)
+            torch.testing.assert_close(second[name], tensor[1:2])
+
+    def test_a_half_precision_vae_encodes_in_float32(self, batch):
+        pipe = tiny_svd_pipeline()
+        pipe.vae.half()
+        half = encode(pipe, batch, generators=generators(0, 1, 2))
+        assert half["latents"].dtype == torch.float32 and pipe.vae.dtype == torch.float16
+        pipe.vae.float()
+        assert torch.equal(half["latents"], encode(pipe, batch)["latents"])
+
+    def test_bad_shapes(self, pipe, batch):
+        with pytest.raises(ValueError, match=r"multiples of 2; got \(3, 4, 3, 15, 16\)"):
+            encode(pipe, batch | {"pixel_values": batch["pixel_values"][..., :15, :]})
+        with pytest.raises(ValueError, match="each of the 3 samples is needed; got 1"):
+            encode(pipe, batch, generators=generators(0))
+
+
+class Rows:
+    """Stands where `ClipReader` does: rows are numbers, of which odd ones cannot be used."""
+
+    def name(self, row):
+        return f"{row}.mp4"
+
+    def __call__(self, row):
+        if row % 2:
+            raise UnusableVideo("broken")
+        return {"pixel_values": torch.full((2, 3), float(row)), "name": self.name(row), "caption": f"Nummer {row} ß"}
+
+
+def double(batch):
+    return {"latents": 2 * batch["pixel_values"], "mean": batch["pixel_values"].mean(dim=(1, 2))}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(folder, shards=(0, 1, 2), num_threads=0, settings=None, encode=double):
+        writer = LatentShards(tmp_path / folder, settings or {"seed": 1})
+        log = SkipLog(tmp_path / folder / "skipped")
+        for shard in shards:
+            rows = range(8 * shard, 8 * shard + 8)
+            options = {"batch_size": 3, "num_threads": num_threads}
+            write_shard(writer, shard, rows, Rows(), encode, log, **options)
+        return writer, log
+
+    return write
+
+
+class TestShards:
+    def test_round_trip(self, write, tmp_path):
+        writer, log = write("a")
+        assert writer.finish(log.read()) == 12
+        data = PrecomputedLatents(tmp_path / "a")
+        assert len(data) == 12 and data.settings == {"seed": 1}
+        for index in (11, 0, 5, 4, 3, 10):
+            assert torch.equal(data[index]["latents"], torch.full((2, 3), 4.0 * index))
+            assert data[index]["mean"] == 2 * index
+            assert data.info(index) == {"name": f"{2 * index}.mp4", "caption": f"Nummer {2 * index} ß"}
+        manifest = json.loads((tmp_path / "a/manifest.json").read_text())
+        assert [video["name"] for video in manifest["skipped"]] == sorted(f"{i}.mp4" for i in range(1, 24, 2))
+        batches = DataLoader(data, batch_size=6, num_workers=2)
+        assert torch.cat([batch["mean"] for batch in batches]).tolist() == list(range(0, 24, 2))
+        for index in (12, -1):
+            with pytest.raises(IndexError):
+                data[index]
+
+    def test_threads_do_not_matter(self, write, tmp_path):
+        write("a"), write("b", num_threads=3)
+        for path in (tmp_path / "a").glob("latents*"):
+            assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+    def test_a_shard_is_there_when_it_is_complete(self, write, tmp_path):
+        def fails_later(batch):
+            if batch["name"][0] == "14.mp4":
+                raise KeyboardInterrupt
+            return double(batch)
+
+        with pytest.raises(KeyboardInterrupt):
+            write("a", encode=fails_later)
+        writer, _ = write("a", shards=())
+        assert [writer.is_finished(shard) for shard in range(3)] == [True, False, False]
+        with pytest.raises(ValueError, match="not finished: run the command that made it again"):
+            PrecomputedLatents(tmp_path / "a")
+
+    def test_a_shard_without_samples(self, tmp_path):
+        writer = LatentShards(tmp_path, {})
+        writer.write(0, [], [])
+        writer.write(1, [{"latents": torch.ones(2, dtype=torch.bfloat16)}], [{"name": "a", "caption": ""}])
+        assert writer.finish([SkippedVideo("b", "broken", "")]) == 1
+        assert PrecomputedLatents(tmp_path)[0]["latents"].dtype == torch.bfloat16
+
+    def test_other_settings_are_refused(self, write):
+        write("a")
+        with pytest.raises(ValueError, match="other settings: seed was 1 and is 2"):
+            write("a", settings={"seed": 2})
+
+    def test_other_folders_are_refused(self, write, tmp_path):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a/model.safetensors").touch()
+        with pytest.raises(ValueError, match=r"no manifest.json but holds model.safetensors"):
+            write("a")
+        with pytest.raises(ValueError, match=r"no manifest.json: make it with"):
+            PrecomputedLatents(tmp_path)
+
+    def test_a_file_cut_short_is_found(self, write, tmp_path):
+        writer, log = write("a")
+        writer.finish(log.read())
+        path = tmp_path / "a/latents-00001.safetensors"
+        size = path.stat().st_size
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(ValueError, match=f"should have {size:,} bytes and has {size - 1:,}"):
+            PrecomputedLatents(tmp_path / "a")
+        path.unlink()
+        with pytest.raises(ValueError, match="and has 0"):
+            PrecomputedLatents(tmp_path / "a")
+
+    def test_a_sample_is_read_without_the_rest(self, write, tmp_path, monkeypatch):
+        writer, log = write("a")
+        writer.finish(log.read())
+        read = []
+
+        def counting(path, framework):
+            file = safe_open(path, framework)
+            return SimpleNamespace(
+                __enter__=None, keys=file.keys, get_slice=lambda name: read.append(name) or file.get_slice(name)
+            )
+
+        class Opened:
+            def __init__(self, path, framework):
+                self.file = counting(path, framework)
+
+            def __enter__(self):
+                return self.file
+
+            def __exit__(self, *exception):
+                pass
+
+        monkeypatch.setattr("vdmini_diffusers.data.latents.safe_open", Opened)
+        PrecomputedLatents(tmp_path / "a")[7]
+        assert sorted(read) == ["latents", "mean"]
