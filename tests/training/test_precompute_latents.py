@@ -1,0 +1,186 @@
+"""The script, as its users run it; also killed, and by two processes."""
+
+import json
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from written_videos import write_video
+
+from vdmini_diffusers.data.latents import PrecomputedLatents
+from vdmini_diffusers.data.skipped_videos import TooFewUsableVideos
+
+
+SCRIPT = Path(__file__).parents[2] / "training/precompute_latents.py"
+NUM_VIDEOS = 12
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for index in range(NUM_VIDEOS):
+        write_video(folder / f"{index:02}.mp4", 10 + index, 7)
+    (folder / "05.mp4").write_bytes(b"nothing")
+    return folder
+
+
+@pytest.fixture
+def command(videos, teacher_folder):
+    def command(output_dir, **options):
+        options = {
+            "pretrained_model_name_or_path": teacher_folder,
+            "train_data_dir": videos,
+            "output_dir": output_dir,
+            **{"height": 16, "width": 16, "num_frames": 4, "samples_per_shard": 2, "batch_size": 2},
+            **options,
+        }
+        return [str(SCRIPT), *(f"--{name}={value}" for name, value in options.items() if value is not None)]
+
+    return command
+
+
+@pytest.fixture
+def run(command, monkeypatch):
+    def run(output_dir, **options):
+        monkeypatch.setattr(sys, "argv", command(output_dir, **options))
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        return output_dir
+
+    yield run
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def start(arguments, environment=None):
+    """The script in a process of its own, forked: what it imports is there already."""
+
+    def run():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        os.environ.update(environment or {})
+        sys.argv = arguments
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+@pytest.fixture(scope="module")
+def reference(videos, teacher_folder, tmp_path_factory):
+    """The shards of one undisturbed run."""
+    folder = tmp_path_factory.mktemp("reference") / "latents"
+    arguments = [
+        *(f"--pretrained_model_name_or_path={teacher_folder}", f"--train_data_dir={videos}", f"--output_dir={folder}"),
+        *("--height=16", "--width=16", "--num_frames=4", "--samples_per_shard=2", "--batch_size=2"),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return folder
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_what_it_writes(reference):
+    data = PrecomputedLatents(reference)
+    names = [f"{index:02}.mp4" for index in range(NUM_VIDEOS) if index != 5]
+    assert [data.info(index)["name"] for index in range(len(data))] == names
+    sample = data[3]
+    assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in sample.items()} == {
+        "latents": ((4, 4, 8, 8), torch.float16),
+        "image_latents": ((4, 8, 8), torch.float16),
+        "image_embeds": ((1, 16), torch.float16),
+        "added_time_ids": ((3,), torch.float32),
+    }
+    assert sample["added_time_ids"].tolist() == pytest.approx([6, 127, 0.02])
+    manifest = json.loads((reference / "manifest.json").read_text())
+    assert [(video["name"], video["reason"]) for video in manifest["skipped"]] == [("05.mp4", "broken")]
+    assert data.settings["num_frames"] == 4 and data.settings["num_videos"] == NUM_VIDEOS
+
+
+def test_killed_at_any_moment_it_goes_on(reference, command, run, tmp_path):
+    output = tmp_path / "latents"
+    process = start(command(output))
+    while len(list(output.glob("latents-*.json"))) < 2:
+        assert process.is_alive()
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    finished = {path: path.stat().st_mtime_ns for path in output.glob("latents-*.safetensors")}
+    complete = [path for path in finished if path.with_suffix(".json").exists()]
+    assert 2 <= len(complete) < NUM_VIDEOS // 2
+    with pytest.raises(ValueError, match="not finished"):
+        PrecomputedLatents(output)
+    run(output)
+    assert all(path.stat().st_mtime_ns == finished[path] for path in complete)
+    assert {k: v for k, v in content(output).items() if not k.endswith(".partial")} == content(reference)
+
+
+def test_running_it_again_changes_nothing(reference, run, tmp_path):
+    output = shutil.copytree(reference, tmp_path / "latents")
+    times = {path: path.stat().st_mtime_ns for path in output.glob("latents-*")}
+    run(output)
+    assert {path: path.stat().st_mtime_ns for path in output.glob("latents-*")} == times
+    assert content(output) == content(reference)
+
+
+def test_other_settings_are_refused(reference, run, tmp_path):
+    output = shutil.copytree(reference, tmp_path / "latents")
+    with pytest.raises(ValueError, match="fps was 7 and is 6"):
+        run(output, fps=6)
+
+
+def test_threads_and_dtype(reference, run, tmp_path):
+    run(tmp_path / "latents", dataloader_num_workers=2, save_dtype="fp32")
+    found, expected = PrecomputedLatents(tmp_path / "latents"), PrecomputedLatents(reference)
+    for index in range(len(expected)):
+        for name, tensor in expected[index].items():
+            assert torch.equal(found[index][name].to(tensor.dtype), tensor)
+
+
+def test_streaming_gives_the_same_samples(reference, run, tmp_path):
+    run(tmp_path / "latents", streaming=True)
+    assert (tmp_path / "latents/latents-00000.safetensors").read_bytes() == content(reference)[
+        "latents-00000.safetensors"
+    ]
+    assert len(PrecomputedLatents(tmp_path / "latents")) == NUM_VIDEOS - 1
+    before = content(tmp_path / "latents")
+    (tmp_path / "latents/latents-00002.json").unlink()
+    run(tmp_path / "latents", streaming=True)
+    assert content(tmp_path / "latents") == before
+
+
+def test_two_processes_divide_the_shards(reference, command, tmp_path):
+    output = tmp_path / "latents"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    processes = [start(command(output), {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    for process in processes:
+        process.join(timeout=200)
+        assert process.exitcode == 0
+    assert content(output) == content(reference)
+
+
+def test_bad_data(run, tmp_path):
+    with pytest.raises(ValueError, match="is for training"):
+        run(tmp_path / "a", train_data_dir=None, precomputed_data_dir="b")
+    with pytest.raises(ValueError, match="--batch_size must be at least 1"):
+        run(tmp_path / "a", batch_size=0)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/a.mp4").write_bytes(b"nothing")
+    with pytest.raises(TooFewUsableVideos, match="1 broken"):
+        run(tmp_path / "b", train_data_dir=tmp_path / "bad")

@@ -1,0 +1,162 @@
+#!/usr/bin/env python
+"""Encode training videos once: VAE latents and image embeddings in safetensors shards, which training then reads.
+
+    accelerate launch training/precompute_latents.py \
+        --pretrained_model_name_or_path stabilityai/stable-video-diffusion-img2vid --variant fp16 \
+        --train_data_dir OpenVid-1M --output_dir OpenVid-1M-latents
+
+One clip of each video, at a random moment that the seed decides. Run the same command again after a stop: finished
+shards stay. Train with `--precomputed_data_dir OpenVid-1M-latents`.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.logging import get_logger
+from diffusers import AutoencoderKLTemporalDecoder
+from tqdm.auto import tqdm
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection, HfArgumentParser
+
+from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.data.latents import LatentShards, encode_image_to_video, write_shard
+from vdmini_diffusers.data.skipped_videos import SkipLog, summarize
+from vdmini_diffusers.data.video_dataset import VideoDataset, VideoStream, load_video_dataset, seed_of
+
+
+logger = get_logger(__name__, log_level="INFO")
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass
+class PrecomputeArguments:
+    pretrained_model_name_or_path: str = field(
+        metadata={"help": "Stable Video Diffusion pipeline (folder or Hub id) whose VAE and image encoder are used."}
+    )
+    output_dir: Path = field(metadata={"help": "Folder for the shards; new, or one to go on with."})
+    variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the pipeline on the Hub."})
+    seed: int = field(default=0, metadata={"help": "Decides moments, crops and the noise on the first frame."})
+    noise_aug_strength: float = field(default=0.02, metadata={"help": "Noise on the first frame (SVD: 0.02)."})
+    save_dtype: str = field(default="fp16", metadata={"help": "Of the stored latents.", "choices": list(DTYPES)})
+    samples_per_shard: int = field(default=64, metadata={"help": "Videos of a file; what a stop can cost at most."})
+    batch_size: int = field(default=4, metadata={"help": "Clips encoded at once."})
+    encode_chunk_size: int = field(default=14, metadata={"help": "Frames that the VAE encodes at once."})
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_shard", "batch_size", "encode_chunk_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")
+
+
+def settings_of(args: PrecomputeArguments, data_args: VideoDataArguments, num_videos: int | None) -> dict[str, Any]:
+    """All that the shards depend on. Those of a map-style dataset do not depend on the number of processes."""
+    settings = asdict(args) | asdict(data_args) | {"num_videos": num_videos}
+    for name in ("output_dir", "cache_dir", "shuffle_buffer_size", "dataloader_num_workers", "precomputed_data_dir"):
+        del settings[name]
+    if data_args.streaming:
+        settings["num_processes"] = PartialState().num_processes
+    return settings
+
+
+def shards_of(dataset: VideoDataset | VideoStream, samples_per_shard: int) -> Iterator[tuple[int, Iterator[Any]]]:
+    """Number and rows of each shard of this process: every so many rows one, in turns with the other processes."""
+    state = PartialState()
+    shard = state.process_index
+    if isinstance(dataset, VideoDataset):
+        for first in range(shard * samples_per_shard, len(dataset), state.num_processes * samples_per_shard):
+            last = min(first + samples_per_shard, len(dataset))
+            yield first // samples_per_shard, (dataset.rows[index] for index in range(first, last))
+        return
+    stream = iter(dataset.rows)  # only this process's share
+    for row in stream:
+        rows = chain([row], islice(stream, samples_per_shard - 1))
+        yield shard, rows
+        for _ in rows:  # those of a finished shard
+            pass
+        shard += state.num_processes
+
+
+def load_encoders(
+    args: PrecomputeArguments,
+) -> tuple[AutoencoderKLTemporalDecoder, CLIPVisionModelWithProjection, CLIPImageProcessor]:
+    """In float32: the VAE of SVD overflows in float16, and this is done once."""
+    source, options = args.pretrained_model_name_or_path, {"revision": args.revision}
+    weights = {"variant": args.variant, "dtype": torch.float32}
+    models = (
+        AutoencoderKLTemporalDecoder.from_pretrained(source, subfolder="vae", **weights, **options),
+        CLIPVisionModelWithProjection.from_pretrained(source, subfolder="image_encoder", **weights, **options),
+    )
+    vae, image_encoder = (model.to(PartialState().device).requires_grad_(False).eval() for model in models)
+    return vae, image_encoder, CLIPImageProcessor.from_pretrained(source, subfolder="feature_extractor", **options)
+
+
+def main(args: PrecomputeArguments, data_args: VideoDataArguments) -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if data_args.precomputed_data_dir:
+        raise ValueError("--precomputed_data_dir is for training; here, give --dataset_name or --train_data_dir.")
+    accelerator = Accelerator()
+    skip_log = SkipLog(args.output_dir / "skipped")
+    dataset = load_video_dataset(
+        data_args,
+        skip_log,
+        seed=args.seed,
+        shuffle=False,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    num_videos = len(dataset) if isinstance(dataset, VideoDataset) else None
+    with accelerator.main_process_first():
+        shards = LatentShards(args.output_dir, settings_of(args, data_args, num_videos))
+
+    vae, image_encoder, feature_extractor = load_encoders(args)
+
+    def encode(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        batch["pixel_values"] = batch["pixel_values"].to(accelerator.device)
+        tensors = encode_image_to_video(
+            batch,
+            vae,
+            image_encoder,
+            feature_extractor,
+            args.noise_aug_strength,
+            [torch.Generator().manual_seed(seed_of(args.seed, "noise", name)) for name in batch["name"]],
+            args.encode_chunk_size,
+        )
+        conditions = tensors.pop("added_time_ids")
+        tensors = {name: tensor.to(DTYPES[args.save_dtype]) for name, tensor in tensors.items()}
+        return tensors | {"added_time_ids": conditions}  # three small numbers, kept exact
+
+    total = num_videos and -(-num_videos // accelerator.num_processes)
+    with tqdm(total=total, unit="video", disable=not accelerator.is_local_main_process) as progress:
+        for shard, rows in shards_of(dataset, args.samples_per_shard):
+            if shards.is_finished(shard):
+                progress.update(args.samples_per_shard)
+                continue
+            counted = (row for row in rows if progress.update() or True)
+            write_shard(
+                shards,
+                shard,
+                counted,
+                dataset.reader,
+                encode,
+                skip_log,
+                batch_size=args.batch_size,
+                num_threads=data_args.dataloader_num_workers,
+            )
+
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        skipped = skip_log.read()
+        num_samples = shards.finish(skipped)
+        logger.info(f"{num_samples} clips in {args.output_dir}. {summarize(skipped)}")
+        if num_samples == 0:
+            skip_log.raise_too_few()
+
+
+if __name__ == "__main__":
+    main(*HfArgumentParser((PrecomputeArguments, VideoDataArguments)).parse_args_into_dataclasses())
