@@ -185,13 +185,11 @@ def write_table(results: dict[str, list[dict[str, float]]], args: Arguments) -> 
 
 def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
     """One panel a measure, a bar for the mean of each row, a dot for each seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.figure  # pyright: ignore[reportMissingImports] - extra `plot`
 
     shown = ("fvd", "psnr_to_teacher", "motion_cosine", "motion_course")
-    figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 4), constrained_layout=True)
+    figure = matplotlib.figure.Figure(figsize=(4 * len(shown), 4), layout="constrained")
+    axes = figure.subplots(1, len(shown))
     for axis, measure in zip(axes, shown, strict=True):
         values = [[run[measure] for run in runs] for runs in results.values()]
         means = [np.nan if not np.isfinite(v).all() else statistics.mean(v) for v in values]
@@ -226,14 +224,13 @@ def main(args: Arguments) -> None:
             videos.setdefault(name, generated)
         (args.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         plot(results, args.output_dir / "plot.png")
-        table = write_table(results, args)
-        (args.output_dir / "table.md").write_text(table)
+        (args.output_dir / "table.md").write_text(write_table(results, args))
     rows = []
     for i, clip in enumerate(measure.clips[:6]):
         rows.append((f"{clip.caption}: what really came", clip.frames))
         rows += [(f"{clip.caption}: {name}", video[i]) for name, video in videos.items()]
     write_contact_sheet(rows, args.output_dir / "contact_sheet.png")
-    print(table)
+    print(write_table(results, args))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The embedded teacher's networks before training: SVD's classes, narrow."""
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
 from torch import nn
@@ -36,13 +38,13 @@ def start_as_thumbnail(vae: AutoencoderKLTemporalDecoder, reference: float = 3.0
     centre, mean = torch.zeros(3, 3), torch.zeros(3, 3)
     centre[1, 1], mean[:2, :2] = 1, 0.25
 
-    def carry(conv: nn.Conv2d, taps: torch.Tensor, stride: int = 3) -> None:
+    def carry(conv: Any, taps: torch.Tensor, stride: int = 3) -> None:
         conv.weight[:9] = 0
         conv.bias[:9] = torch.tensor([0.0, reference, -reference] * 3)
         for colour in range(3):
             conv.weight[3 * colour, stride * colour] = taps
 
-    def read(norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
+    def read(norm: nn.GroupNorm, conv: Any) -> None:
         norm.weight[:9] = (2 / 3) ** 0.5 * reference / 4  # about a quarter of the colour
         norm.bias[:9] = offset
         nn.init.zeros_(conv.weight)
@@ -51,23 +53,24 @@ def start_as_thumbnail(vae: AutoencoderKLTemporalDecoder, reference: float = 3.0
             for channel, share in enumerate((1.0, -0.5, -0.5)):
                 conv.weight[colour, 3 * colour + channel] = 4 * share * centre
 
-    for name, module in vae.named_modules():
+    parts: dict[str, Any] = dict(vae.named_modules())
+    for name, module in parts.items():
         if name.endswith((".conv2", ".to_out.0")):  # residual blocks and attention start as the identity
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
     carry(vae.encoder.conv_in, centre, stride=1)
-    for block in vae.encoder.down_blocks[:-1]:
-        carry(block.downsamplers[0].conv, mean)
+    for i in range(len(vae.encoder.down_blocks) - 1):
+        carry(parts[f"encoder.down_blocks.{i}.downsamplers.0.conv"], mean)
     read(vae.encoder.conv_norm_out, vae.encoder.conv_out)
     vae.encoder.conv_out.weight[3].normal_(std=0.02)
     vae.quant_conv.weight.copy_(torch.eye(8).view(8, 8, 1, 1))
-    vae.quant_conv.bias.copy_(torch.tensor([0.0] * 4 + [-6.0] * 4))  # little noise at first
+    parts["quant_conv"].bias.copy_(torch.tensor([0.0] * 4 + [-6.0] * 4))  # little noise at first
     carry(vae.decoder.conv_in, centre, stride=1)
-    for block in vae.decoder.up_blocks[:-1]:
-        carry(block.upsamplers[0].conv, smooth)
+    for i in range(len(vae.decoder.up_blocks) - 1):
+        carry(parts[f"decoder.up_blocks.{i}.upsamplers.0.conv"], smooth)
     read(vae.decoder.conv_norm_out, vae.decoder.conv_out)
     vae.decoder.time_conv_out.weight.copy_(torch.eye(3).view(3, 3, 1, 1, 1) * torch.tensor([0.0, 1, 0]).view(3, 1, 1))
-    vae.decoder.time_conv_out.bias.zero_()
+    parts["decoder.time_conv_out"].bias.zero_()
 
 
 def build_unet() -> UNetSpatioTemporalConditionModel:
