@@ -13,7 +13,7 @@ from PIL import Image
 
 
 I2V_TEACHER = Path(__file__).parent / "i2v_teacher"
-_EXAMPLES = Path(__file__).parent / "examples"
+EXAMPLES = Path(__file__).parent / "examples"
 
 
 class Example(NamedTuple):
@@ -27,8 +27,8 @@ class Example(NamedTuple):
 def load_examples() -> list[Example]:
     """The held-out clips: photographs and positions that the embedded teacher has not seen."""
     examples = []
-    for name, (caption, motion_bucket_id) in json.loads((_EXAMPLES / "examples.json").read_text()).items():
-        strip = np.asarray(Image.open(_EXAMPLES / name).convert("RGB"))  # frames side by side
+    for name, (caption, motion_bucket_id) in json.loads((EXAMPLES / "examples.json").read_text()).items():
+        strip = np.asarray(Image.open(EXAMPLES / name).convert("RGB"))  # frames side by side
         frames = strip.reshape(strip.shape[0], -1, strip.shape[0], 3).swapaxes(0, 1)
         examples.append(Example(caption, motion_bucket_id, frames))
     return examples
