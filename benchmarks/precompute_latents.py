@@ -4,8 +4,8 @@
     python benchmarks/precompute_latents.py
 
 Writes synthetic videos, then prepares the same batches both ways, in turns, in one process; all files are then in the
-page cache. By default with the embedded teacher's VAE and image encoder, at its size; `--pretrained_model_name_or_path` with `--height 448 --width 576
---num_frames 14` measures a real teacher.
+page cache. By default with the embedded teacher's VAE and image encoder, at its size. A real teacher:
+`--pretrained_model_name_or_path ... --height 448 --width 576 --num_frames 14`.
 """
 
 import statistics
