@@ -1,9 +1,7 @@
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors import safe_open
 from tiny import tiny_image, tiny_svd_pipeline
 from torch.utils.data import DataLoader
 
@@ -196,28 +194,3 @@ class TestShards:
         path.unlink()
         with pytest.raises(ValueError, match="and has 0"):
             PrecomputedLatents(tmp_path / "a")
-
-    def test_a_sample_is_read_without_the_rest(self, write, tmp_path, monkeypatch):
-        writer, log = write("a")
-        writer.finish(log.read())
-        read = []
-
-        def counting(path, framework):
-            file = safe_open(path, framework)
-            return SimpleNamespace(
-                __enter__=None, keys=file.keys, get_slice=lambda name: read.append(name) or file.get_slice(name)
-            )
-
-        class Opened:
-            def __init__(self, path, framework):
-                self.file = counting(path, framework)
-
-            def __enter__(self):
-                return self.file
-
-            def __exit__(self, *exception):
-                pass
-
-        monkeypatch.setattr("vdmini_diffusers.data.latents.safe_open", Opened)
-        PrecomputedLatents(tmp_path / "a")[7]
-        assert sorted(read) == ["latents", "mean"]
