@@ -29,6 +29,8 @@ class ModelArguments:
     pretrained_student_model_name_or_path: str = field(
         metadata={"help": "Pipeline folder or Hub id of the student that conversion/convert_svd_to_vdmini.py wrote."}
     )
+    variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
+    revision: str | None = field(default=None, metadata={"help": "Of the teacher on the Hub."})
 
 
 def main() -> None:
@@ -42,6 +44,8 @@ def main() -> None:
         data_args,
         models.pretrained_teacher_model_name_or_path,
         models.pretrained_student_model_name_or_path,
+        models.variant,
+        models.revision,
     )
 
 

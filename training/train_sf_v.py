@@ -28,6 +28,8 @@ class ModelArguments:
     pretrained_model_name_or_path: str = field(
         metadata={"help": "Pipeline folder or Hub id of the multi-step model, e.g. Stable Video Diffusion."}
     )
+    variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
+    revision: str | None = field(default=None, metadata={"help": "Of the model on the Hub."})
 
 
 @dataclass
@@ -51,7 +53,8 @@ def main() -> None:
         (ModelArguments, SFVTrainingArguments, SFVCriticArguments, VideoDataArguments)
     )
     only_data = ICMDArguments(lambda_icd=0.0, lambda_mca=0.0, lambda_data_critic=1.0)
-    train_image_to_video(args, critic_args, only_data, data_args, models.pretrained_model_name_or_path, None)
+    name = models.pretrained_model_name_or_path
+    train_image_to_video(args, critic_args, only_data, data_args, name, None, models.variant, models.revision)
 
 
 if __name__ == "__main__":

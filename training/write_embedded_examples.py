@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write the held-out clips that ship as `vdmini_diffusers/embedded/examples`: strips of eight frames.
 
-    pip install -e '.[teacher]' && python training/write_embedded_examples.py
+pip install -e '.[teacher]' && python training/write_embedded_examples.py
 """
 
 import json

@@ -7,7 +7,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, Late
 from vdmini_diffusers.distillation.engine import make_accelerator, make_critic, make_optimizer
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
+from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.pruning import PruningPlan, PruningPlanError, feature_pairs, student_config
 
@@ -52,6 +53,8 @@ def train_image_to_video(
     data_args: VideoDataArguments,
     teacher_name: str,
     student_name: str | None,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> Path:
     """Train, and write a whole pipeline to `args.output_dir`, which is returned.
 
@@ -59,6 +62,8 @@ def train_image_to_video(
         teacher_name: folder or Hub id of an SVD-style pipeline. Frozen; it also carries the critics' features.
         student_name: of a pruned one, as `conversion/convert_svd_to_vdmini.py` writes it. None: the teacher's own
             U-Net is trained to one step (SF-V).
+        variant: of the weight files of both, e.g. `"fp16"`.
+        revision: of the teacher on the Hub.
 
     Raises:
         FloatingPointError: if a loss is not finite.
@@ -69,8 +74,9 @@ def train_image_to_video(
     torch.manual_seed(args.seed)
 
     # Models
-    teacher = VDMiniI2VPipeline.from_pretrained(teacher_name, dtype=torch.float32)
-    unet, plan = load_student(teacher, student_name)
+    load_teacher = partial(VDMiniI2VPipeline.from_pretrained, teacher_name, variant=variant, revision=revision)
+    teacher = load_teacher(dtype=torch.float32)
+    unet, plan = load_student(teacher, student_name, variant)
     pairs = feature_pairs(plan, teacher.unet.config) if plan is not None and icmd_args.lambda_icd > 0 else ()
     for model in (teacher.unet, teacher.vae, teacher.image_encoder):
         model.to(accelerator.device, DTYPES[args.mixed_precision]).eval().requires_grad_(False)
@@ -78,7 +84,6 @@ def train_image_to_video(
         unet.enable_gradient_checkpointing()
     if args.rank is not None:
         add_lora(unet, args.rank)
-    trained = [parameter for parameter in unet.train().parameters() if parameter.requires_grad]
 
     # Objective
     dataloader, encode = make_dataloader(args, data_args, teacher, accelerator)
@@ -92,14 +97,15 @@ def train_image_to_video(
         record = {"teacher": teacher_name, "student": student_name, "plan": plan.name if plan is not None else None}
         for group in (args, critic_args, icmd_args, data_args):
             record |= asdict(group)
-        report_run(record, trained, critics, pairs, None if args.dry_run else args.output_dir)
+        report_run(record, unet, critics, pairs, None if args.dry_run else args.output_dir)
     if args.dry_run:
         return args.output_dir
 
     # Optimiser
-    optimizer = make_optimizer(args, trained)
+    optimizer = make_optimizer(args, trainable(unet.train()))
     lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, args.max_train_steps)
     prepared, optimizer = accelerator.prepare(unet, optimizer)
+    trained = trainable(unet)  # after `prepare`, which may have replaced them
     ema = EMAModel(trained, decay=args.ema_decay) if args.use_ema else None
     if args.report_to is not None:
         accelerator.init_trackers("vdmini")
@@ -136,13 +142,14 @@ def train_image_to_video(
             task, teacher.unet if critic_args.discriminator_backbone == "teacher" else None
         ),
         ema=ema,
-        validate=partial(validate, args, data_args, accelerator, teacher, unet, trained, ema),
+        validate=partial(validate, args, data_args, accelerator, teacher, unet, ema),
     )
 
+    if ema is not None:
+        ema.copy_to(trained)
+    state_dict = accelerator.get_state_dict(prepared)  # of all processes, where it is sharded
     if accelerator.is_main_process:
-        if ema is not None:
-            ema.copy_to(trained)
-        save_pipeline(args, teacher, unet, student_name)
+        save_pipeline(args, load_teacher, unet, state_dict, student_name)
         if args.push_to_hub:
             push(args)
     accelerator.wait_for_everyone()
@@ -150,13 +157,19 @@ def train_image_to_video(
     return args.output_dir
 
 
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def load_student(
-    teacher: VDMiniI2VPipeline, student_name: str | None
+    teacher: VDMiniI2VPipeline, student_name: str | None, variant: str | None
 ) -> tuple[UNetSpatioTemporalConditionModel, PruningPlan | None]:
     """The U-Net to train, in float32, and the plan that it was pruned by; without a name, a copy of the teacher's."""
     if student_name is None:
         return copy.deepcopy(teacher.unet), None
-    unet = VDMiniI2VPipeline.from_pretrained(student_name, dtype=torch.float32).unet
+    unet = VDMiniUNetSpatioTemporalConditionModel.from_pretrained(
+        student_name, subfolder="unet", variant=variant, dtype=torch.float32
+    )
     file = _file_of(student_name, "unet/pruning_plan.json")
     plan = PruningPlan.from_json_string(file.read_text(encoding="utf-8"))
     expected = student_config(plan, teacher.unet.config)
@@ -206,6 +219,11 @@ def make_dataloader(
     if data_args.precomputed_data_dir is not None:
         dataset = PrecomputedLatents(data_args.precomputed_data_dir)
         encode = None
+        if missing := sorted({"latents", "image_latents", "image_embeds", "added_time_ids"} - set(dataset[0])):
+            raise ValueError(
+                f"{data_args.precomputed_data_dir} has no {', '.join(missing)}: it was not made by"
+                " training/precompute_latents.py for image to video."
+            )
     else:
         dataset = load_video_dataset(
             data_args,
@@ -268,7 +286,7 @@ def make_critics(
 
 def report_run(
     record: dict[str, Any],
-    trained: list[nn.Parameter],
+    unet: nn.Module,
     critics: list[Critic],
     pairs: tuple[tuple[str, str], ...],
     output_dir: Path | None,
@@ -276,7 +294,7 @@ def report_run(
     """Print what will be done; with a folder, keep the settings there."""
     text = json.dumps(record, indent=2, default=str)
     logger.info("settings: %s", text)
-    logger.info("trained parameters of the U-Net: %s", f"{sum(p.numel() for p in trained):,}")
+    logger.info("trained parameters of the U-Net: %s", f"{sum(p.numel() for p in trainable(unet)):,}")
     for critic in critics:
         count = sum(p.numel() for p in critic.heads.parameters())
         logger.info("critic %s, from step %d on: %s parameters", critic.name, critic.start_step, f"{count:,}")
@@ -293,46 +311,47 @@ def validate(
     accelerator: Accelerator,
     teacher: VDMiniI2VPipeline,
     unet: nn.Module,
-    trained: list[nn.Parameter],
     ema: EMAModel | None,
     step: int,
 ) -> None:
     """One-step videos of the validation images, as GIFs in `output_dir/validation`, with the averaged weights."""
     if not args.validation_images or not accelerator.is_main_process:
         return
+    shown = copy.deepcopy(unet)
     if ema is not None:
-        ema.store(trained)
-        ema.copy_to(trained)
-    unet.eval()
-    pipe = VDMiniI2VPipeline(**{**teacher.components, "unet": unet})
+        ema.copy_to(trainable(shown))
+    shown.to(teacher.dtype).eval()
+    pipe = VDMiniI2VPipeline(**{**teacher.components, "unet": shown})
     folder = args.output_dir / "validation"
     folder.mkdir(exist_ok=True)
     for i, path in enumerate(args.validation_images):
         image = ImageOps.fit(load_image(str(path)), (data_args.width, data_args.height))
-        with accelerator.autocast():
-            frames = pipe(
-                image,
-                height=data_args.height,
-                width=data_args.width,
-                num_frames=data_args.num_frames,
-                generator=torch.manual_seed(args.seed),
-            ).frames[0]
+        frames = pipe(
+            image,
+            height=data_args.height,
+            width=data_args.width,
+            num_frames=data_args.num_frames,
+            generator=torch.Generator().manual_seed(args.seed),
+        ).frames[0]
         export_to_gif(frames, str(folder / f"step-{step:06d}-{i}.gif"), fps=data_args.fps)
-    unet.train()
-    if ema is not None:
-        ema.restore(trained)
 
 
 def save_pipeline(
-    args: TrainingArguments, teacher: VDMiniI2VPipeline, unet: nn.Module, student_name: str | None
+    args: TrainingArguments,
+    load_teacher: Callable[..., VDMiniI2VPipeline],
+    unet: UNetSpatioTemporalConditionModel,
+    state_dict: Mapping[str, torch.Tensor],
+    student_name: str | None,
 ) -> None:
-    """The whole pipeline, whose other parts are the teacher's, and the plan."""
+    """The whole pipeline, whose other parts are the teacher's, and the plan; in float32."""
     if isinstance(unet, PeftAdapterMixin) and args.rank is not None:
         unet.save_lora_adapter(args.output_dir / "lora")
         unet.fuse_lora()
         unet.unload_lora()
-    unet.eval()
-    VDMiniI2VPipeline(**{**teacher.components, "unet": unet}).save_pretrained(args.output_dir)
+        state_dict = unet.state_dict()
+    trained = type(unet).from_config(unet.config)
+    trained.load_state_dict(state_dict)
+    load_teacher(unet=trained, dtype=torch.float32).save_pretrained(args.output_dir)
     if student_name is not None:
         for name in ("pruning_plan.json", "pruning_provenance.json"):
             shutil.copyfile(_file_of(student_name, f"unet/{name}"), args.output_dir / "unet" / name)
