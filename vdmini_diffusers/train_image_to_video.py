@@ -75,11 +75,11 @@ def train_image_to_video(
 
     # Models
     load_teacher = partial(VDMiniI2VPipeline.from_pretrained, teacher_name, variant=variant, revision=revision)
-    teacher = load_teacher(dtype=torch.float32)
-    unet, plan = load_student(teacher, student_name, variant)
+    teacher = load_teacher(dtype=DTYPES[args.mixed_precision])
+    unet, plan = load_student(load_teacher, teacher, student_name, variant)
     pairs = feature_pairs(plan, teacher.unet.config) if plan is not None and icmd_args.lambda_icd > 0 else ()
     for model in (teacher.unet, teacher.vae, teacher.image_encoder):
-        model.to(accelerator.device, DTYPES[args.mixed_precision]).eval().requires_grad_(False)
+        model.to(accelerator.device).eval().requires_grad_(False)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if args.rank is not None:
@@ -162,11 +162,14 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def load_student(
-    teacher: VDMiniI2VPipeline, student_name: str | None, variant: str | None
+    load_teacher: Callable[..., VDMiniI2VPipeline],
+    teacher: VDMiniI2VPipeline,
+    student_name: str | None,
+    variant: str | None,
 ) -> tuple[UNetSpatioTemporalConditionModel, PruningPlan | None]:
     """The U-Net to train, in float32, and the plan that it was pruned by; without a name, a copy of the teacher's."""
     if student_name is None:
-        return copy.deepcopy(teacher.unet), None
+        return load_teacher(dtype=torch.float32).unet, None
     unet = VDMiniUNetSpatioTemporalConditionModel.from_pretrained(
         student_name, subfolder="unet", variant=variant, dtype=torch.float32
     )
@@ -320,7 +323,9 @@ def validate(
     shown = copy.deepcopy(unet)
     if ema is not None:
         ema.copy_to(trainable(shown))
-    shown.to(teacher.dtype).eval()
+    if args.mixed_precision != "no":
+        shown.to(teacher.dtype)
+    shown.eval()
     pipe = VDMiniI2VPipeline(**{**teacher.components, "unet": shown})
     folder = args.output_dir / "validation"
     folder.mkdir(exist_ok=True)

@@ -1,8 +1,6 @@
 """The script, as its users run it; also killed, and by two processes."""
 
 import json
-import multiprocessing
-import os
 import runpy
 import shutil
 import signal
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from forked_scripts import start
 from written_videos import write_video
 
 from vdmini_diffusers.data.latents import PrecomputedLatents
@@ -57,20 +56,6 @@ def run(command, monkeypatch):
 
     yield run
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def start(arguments, environment=None):
-    """The script in a process of its own, forked: what it imports is there already."""
-
-    def run():
-        AcceleratorState._reset_state(reset_partial_state=True)
-        os.environ.update(environment or {})
-        sys.argv = arguments
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
 
 
 @pytest.fixture(scope="module")

@@ -3,24 +3,27 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
-import subprocess
-import sys
+import socket
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked_scripts import start
+from PIL import Image
 from safetensors.torch import load_file
+from tiny import tiny_image
 from written_latents import write_latents
+from written_videos import write_video
 
 from vdmini_diffusers import VDMiniI2VPipeline
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
 
 
 ROOT = Path(__file__).parents[2]
-CPU = os.environ | {"ACCELERATE_USE_CPU": "true"}  # without it, accelerate joins processes on GPUs only
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -32,17 +35,12 @@ def folders(teacher_folder, tmp_path_factory):
     return teacher_folder, student, write_latents(folder / "latents", num_samples=8)
 
 
-def command(script: str, folders, output_dir: Path, *flags: object, processes: int = 1) -> list[str]:
+def command(script: str, folders, output_dir: Path, **settings: object) -> list[object]:
+    """The script's path and its flags; a setting of None is a flag left out, one of True a flag without a value."""
     teacher, student, latents = folders
-    models = (
-        ["--pretrained_model_name_or_path", teacher]
-        if script == "train_sf_v.py"
-        else ["--pretrained_teacher_model_name_or_path", teacher, "--pretrained_student_model_name_or_path", student]
-    )
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-    settings = {
+    chosen = {
+        "pretrained_teacher_model_name_or_path": teacher,
+        "pretrained_student_model_name_or_path": student,
         "precomputed_data_dir": latents,
         "output_dir": output_dir,
         "max_train_steps": 2,
@@ -50,18 +48,31 @@ def command(script: str, folders, output_dir: Path, *flags: object, processes: i
         "checkpointing_steps": 1,
         "logging_steps": 1,
         "discriminator_width": 32,
+        "mca_start_step": 1,
+        **settings,
     }
-    if script == "train_icmd.py":
-        settings["mca_start_step"] = 1
-    given = {flag.removeprefix("--") for flag in map(str, flags) if flag.startswith("--")}
-    chosen = [part for name, value in settings.items() if name not in given for part in (f"--{name}", value)]
-    return [str(part) for part in [*launch, ROOT / "training" / script, *models, *chosen, *flags]]
+    flags = [
+        [f"--{name}"] if value is True else [f"--{name}", value] for name, value in chosen.items() if value is not None
+    ]
+    return [ROOT / "training" / script, *(part for flag in flags for part in flag)]
 
 
-def run(arguments: list[str]) -> str:
-    done = subprocess.run(arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, env=CPU)
-    assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
+def run(arguments: list[object], log: Path, fails: bool = False, processes: int = 1) -> str:
+    """To its end, in one process or in several that are joined; what the first of them printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    joined = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    started = []
+    for rank in range(processes):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        environment = (joined | place) if processes > 1 else {}
+        started.append(start(arguments, environment, log.with_suffix(f".{rank}.log")))
+    for process in started:
+        process.join()
+    output = log.with_suffix(".0.log").read_text()
+    assert any(process.exitcode for process in started) == fails, output[-3000:]
+    return output
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -73,11 +84,14 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
+WHOLE = {"max_train_steps": 4, "use_ema": True, "learning_rate": 1e-3}
+
+
 @pytest.fixture(scope="module")
 def trained(folders, tmp_path_factory):
     """The student after four steps without a stop."""
     output_dir = tmp_path_factory.mktemp("trained")
-    run(command("train_icmd.py", folders, output_dir, "--max_train_steps", 4, "--use_ema", "--learning_rate", 1e-3))
+    run(command("train_icmd.py", folders, output_dir, **WHOLE), output_dir / "log")
     return output_dir
 
 
@@ -90,39 +104,33 @@ def test_a_trained_student_is_a_pipeline_with_its_plan(folders, trained):
 
 
 def test_killed_in_a_step_or_a_checkpoint_the_same_command_ends_bit_equal(folders, trained, tmp_path):
-    arguments = command(
-        "train_icmd.py", folders, tmp_path, "--max_train_steps", 4, "--use_ema", "--learning_rate", 1e-3
-    )
-    process = subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, start_new_session=True
-    )
-    while process.poll() is None and not list(tmp_path.glob("checkpoint-*")):
+    arguments = command("train_icmd.py", folders, tmp_path, **WHOLE)
+    process = start(arguments)
+    while process.is_alive() and not (tmp_path / "checkpoint-000001").exists():
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
     assert not (tmp_path / WEIGHTS).exists()
-    # As if the kill had come while the newest checkpoint was written.
+    # As if the kill had come while a checkpoint was written: once before its name is given, once after.
     whole = sorted(tmp_path.glob("checkpoint-*"))[-1]
-    half = tmp_path / "checkpoint-000003"
-    if whole != half:
-        shutil.copytree(whole, half)
+    half = tmp_path / "checkpoint-000009"
+    shutil.copytree(whole, half)
     with (half / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
-    output = run(arguments)
-    if whole != half:
-        assert re.search(r"checkpoint-000003 is skipped: model.safetensors has 1000 bytes", output)
-        assert "going on from" in output
+    (tmp_path / ".checkpoint-000003.tmp").mkdir(exist_ok=True)
+    output = run(arguments, tmp_path / "log")
+    assert "checkpoint-000009 is skipped: model.safetensors has 1000 bytes instead of" in output
+    assert f"going on from {whole}" in output
     assert largest_difference(weights(tmp_path), weights(trained)) == 0
 
 
 def logged_losses(output: str) -> list[dict[str, float]]:
-    found = re.findall(r"step (\d+): (\{.*\})", output)
-    return [json.loads(values.replace("'", '"')) for _, values in found]
+    return [json.loads(values) for values in re.findall(r"step \d+: (\{.*\})", output)]
 
 
 def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(folders, tmp_path):
-    one = run(command("train_icmd.py", folders, tmp_path / "one", "--train_batch_size", 2))
-    two = run(command("train_icmd.py", folders, tmp_path / "two", "--train_batch_size", 1, processes=2))
+    one = run(command("train_icmd.py", folders, tmp_path / "one", train_batch_size=2), tmp_path / "log-one")
+    two = run(command("train_icmd.py", folders, tmp_path / "two"), tmp_path / "log-two", processes=2)
     losses = logged_losses(one)
     assert len(losses) == 2 and set(losses[1]) > {"reconstruction", "icd", "mca", "sf_v", "mca_discriminator"}
     for a, b in zip(losses, logged_losses(two), strict=True):
@@ -130,15 +138,27 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(folders
     assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-3
 
 
+def test_processes_that_accelerate_does_not_join_are_refused(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    output = run(command("train_icmd.py", folders, tmp_path), tmp_path / "log", fails=True)
+    assert "2 processes were started, and accelerate joined 1" in output
+
+
 def test_sf_v_trains_the_teacher_itself_to_one_step(folders, tmp_path):
-    run(command("train_sf_v.py", folders, tmp_path))
+    names = {
+        "pretrained_model_name_or_path": folders[0],
+        "pretrained_teacher_model_name_or_path": None,
+        "pretrained_student_model_name_or_path": None,
+        "mca_start_step": None,
+    }
+    run(command("train_sf_v.py", folders, tmp_path, **names), tmp_path / "log")
     pipe = VDMiniI2VPipeline.from_pretrained(tmp_path)
     assert type(pipe.unet).__name__ == "UNetSpatioTemporalConditionModel"
     assert largest_difference(pipe.unet.state_dict(), weights(folders[0])) > 0
 
 
 def test_lora_trains_few_weights_and_is_saved_both_alone_and_fused(folders, tmp_path):
-    output = run(command("train_icmd.py", folders, tmp_path, "--rank", 2, "--learning_rate", 1e-2))
+    output = run(command("train_icmd.py", folders, tmp_path, rank=2, learning_rate=1e-2), tmp_path / "log")
     assert int(re.search(r"trained parameters of the U-Net: ([\d,]+)", output)[1].replace(",", "")) < 100_000
     assert list((tmp_path / "lora").glob("*.safetensors"))
     after, before = weights(tmp_path), weights(folders[1])
@@ -146,8 +166,40 @@ def test_lora_trains_few_weights_and_is_saved_both_alone_and_fused(folders, tmp_
     assert changed and all(re.search(r"to_(q|k|v|out\.0)\.weight", name) for name in changed)
 
 
+def test_training_on_videos_skips_the_broken_and_shows_validation_images(folders, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for i in range(3):
+        write_video(videos / f"{i}.mp4", 10, 7)
+    (videos / "broken.mp4").write_bytes(b"nothing")
+    tiny_image().save(tmp_path / "picture.png")
+    size = {"num_frames": 2, "height": 16, "width": 16}
+    data = {"precomputed_data_dir": None, "train_data_dir": videos, "cache_dir": tmp_path / "cache", **size}
+    validation = {"validation_images": tmp_path / "picture.png", "validation_steps": 2}
+    out = tmp_path / "out"
+    run(command("train_icmd.py", folders, out, use_ema=True, **data, **validation), tmp_path / "log")
+    assert (out / WEIGHTS).exists()
+    assert "broken.mp4" in "".join(file.read_text() for file in (out / "skipped_videos").iterdir())
+    with Image.open(out / "validation" / "step-000002-0.gif") as gif:
+        assert gif.n_frames == 2 and gif.size == (16, 16)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(folders, tmp_path):
+    run(command("train_icmd.py", folders, tmp_path, max_train_steps=1), tmp_path / "log")
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # no file may grow further; inherited
+    try:
+        output = run(command("train_icmd.py", folders, tmp_path, max_train_steps=2), tmp_path / "log", fails=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "The checkpoint of step 2 could not be written" in output
+    assert re.search(r"The last\s+good one is .*checkpoint-000001", output)
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-000001"]
+
+
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(folders, tmp_path):
-    output = run(command("train_icmd.py", folders, tmp_path / "none", "--dry_run"))
+    output = run(command("train_icmd.py", folders, tmp_path / "none", dry_run=True), tmp_path / "log")
     assert "ICD: student down_blocks.2.attentions.1, teacher down_blocks.2.attentions.1" in output
     assert '"lambda_icd": 0.1' in output
     assert not (tmp_path / "none").exists()
@@ -156,20 +208,24 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(folders, tmp_path)
 def test_a_yaml_file_gives_settings_that_flags_override(folders, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("lambda_icd: 0.5\nlambda_mca: 0.25\n")
-    arguments = command("train_icmd.py", folders, tmp_path / "none", "--dry_run", "--lambda_mca", 2)
-    arguments.insert(2, str(config))
-    output = run(arguments)
+    script, *flags = command("train_icmd.py", folders, tmp_path / "none", dry_run=True, lambda_mca=2)
+    output = run([script, config, *flags], tmp_path / "log")
     assert '"lambda_icd": 0.5' in output and '"lambda_mca": 2.0' in output
 
 
-def test_a_student_of_another_teacher_is_refused_before_any_data_is_read(folders, tmp_path):
-    _, student, _ = folders
+def test_an_unknown_setting_in_a_yaml_file_is_refused(folders, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("lambda_idc: 0.5\n")
+    script, *flags = command("train_icmd.py", folders, tmp_path / "none", dry_run=True)
+    assert "settings that do not exist: lambda_idc" in run([script, config, *flags], tmp_path / "log", fails=True)
+
+
+def test_a_student_of_another_teacher_is_refused(folders, tmp_path):
+    teacher, student, latents = folders
     config = json.loads((student / "unet" / "config.json").read_text()) | {"num_attention_heads": [2, 2, 2]}
     other = tmp_path / "other"
     shutil.copytree(student, other)
     (other / "unet" / "config.json").write_text(json.dumps(config))
-    arguments = command("train_icmd.py", (folders[0], other, tmp_path / "no-data"), tmp_path / "out")
-    done = subprocess.run(arguments, text=True, capture_output=True, cwd=ROOT)
-    assert done.returncode != 0
-    assert "makes a U-Net with `num_attention_heads`" in done.stderr
-    assert "Use the teacher that it was pruned from" in done.stderr
+    output = run(command("train_icmd.py", (teacher, other, latents), tmp_path / "out"), tmp_path / "log", fails=True)
+    assert "makes a U-Net with `num_attention_heads`" in output
+    assert "Use the teacher that it was pruned from" in output

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from safetensors import SafetensorError
 
 
 logger = get_logger(__name__, log_level="INFO")
@@ -96,7 +97,7 @@ class Checkpoints:
             accelerator.save_state(str(aside))
             if accelerator.is_main_process:
                 torch.save({name: other.state_dict() for name, other in self.others.items()}, aside / STATE)
-        except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
+        except (OSError, RuntimeError, SafetensorError) as error:  # of Python, torch and safetensors, for a full disk
             shutil.rmtree(aside, ignore_errors=True)
             last = next(iter(self.complete()), None)
             raise OSError(
