@@ -103,7 +103,12 @@ def train_image_to_video(
 
     # Optimiser
     optimizer = make_optimizer(args, trainable(unet.train()))
-    lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, args.max_train_steps)
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=args.max_train_steps,
+    )
     prepared, optimizer = accelerator.prepare(unet, optimizer)
     trained = trainable(unet)  # after `prepare`, which may have replaced them
     ema = EMAModel(trained, decay=args.ema_decay) if args.use_ema else None

@@ -138,6 +138,33 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(folders
     assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-3
 
 
+def test_the_learning_rate_follows_its_schedule(folders, tmp_path):
+    schedule = {"lr_scheduler": "linear", "lr_warmup_steps": 2, "learning_rate": 1e-3, "max_train_steps": 4}
+    output = run(command("train_icmd.py", folders, tmp_path, **schedule), tmp_path / "log")
+    assert [losses["lr"] for losses in logged_losses(output)] == pytest.approx([0, 5e-4, 1e-3, 5e-4])
+
+
+@pytest.mark.slow  # three runs of two processes, 20 s each before their first step
+def test_sharded_by_fsdp_the_losses_are_the_same_and_a_resumed_run_ends_like_an_unbroken_one(folders, tmp_path):
+    settings = {"max_train_steps": 3, "learning_rate": 1e-3}
+    alone = run(
+        command("train_icmd.py", folders, tmp_path / "one", train_batch_size=2, **settings), tmp_path / "one-log"
+    )
+    script = Path(__file__).parent / "train_icmd_sharded.py"
+
+    def sharded(name: str, **changes: object) -> str:
+        _, *flags = command("train_icmd.py", folders, tmp_path / name, **settings | changes)
+        return run([script, *flags], tmp_path / f"{name}-log", processes=2)
+
+    whole = sharded("whole")
+    for a, b in zip(logged_losses(alone), logged_losses(whole), strict=True):
+        assert b == pytest.approx(a, rel=1e-3)
+    assert list((tmp_path / "whole").glob("checkpoint-*/pytorch_model_fsdp_0/__1_0.distcp"))  # a shard of rank 1
+    sharded("halves", max_train_steps=2)
+    assert "going on from" in sharded("halves")
+    assert largest_difference(weights(tmp_path / "halves"), weights(tmp_path / "whole")) == 0
+
+
 def test_processes_that_accelerate_does_not_join_are_refused(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     output = run(command("train_icmd.py", folders, tmp_path), tmp_path / "log", fails=True)

@@ -102,7 +102,7 @@ class Checkpoints:
             last = next(iter(self.complete()), None)
             raise OSError(
                 f"The checkpoint of step {progress.step} could not be written to {self.output_dir}: {error}. The last"
-                f" good one is {last or 'none'}; free some space and run the same command again."
+                f" good one is {last or 'none'}; mend what is wrong (a full disk?) and run the same command again."
             ) from error
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:

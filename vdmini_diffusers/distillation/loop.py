@@ -145,6 +145,7 @@ def icmd_training_loop(
                 (loss / settings.gradient_accumulation_steps).backward()
             log.add(losses)
 
+        learning_rate = lr_scheduler.get_last_lr()[0]
         lr_scheduler.step()
         for critic in active:
             critic.step(settings.max_grad_norm)
@@ -155,7 +156,7 @@ def icmd_training_loop(
         progress.step += 1
         bar.update()
         if progress.step % settings.logging_steps == 0 or progress.step == settings.max_train_steps:
-            log.report(progress.step, lr=lr_scheduler.get_last_lr()[0])
+            log.report(progress.step, lr=learning_rate)
         if progress.step % settings.checkpointing_steps == 0 or progress.step == settings.max_train_steps:
             checkpoints.save(accelerator, progress)
         if validate is not None and progress.step % settings.validation_steps == 0:

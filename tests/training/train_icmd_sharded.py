@@ -1,0 +1,34 @@
+"""`training/train_icmd.py` with the student sharded by FSDP2, on CPUs.
+
+accelerate offers FSDP on accelerators only, though all that it calls runs on gloo as well: hence this detour. On GPUs
+it is `accelerate launch --use_fsdp --fsdp_version 2 ...`.
+"""
+
+import runpy
+from pathlib import Path
+
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType
+
+from vdmini_diffusers import train_image_to_video
+from vdmini_diffusers.distillation.arguments import TrainingArguments
+
+
+make_accelerator = train_image_to_video.make_accelerator
+
+
+def make_sharding_accelerator(args: TrainingArguments) -> Accelerator:
+    accelerator = make_accelerator(args)
+    for state in (PartialState(), accelerator.state):
+        state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["TransformerSpatioTemporalModel", "SpatioTemporalResBlock"],
+        state_dict_type="SHARDED_STATE_DICT",
+    )
+    return accelerator
+
+
+train_image_to_video.make_accelerator = make_sharding_accelerator
+runpy.run_path(str(Path(__file__).parents[2] / "training" / "train_icmd.py"), run_name="__main__")
