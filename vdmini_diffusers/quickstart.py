@@ -39,7 +39,7 @@ class Arguments:
     num_inference_steps: int = field(
         default=8, metadata={"help": "Sampling steps; the embedded teacher is a multi-step model."}
     )
-    motion_bucket_id: int = field(default=200, metadata={"help": "Speed of --image, 32 to 255."})
+    motion_bucket_id: int = field(default=127, metadata={"help": "Speed of --image, 32 to 255."})
     seed: int = field(default=0, metadata={"help": "Seed of the noise, the same for teacher and student."})
 
 

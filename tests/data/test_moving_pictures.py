@@ -51,7 +51,7 @@ def test_a_sprite_moves_where_its_caption_says_at_the_speed_of_its_bucket(pictur
     way = next(way for way in ("left", "right", "up", "down") if f" moves {way} " in clip.caption)
     direction = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}[way]
     path = centre_of_sprite(clip.frames[-1]) - centre_of_sprite(clip.frames[0])
-    assert path == pytest.approx(np.array(direction) * 7 * 2.0 * bucket / 127, abs=0.6)
+    assert path == pytest.approx(np.array(direction) * 7 * 1.6 * bucket / 127, abs=0.6)
 
 
 def test_a_sprite_never_leaves_the_picture(pictures):
@@ -63,7 +63,7 @@ def test_a_sprite_never_leaves_the_picture(pictures):
 
 def test_a_push_in_enlarges_the_centre(photographs):
     clip = photographs.clip(np.random.default_rng(1), motion_bucket_id=255, kind="push-in")
-    scale = 1 + 0.25 * 255 / 127
+    scale = 1 + 0.2 * 255 / 127
     inner = round(64 / scale)
     top = (64 - inner) // 2
     centre = Image.fromarray(clip.frames[0][top : top + inner, top : top + inner])
