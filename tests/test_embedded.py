@@ -77,5 +77,5 @@ def test_the_teacher_continues_held_out_pictures_better_than_repeating_them(teac
 
 def test_pruned_and_unpruned_can_be_told_apart_by_number(teacher_clips, real, tmp_path):
     student_clips = continue_examples(prune_svd_pipeline(I2V_TEACHER, tmp_path / "student"))
-    assert psnr(student_clips[:, 1:], real[:, 1:]) < psnr(teacher_clips[:, 1:], real[:, 1:]) - 1
+    assert psnr(student_clips[:, 1:], real[:, 1:]) < psnr(teacher_clips[:, 1:], real[:, 1:]) - 2
     assert motion_cosine(student_clips, real) < 0.2
