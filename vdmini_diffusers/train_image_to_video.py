@@ -38,7 +38,8 @@ from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
-from vdmini_diffusers.pruning import PruningPlan, PruningPlanError, feature_pairs, student_config
+from vdmini_diffusers.pruning import PruningPlan, feature_pairs
+from vdmini_diffusers.pruning.student_folder import check_student, read_plan, student_file
 
 
 logger = logging.getLogger(__name__)
@@ -178,34 +179,9 @@ def load_student(
     unet = VDMiniUNetSpatioTemporalConditionModel.from_pretrained(
         student_name, subfolder="unet", variant=variant, dtype=torch.float32
     )
-    file = _file_of(student_name, "unet/pruning_plan.json")
-    plan = PruningPlan.from_json_string(file.read_text(encoding="utf-8"))
-    expected = student_config(plan, teacher.unet.config)
-    for name, value in expected.items():
-        found = unet.config.get(name)
-        if _as_list(found) != _as_list(value):
-            raise PruningPlanError(
-                f"The plan {plan.name!r} of the student {student_name} makes a U-Net with `{name}` {value} of this"
-                f" teacher; the student has {found}. Use the teacher that it was pruned from."
-            )
+    plan = read_plan(student_name)
+    check_student(plan, teacher.unet.config, unet.config, student_name)
     return unet, plan
-
-
-def _file_of(name: str, file: str) -> Path:
-    """A file of a folder, or of a repository on the Hub."""
-    local = Path(name) / file
-    if local.is_file():
-        return local
-    if Path(name).is_dir():
-        raise ValueError(
-            f"{local} is missing: ICD needs the plan that the student was pruned by."
-            " `conversion/convert_svd_to_vdmini.py` writes it."
-        )
-    return Path(huggingface_hub.hf_hub_download(name, file))
-
-
-def _as_list(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def add_lora(unet: UNetSpatioTemporalConditionModel, rank: int) -> None:
@@ -364,7 +340,7 @@ def save_pipeline(
     load_teacher(unet=trained, dtype=torch.float32).save_pretrained(args.output_dir)
     if student_name is not None:
         for name in ("pruning_plan.json", "pruning_provenance.json"):
-            shutil.copyfile(_file_of(student_name, f"unet/{name}"), args.output_dir / "unet" / name)
+            shutil.copyfile(student_file(student_name, f"unet/{name}"), args.output_dir / "unet" / name)
 
 
 def push(args: TrainingArguments) -> None:
