@@ -171,14 +171,23 @@ def find_weights(
 
 
 def known_sha256(teacher: Teacher, file: Path) -> str | None:
-    """The SHA-256 that the Hub gave for `file`: its cache names large files so. `None` for others.
+    """The SHA-256 that the Hub gave for a large `file` when it was downloaded, into the cache or a folder; or `None`.
 
     Not computed again: that would take longer than the whole conversion. The download has checked the size.
     """
-    if not teacher.commit:
-        return None
-    name = file.resolve().name
-    return name if re.fullmatch(r"[0-9a-f]{64}", name) else None
+    # The cache names large files by their hash.
+    told = file.resolve().name if teacher.commit else _hash_at_download(teacher.folder, file)
+    return told if re.fullmatch(r"[0-9a-f]{64}", told) else None
+
+
+def _hash_at_download(folder: Path, file: Path) -> str:
+    """What `hf download --local-dir` noted: commit, hash and time, a line each; empty if the file changed since."""
+    try:
+        note = folder / ".cache" / "huggingface" / "download" / f"{file.relative_to(folder)}.metadata"
+        _, told, time = note.read_text(encoding="utf-8").split()
+        return told if file.stat().st_mtime <= float(time) + 1 else ""  # a second, as huggingface_hub allows
+    except (OSError, ValueError):  # also of a file elsewhere, made from a pickle
+        return ""
 
 
 def sha256_of(file: Path) -> str:
