@@ -41,7 +41,7 @@ setup(
         "pillow",
         "pyyaml",
         "safetensors>=0.5",
-        "torch>=2.5",
+        "torch>=2.6",
         "tqdm",
         "transformers>=5.0",
     ],

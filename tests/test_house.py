@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vdmini_diffusers"
 
-# A part imports parts of lower floors only. Scripts and tests, which are not named here, stand on the fourth as well.
+# A part imports parts of lower floors only. Scripts and tests, which are not named here, stand on the fifth as well.
 FLOORS = {
     "models": 1,
     "pipelines": 1,
@@ -29,8 +29,10 @@ FLOORS = {
     "held_out": 3,
     "hub": 3,
     "prune_pipeline": 3,
-    "train_image_to_video": 3,
-    "quickstart": 4,
+    "trained_pipeline": 3,
+    "training_clips": 3,
+    "train_image_to_video": 4,
+    "quickstart": 5,
 }
 
 # What a file may import that is also published beside the weights, where our package is not installed.

@@ -3,25 +3,19 @@
 `training/train_icmd.py` and `training/train_sf_v.py` parse their arguments and call `train_image_to_video`.
 """
 
-import copy
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 from accelerate import Accelerator
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
-from diffusers.utils import export_to_gif, load_image
-from PIL import ImageOps
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -30,16 +24,23 @@ from vdmini_diffusers.data.latents import PrecomputedLatents, encode_image_to_vi
 from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.video_dataset import load_video_dataset
 from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, TrainingArguments
+from vdmini_diffusers.distillation.averaging import ShardedEMA, averaged
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
 from vdmini_diffusers.distillation.critics import Critic, CriticFeatures
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, LatentDiscriminator
-from vdmini_diffusers.distillation.engine import make_accelerator, make_critic, make_optimizer
+from vdmini_diffusers.distillation.engine import make_accelerator, make_critic, make_optimizer, shard_frozen
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.pruning import PruningPlan, feature_pairs
-from vdmini_diffusers.pruning.student_folder import check_student, read_plan, student_file
+from vdmini_diffusers.pruning.student_folder import check_student, read_plan
+from vdmini_diffusers.trained_pipeline import (
+    push,
+    save_trained_pipeline,
+    show_on_trackers,
+    write_validation_videos,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ def train_image_to_video(
     pairs = feature_pairs(plan, teacher.unet.config) if plan is not None and icmd_args.lambda_icd > 0 else ()
     for model in (teacher.unet, teacher.vae, teacher.image_encoder):
         model.to(accelerator.device).eval().requires_grad_(False)
+    if args.shard_teacher:
+        shard_frozen(teacher.unet)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if args.rank is not None:
@@ -112,9 +115,17 @@ def train_image_to_video(
     )
     prepared, optimizer = accelerator.prepare(unet, optimizer)
     trained = trainable(unet)  # after `prepare`, which may have replaced them
-    ema = EMAModel(trained, decay=args.ema_decay) if args.use_ema else None
+    ema = ShardedEMA(trained, decay=args.ema_decay) if args.use_ema else None
     if args.report_to is not None:
         accelerator.init_trackers("vdmini")
+
+    def validate(step: int) -> None:
+        with averaged(ema, trained):
+            state_dict = accelerator.get_state_dict(prepared)  # of all processes, where it is sharded
+            if accelerator.is_main_process:
+                paths = write_validation_videos(args, data_args, teacher, unet, state_dict, step)
+                show_on_trackers(accelerator.trackers, paths, step)
+        accelerator.wait_for_everyone()
 
     icmd_training_loop(
         accelerator=accelerator,
@@ -148,16 +159,15 @@ def train_image_to_video(
             task, teacher.unet if critic_args.discriminator_backbone == "teacher" else None
         ),
         ema=ema,
-        validate=partial(validate, args, data_args, accelerator, teacher, unet, ema),
+        validate=validate if args.validation_images else None,
     )
 
-    if ema is not None:
-        ema.copy_to(trained)
-    state_dict = accelerator.get_state_dict(prepared)  # of all processes, where it is sharded
-    if accelerator.is_main_process:
-        save_pipeline(args, load_teacher, unet, state_dict, student_name)
-        if args.push_to_hub:
-            push(args)
+    with averaged(ema, trained):
+        state_dict = accelerator.get_state_dict(prepared)
+        if accelerator.is_main_process:
+            save_trained_pipeline(args, load_teacher, unet, state_dict, teacher_name, student_name)
+            if args.push_to_hub:
+                push(args)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return args.output_dir
@@ -287,68 +297,3 @@ def report_run(
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "training.json").write_text(text + "\n", encoding="utf-8")
-
-
-def validate(
-    args: TrainingArguments,
-    data_args: VideoDataArguments,
-    accelerator: Accelerator,
-    teacher: VDMiniI2VPipeline,
-    unet: nn.Module,
-    ema: EMAModel | None,
-    step: int,
-) -> None:
-    """One-step videos of the validation images, as GIFs in `output_dir/validation`, with the averaged weights."""
-    if not args.validation_images or not accelerator.is_main_process:
-        return
-    shown = copy.deepcopy(unet)
-    if ema is not None:
-        ema.copy_to(trainable(shown))
-    if args.mixed_precision != "no":
-        shown.to(teacher.dtype)
-    shown.eval()
-    pipe = VDMiniI2VPipeline(**{**teacher.components, "unet": shown})
-    folder = args.output_dir / "validation"
-    folder.mkdir(exist_ok=True)
-    for i, path in enumerate(args.validation_images):
-        image = ImageOps.fit(load_image(str(path)), (data_args.width, data_args.height))
-        frames = pipe(
-            image,
-            height=data_args.height,
-            width=data_args.width,
-            num_frames=data_args.num_frames,
-            generator=torch.Generator().manual_seed(args.seed),
-        ).frames[0]
-        export_to_gif(frames, str(folder / f"step-{step:06d}-{i}.gif"), fps=data_args.fps)
-
-
-def save_pipeline(
-    args: TrainingArguments,
-    load_teacher: Callable[..., VDMiniI2VPipeline],
-    unet: UNetSpatioTemporalConditionModel,
-    state_dict: Mapping[str, torch.Tensor],
-    student_name: str | None,
-) -> None:
-    """The whole pipeline, whose other parts are the teacher's, and the plan; in float32."""
-    if isinstance(unet, PeftAdapterMixin) and args.rank is not None:
-        unet.save_lora_adapter(args.output_dir / "lora")
-        unet.fuse_lora()
-        unet.unload_lora()
-        state_dict = unet.state_dict()
-    trained = type(unet).from_config(unet.config)
-    trained.load_state_dict(state_dict)
-    load_teacher(unet=trained, dtype=torch.float32).save_pretrained(args.output_dir)
-    if student_name is not None:
-        for name in ("pruning_plan.json", "pruning_provenance.json"):
-            shutil.copyfile(student_file(student_name, f"unet/{name}"), args.output_dir / "unet" / name)
-
-
-def push(args: TrainingArguments) -> None:
-    repo_id = args.hub_model_id or args.output_dir.resolve().name
-    repo_id = huggingface_hub.create_repo(repo_id, exist_ok=True).repo_id
-    huggingface_hub.upload_folder(
-        repo_id=repo_id,
-        folder_path=args.output_dir,
-        commit_message="VDMini-I2V, distilled",
-        ignore_patterns=["checkpoint-*", ".*", "logs/*", "skipped_videos/*", "validation/*"],
-    )

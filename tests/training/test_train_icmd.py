@@ -103,6 +103,14 @@ def test_a_trained_student_is_a_pipeline_with_its_plan(folders, trained):
     assert json.loads((trained / "training.json").read_text())["lambda_icd"] == 0.1
 
 
+def test_the_card_of_a_trained_student_is_that_of_the_pruned_one_and_says_that_it_was_trained(folders, trained):
+    before, after = ((folder / "README.md").read_text() for folder in (folders[1], trained))
+    assert "pruned and not yet trained" in before and "Distilled" not in before
+    assert "pruned and not yet trained" not in after and "by ICMD (section 3.3) for 4 steps" in after
+    start, end = before.partition("<!-- training -->")[0], before.partition("<!-- /training -->")[2]
+    assert after.startswith(start) and after.endswith(end)
+
+
 def test_killed_in_a_step_or_a_checkpoint_the_same_command_ends_bit_equal(folders, trained, tmp_path):
     arguments = command("train_icmd.py", folders, tmp_path, **WHOLE)
     process = start(arguments)
@@ -146,22 +154,33 @@ def test_the_learning_rate_follows_its_schedule(folders, tmp_path):
 
 @pytest.mark.slow  # three runs of two processes, 20 s each before their first step
 def test_sharded_by_fsdp_the_losses_are_the_same_and_a_resumed_run_ends_like_an_unbroken_one(folders, tmp_path):
-    settings = {"max_train_steps": 3, "learning_rate": 1e-3}
+    tiny_image().save(tmp_path / "picture.png")
+    shown = {
+        "validation_images": tmp_path / "picture.png",
+        "validation_steps": 2,
+        "num_frames": 2,
+        "height": 16,
+        "width": 16,
+    }
+    settings = {"max_train_steps": 3, "learning_rate": 1e-3, "use_ema": True, **shown}
     alone = run(
         command("train_icmd.py", folders, tmp_path / "one", train_batch_size=2, **settings), tmp_path / "one-log"
     )
     script = Path(__file__).parent / "train_icmd_sharded.py"
 
     def sharded(name: str, **changes: object) -> str:
-        _, *flags = command("train_icmd.py", folders, tmp_path / name, **settings | changes)
+        flags = command("train_icmd.py", folders, tmp_path / name, **settings | changes)[1:]
         return run([script, *flags], tmp_path / f"{name}-log", processes=2)
 
     whole = sharded("whole")
     for a, b in zip(logged_losses(alone), logged_losses(whole), strict=True):
         assert b == pytest.approx(a, rel=1e-3)
     assert list((tmp_path / "whole").glob("checkpoint-*/pytorch_model_fsdp_0/__1_0.distcp"))  # a shard of rank 1
-    sharded("halves", max_train_steps=2)
-    assert "going on from" in sharded("halves")
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "one")) < 1e-3  # averages, gathered
+    assert (tmp_path / "whole" / "validation" / "step-000002-0.gif").is_file()
+    # In halves, and with the teacher divided as well: neither changes a bit.
+    sharded("halves", max_train_steps=2, shard_teacher=True)
+    assert "going on from" in sharded("halves", shard_teacher=True)
     assert largest_difference(weights(tmp_path / "halves"), weights(tmp_path / "whole")) == 0
 
 
@@ -225,8 +244,18 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(folders, tmp_path):
     assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-000001"]
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(folders, tmp_path):
-    output = run(command("train_icmd.py", folders, tmp_path / "none", dry_run=True), tmp_path / "log")
+@pytest.mark.parametrize("data", ["latents", "videos"])
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(folders, tmp_path, data):
+    settings = {}
+    if data == "videos":
+        (tmp_path / "videos").mkdir()
+        write_video(tmp_path / "videos" / "0.mp4")
+        settings = {
+            "precomputed_data_dir": None,
+            "train_data_dir": tmp_path / "videos",
+            "cache_dir": tmp_path / "cache",
+        }
+    output = run(command("train_icmd.py", folders, tmp_path / "none", dry_run=True, **settings), tmp_path / "log")
     assert "ICD: student down_blocks.2.attentions.1, teacher down_blocks.2.attentions.1" in output
     assert '"lambda_icd": 0.1' in output
     assert not (tmp_path / "none").exists()

@@ -46,7 +46,6 @@ class SkipLog:
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.num_tried = self.num_usable = 0  # by this process
         self._listed: set[str] = set()
 
@@ -66,6 +65,7 @@ class SkipLog:
         new = [video for video in videos if video.name not in self._listed]
         if new:
             self._listed |= {video.name for video in new}
+            self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.folder / f"{socket.gethostname()}-{os.getpid()}.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(video._asdict()) + "\n" for video in new)
 

@@ -38,6 +38,9 @@ class TrainingArguments:
         "no", "Of the student; the teacher is held in it as well."
     )
     gradient_checkpointing: bool = setting(False, "Less memory for the student, a forward pass more.")
+    shard_teacher: bool = setting(
+        False, "Divide the teacher over the processes as FSDP divides the student; otherwise each holds all of it."
+    )
     rank: int | None = setting(None, "Train LoRA matrices of this rank instead of all weights.")
     checkpointing_steps: int = setting(500, "Save the state every so many steps.")
     checkpoints_total_limit: int | None = setting(None, "Keep only so many checkpoints, the newest.")

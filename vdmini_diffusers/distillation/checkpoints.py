@@ -95,8 +95,9 @@ class Checkpoints:
         accelerator.wait_for_everyone()
         try:
             accelerator.save_state(str(aside))
+            state = {name: other.state_dict() for name, other in self.others.items()}  # gathered, where it is sharded
             if accelerator.is_main_process:
-                torch.save({name: other.state_dict() for name, other in self.others.items()}, aside / STATE)
+                torch.save(state, aside / STATE)
         except (OSError, RuntimeError, SafetensorError) as error:  # of Python, torch and safetensors, for a full disk
             shutil.rmtree(aside, ignore_errors=True)
             last = next(iter(self.complete()), None)

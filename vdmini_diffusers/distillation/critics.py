@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 import torch.distributed
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
-from vdmini_diffusers.distillation.feature_taps import FirstFeatures
+from vdmini_diffusers.distillation.feature_taps import FeatureTaps, FirstFeatures
 from vdmini_diffusers.distillation.losses import GeneratorLoss, discriminator_loss, generator_loss, r1_penalty
 from vdmini_diffusers.distillation.tasks.base import ModelInputs, Task
 
@@ -29,8 +30,8 @@ class CriticFeatures:
     """What critics see of latents: the backbone's features at the instance noise, or the noisy latents themselves.
 
     Attributes:
-        backbone: frozen, and not sharded; usually the teacher. Only its part up to the last tap runs. None: there is
-            none.
+        backbone: frozen; usually the teacher. Only its part up to the last tap runs, unless it is sharded. None: there
+            is none.
     """
 
     task: Task
@@ -41,7 +42,8 @@ class CriticFeatures:
         noisy_latents = self.task.add_noise(latents, instance_noise.noise, instance_noise.levels)
         if self.backbone is None:
             return {"latents": self.task.scale(noisy_latents, instance_noise.levels).flatten(0, 1)}
-        with FirstFeatures(self.backbone, self.task.critic_taps) as features:
+        taps = FeatureTaps if isinstance(self.backbone, FSDPModule) else FirstFeatures
+        with taps(self.backbone, self.task.critic_taps) as features:
             self.task.denoise(self.backbone, noisy_latents, instance_noise.levels, inputs.conditioning)
         return features
 

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from vdmini_diffusers.distillation.arguments import CriticArguments, TrainingArguments
 from vdmini_diffusers.distillation.critics import Critic
@@ -38,6 +39,21 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             f" without GPUs: `ACCELERATE_USE_CPU=true torchrun --nproc_per_node {started} ...`."
         )
     return accelerator
+
+
+def shard_frozen(model: nn.Module) -> None:
+    """Divide a frozen model's weights over all processes (FSDP2); each block's are gathered while it runs.
+
+    Raises:
+        ValueError: if there is one process only.
+    """
+    if not torch.distributed.is_initialized():
+        raise ValueError("`--shard_teacher` divides the teacher over several processes, and there is one.")
+    for child in model.children():
+        if isinstance(child, nn.ModuleList):
+            for block in child:
+                fully_shard(block)
+    fully_shard(model)
 
 
 def make_optimizer(args: TrainingArguments, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -61,7 +61,7 @@ def model_card(teacher: Teacher, record: Mapping[str, Any], plan_json: str) -> s
 
 def _front_matter(teacher: Teacher) -> str:
     return huggingface_hub.ModelCardData(
-        **_teacher_license(teacher),
+        **license_of(inside(teacher, "README.md")),
         library_name="diffusers",
         pipeline_tag="image-to-video",
         base_model=teacher.name if teacher.commit else None,  # the Hub wants an id of its own here
@@ -69,14 +69,13 @@ def _front_matter(teacher: Teacher) -> str:
     ).to_yaml()
 
 
-def _teacher_license(teacher: Teacher) -> dict[str, str]:
-    """The licence fields of the teacher's own card."""
-    card = inside(teacher, "README.md")
-    if not card.is_file() or card.stat().st_size > MAX_JSON_BYTES:
+def license_of(card: Path | None) -> dict[str, str]:
+    """The licence fields of a teacher's card, for those of its students; without a card, a name that says so."""
+    if card is None or not card.is_file() or card.stat().st_size > MAX_JSON_BYTES:
         return UNKNOWN_LICENSE
     try:
         data = huggingface_hub.metadata_load(card) or {}
-    except Exception:  # of the YAML reader; a card is for people, and a broken one stops no conversion
+    except Exception:  # of the YAML reader; a card is for people, and a broken one stops nothing
         return UNKNOWN_LICENSE
     found = {key: data[key] for key in ("license", "license_name", "license_link") if isinstance(data.get(key), str)}
     return found if "license" in found else UNKNOWN_LICENSE

@@ -20,14 +20,18 @@ def read_plan(student_name: str) -> PruningPlan:
 
 
 def student_file(student_name: str, file: str) -> Path:
-    """A file of a folder, or of a repository on the Hub."""
+    """A file of a folder, or of a repository on the Hub.
+
+    Raises:
+        ValueError: if the folder does not have it.
+    """
     local = Path(student_name) / file
     if local.is_file():
         return local
     if Path(student_name).is_dir():
         raise ValueError(
-            f"{local} is missing: ICD needs the plan that the student was pruned by."
-            " `conversion/convert_svd_to_vdmini.py` writes it."
+            f"{local} is missing: a student comes with its plan, from which ICD's pairs follow, and its card."
+            " `conversion/convert_svd_to_vdmini.py` writes them."
         )
     return Path(huggingface_hub.hf_hub_download(student_name, file))
 

@@ -1,0 +1,43 @@
+"""The average of the student's weights, also where FSDP has divided them over processes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+class ShardedEMA(EMAModel):
+    """`EMAModel` whose state is that of the whole model. To be asked for by all processes: they gather it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        whole = [p.full_tensor().cpu() if isinstance(p, DTensor) else p for p in state["shadow_params"]]
+        return state | {"shadow_params": whole}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        divided = self.shadow_params
+        super().load_state_dict(state_dict)
+        self.shadow_params = [
+            distribute_tensor(new.to(old.device), old.device_mesh, old.placements) if isinstance(old, DTensor) else new
+            for old, new in zip(divided, self.shadow_params, strict=True)
+        ]
+
+
+@contextmanager
+def averaged(ema: EMAModel | None, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """The parameters are their averages within the `with` block; without an average, what they are."""
+    if ema is None:
+        yield
+        return
+    trained = [parameter.detach().clone() for parameter in parameters]
+    ema.copy_to(parameters)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, trained, strict=True):
+                parameter.copy_(value)
