@@ -3,29 +3,30 @@
 
     python benchmarks/icmd_memory.py
 
-Per GPU of N, with the student divided by FSDP2:
+Per GPU of N, with precomputed latents and the student divided by FSDP2:
 
-    (4 + 4 + 8 + 4 with EMA) P_student / N      weights, gradients, AdamW's moments, average; float32
-    + b P_teacher, / N with --shard_teacher     b bytes a weight: 2 in bf16
-    + 16 P_heads                                the critics' heads with gradients and moments; float32, on every GPU
-    + the largest block's weights               as FSDP gathers it while it runs, and the next; of student and teacher
-    + what a step needs besides                 activations, and what backward makes on its way
+    (4 + 4 + 8 + 4) P_student / N        weights, gradients, AdamW's moments, their average; float32
+    + b P_teacher, or / N if divided     b bytes a weight: 2 in bf16
+    + 16 P_heads                         both critics' heads, gradients and moments; float32, on every GPU
+    + gathered blocks, if N > 1          the student's largest, and the next, in float32; likewise the teacher's
+    + what lives besides                 activations, features, what backward makes on its way
 
-The last line does not depend on N. It is read off a step with fake tensors, which have shapes and no memory:
-`MemTracker` follows what lives. The same step with real tensors of the embedded teacher's size is held against it, and
-against the process's resident memory.
+The last does not depend on N. It is counted while a step runs with fake tensors, which have shapes and no memory. The
+same count of a real step, of the embedded teacher's size, is printed beside it, and what the process grew by.
 """
 
-import gc
-import resource
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import HfArgumentParser
 
 from vdmini_diffusers.distillation.critics import CriticFeatures, InstanceNoise
@@ -40,6 +41,7 @@ from vdmini_diffusers.pruning import VDMINI_UNET, feature_pairs, student_config
 
 
 GIB = 2**30
+STUDENT_UNITS = ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel")  # what FSDP is told to wrap
 SVD = {"num_attention_heads": (5, 10, 20, 20), "num_frames": 14, "sample_size": 96}
 
 
@@ -49,6 +51,7 @@ class Arguments:
     height: int = field(default=448, metadata={"help": "Pixels (paper: 448 x 576)."})
     width: int = field(default=576, metadata={"help": "Pixels."})
     train_batch_size: int = field(default=1, metadata={"help": "Clips per GPU."})
+    tiny_batch_size: int = field(default=4, metadata={"help": "Clips of the step that checks the count."})
 
 
 class Parts:
@@ -57,7 +60,9 @@ class Parts:
     def __init__(self, teacher_config: dict, teacher_dtype: torch.dtype, gradient_checkpointing: bool):
         student = VDMiniUNetSpatioTemporalConditionModel(**student_config(VDMINI_UNET, teacher_config))
         self.student = student.train()
-        self.teacher = UNetSpatioTemporalConditionModel(**teacher_config).to(teacher_dtype).requires_grad_(False)
+        torch.set_default_dtype(teacher_dtype)  # fake weights cannot be converted
+        self.teacher = UNetSpatioTemporalConditionModel(**teacher_config).requires_grad_(False)
+        torch.set_default_dtype(torch.float32)
         self.pairs = feature_pairs(VDMINI_UNET, self.teacher.config)
         if gradient_checkpointing:
             student.enable_gradient_checkpointing()
@@ -67,15 +72,14 @@ class Parts:
         self.optimizer = torch.optim.AdamW(self.student.parameters(), fused=False, foreach=False)
 
 
-def draw(args_shape: tuple[int, ...], width: int) -> ModelInputs:
-    batch, frames, channels, height, rest = args_shape
-    latents = torch.randn(args_shape)
+def draw(shape: tuple[int, ...], embedding_width: int) -> ModelInputs:
+    latents = torch.randn(shape)
     conditioning = {
-        "image_latents": torch.randn(batch, channels, height, rest),
-        "image_embeds": torch.randn(batch, 1, width),
-        "added_time_ids": torch.randn(batch, 3),
+        "image_latents": latents[:, 0].clone(),
+        "image_embeds": torch.randn(len(latents), 1, embedding_width),
+        "added_time_ids": torch.randn(len(latents), 3),
     }
-    return ModelInputs(latents, latents + torch.randn(args_shape), torch.ones(batch), conditioning)
+    return ModelInputs(latents, latents + torch.randn(shape), torch.ones(len(latents)), conditioning)
 
 
 def step(parts: Parts, inputs: ModelInputs, autocast: bool) -> None:
@@ -105,3 +109,116 @@ def step(parts: Parts, inputs: ModelInputs, autocast: bool) -> None:
     for critic, features in zip(parts.critics, real, strict=True):
         critic.requires_grad_(True)
         discriminator_loss(critic(features, *told), critic(fake, *told)).backward()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that operators make while they live, at the peak; `known` ones are left out."""
+
+    def __init__(self, known: Iterable[torch.Tensor]):
+        super().__init__()
+        self.seen = {tensor.untyped_storage()._cdata for tensor in known}
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.seen:
+                self.seen.add(storage._cdata)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        return made
+
+    def _forget(self, key: int, num_bytes: int) -> None:
+        self.seen.discard(key)
+        self.live -= num_bytes
+
+
+def peak_besides(parts: Parts, inputs: ModelInputs, autocast: bool) -> int:
+    """Bytes that live at the peak of a step, beside weights and the gradients of the U-Net, which the formula has."""
+    for parameter in parts.student.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+    known = [p for model in (parts.student, parts.teacher, parts.critics) for p in model.parameters()]
+    with LiveBytes(known) as counter:
+        step(parts, inputs, autocast)
+    return counter.peak
+
+
+def num_values(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def per_gpu(parts: Parts, besides: int, num_gpus: int, teacher_bytes: int, shard_teacher: bool) -> dict[str, float]:
+    """GiB by what they are for, and their sum."""
+    divided = num_gpus > 1
+    student_blocks = [m for m in parts.student.modules() if type(m).__name__ in STUDENT_UNITS]
+    teacher_blocks = [
+        block for child in parts.teacher.children() if isinstance(child, nn.ModuleList) for block in child
+    ]
+    rows = {
+        "student: weights, gradients, moments, average": 20 * num_values(parts.student) / num_gpus,
+        "teacher": teacher_bytes * num_values(parts.teacher) / (num_gpus if shard_teacher else 1),
+        "critics": 16 * num_values(parts.critics),
+        "gathered student blocks": divided * 2 * 4 * max(map(num_values, student_blocks)),
+        "gathered teacher blocks": divided * shard_teacher * 2 * teacher_bytes * max(map(num_values, teacher_blocks)),
+        "besides": besides,
+    }
+    return {name: value / GIB for name, value in rows.items()} | {"sum": sum(rows.values()) / GIB}
+
+
+def write_table(parts: Parts, besides: int) -> str:
+    columns = [(1, False), (8, False), (8, True), (64, False), (64, True)]
+    found = [per_gpu(parts, besides, num_gpus, 2, shard) for num_gpus, shard in columns]
+    heads = [f"{n} GPU{'s' * (n > 1)}{', teacher divided' * shard}" for n, shard in columns]
+    lines = [f"| GiB per GPU | {' | '.join(heads)} |", "| --- " * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(f'{rows[name]:.2f}' for rows in found)} |" for name in found[0]]
+    return "\n".join(lines)
+
+
+def resident(name: str) -> int:
+    """`VmRSS` or `VmHWM`, of Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def grown_by(work: Callable[[], object]) -> int:
+    """Bytes by which the process grew at its peak."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    work()
+    return resident("VmHWM") - before
+
+
+def main(args: Arguments) -> None:
+    # Tiny, three times: fake, real, and real without the counter
+    config = UNetSpatioTemporalConditionModel.load_config(I2V_TEACHER / "unet")
+    tiny = {name: value for name, value in config.items() if not name.startswith("_")}
+    shape = (args.tiny_batch_size, tiny["num_frames"], 4, tiny["sample_size"], tiny["sample_size"])
+    with FakeTensorMode():
+        fake = peak_besides(Parts(tiny, torch.float32, True), draw(shape, tiny["cross_attention_dim"]), False)
+    parts, inputs = Parts(tiny, torch.float32, True), draw(shape, tiny["cross_attention_dim"])
+    grown = grown_by(lambda: step(parts, inputs, False))
+    parts.student.zero_grad()
+    real = peak_besides(parts, inputs, False)
+    grown -= 4 * num_values(parts.student)  # its gradients, which the count leaves out
+    print(
+        f"embedded teacher, {args.tiny_batch_size} clips: counted {fake / 2**20:.1f} MiB of fake and"
+        f" {real / 2**20:.1f} MiB of real tensors; the process grew by {grown / 2**20:.1f} MiB"
+    )
+
+    shape = (args.train_batch_size, args.num_frames, 4, args.height // 8, args.width // 8)
+    for gradient_checkpointing in (True, False):
+        with FakeTensorMode():
+            full = dict(UNetSpatioTemporalConditionModel(**SVD).config)
+            full = {name: value for name, value in full.items() if not name.startswith("_")}
+            parts = Parts(full, torch.bfloat16, gradient_checkpointing)
+            besides = peak_besides(parts, draw(shape, full["cross_attention_dim"]), True)
+        print(
+            f"\nSVD, {args.train_batch_size} clips of {args.num_frames} x {args.height} x {args.width} a GPU, bf16,"
+            f" gradient checkpointing {'on' if gradient_checkpointing else 'off'}\n\n{write_table(parts, besides)}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
