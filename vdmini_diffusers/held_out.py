@@ -75,9 +75,9 @@ class HeldOutMeasure:
         features = None if self.detector is None else i3d_features(frames, self.detector, description="I3D")
         return Videos(frames, features)
 
-    def generate(self, pipeline: str | os.PathLike, num_inference_steps: int) -> Videos:
+    def generate(self, pipeline: str | os.PathLike, num_inference_steps: int, variant: str | None = None) -> Videos:
         """What the pipeline in a folder makes of the first frames."""
-        pipe = VDMiniI2VPipeline.from_pretrained(pipeline, dtype=torch.float32)
+        pipe = VDMiniI2VPipeline.from_pretrained(pipeline, variant=variant, dtype=torch.float32)
         pipe.to("cuda" if torch.cuda.is_available() else "cpu")
         pipe.set_progress_bar_config(disable=True)
         return self.watch(continue_clips(pipe, self.clips, num_inference_steps, self.seed))
@@ -93,17 +93,23 @@ class HeldOutMeasure:
         }
         if teacher is not None:
             numbers["psnr_to_teacher"] = psnr(generated[:, 1:], teacher.frames[:, 1:])
-        if videos.features is not None and self.real.features is not None and self.reference.features is not None:
-            numbers |= {
-                "fvd": frechet_distance(videos.features, self.reference.features),
-                "fvd_floor": frechet_distance(self.real.features, self.reference.features),
-                "kvd": kernel_distance(videos.features, self.reference.features),
-                "kvd_floor": kernel_distance(self.real.features, self.reference.features),
-                "i3d_cosine_to_real": mean_cosine(videos.features, self.real.features),
-            }
-            if teacher is not None and teacher.features is not None:
+            if teacher.features is not None and videos.features is not None:
                 numbers["i3d_cosine_to_teacher"] = mean_cosine(videos.features, teacher.features)
+        if videos.features is not None:
+            floor = self.distances(self.real)
+            numbers |= self.distances(videos) | {"fvd_floor": floor["fvd"], "kvd_floor": floor["kvd"]}
         return numbers
+
+    def distances(self, videos: Videos) -> dict[str, float]:
+        """FVD and KVD to other real clips. Those of `self.real` are the floor: what a perfect generator would get.
+
+        Raises:
+            ValueError: without a detector.
+        """
+        features, reference = videos.features, self.reference.features
+        if features is None or reference is None:
+            raise ValueError("FVD needs I3D: give `HeldOutMeasure` a detector.")
+        return {"fvd": frechet_distance(features, reference), "kvd": kernel_distance(features, reference)}
 
 
 def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:

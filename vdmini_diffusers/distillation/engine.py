@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
@@ -19,6 +19,7 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
 
     Raises:
         RuntimeError: if several processes were started that accelerate does not join: each would train alone.
+        ValueError: for DeepSpeed's ZeRO-3.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     accelerator = Accelerator(
@@ -37,6 +38,10 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
         raise RuntimeError(
             f"{started} processes were started, and accelerate joined {accelerator.num_processes}. On a machine"
             f" without GPUs: `ACCELERATE_USE_CPU=true torchrun --nproc_per_node {started} ...`."
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.deepspeed_plugin.zero_stage == 3:
+        raise ValueError(
+            "ZeRO-3 divides the weights in a way that averages and features cannot follow: use ZeRO-2, or FSDP2."
         )
     return accelerator
 

@@ -1,7 +1,8 @@
 """What ships with the package so that its first command has something real to work on.
 
-`I2V_TEACHER` is a small Stable-Video-Diffusion-style pipeline folder, made by `training/train_embedded_teacher.py`;
-its card (`i2v_teacher/README.md`) says from what. `load_examples` gives held-out clips.
+`I2V_TEACHER` is a small pipeline folder in Stable Video Diffusion's layout. Its U-Net makes a video in one step, as
+SF-V's does; with `variant=MULTI_STEP` it is the one before that, as Stable Video Diffusion's own. The card
+(`i2v_teacher/README.md`) says what both were made of. `load_examples` gives held-out clips.
 """
 
 import json
@@ -13,6 +14,7 @@ from PIL import Image
 
 
 I2V_TEACHER = Path(__file__).parent / "i2v_teacher"
+MULTI_STEP = "multi_step"
 EXAMPLES = Path(__file__).parent / "examples"
 
 
