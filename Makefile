@@ -53,7 +53,7 @@ $(VENV)/.torch: constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed: setup.py $(VENV)/.torch
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[teacher]'
 	@touch $@
 
 $(VENV)/.installed-test: setup.py $(VENV)/.torch

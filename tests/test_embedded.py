@@ -7,7 +7,7 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
-from vdmini_diffusers.embedded import I2V_TEACHER, load_examples
+from vdmini_diffusers.embedded import I2V_TEACHER, MULTI_STEP, load_examples
 from vdmini_diffusers.evaluation.continuation import motion_cosine, psnr
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
@@ -26,7 +26,7 @@ def test_the_card_names_the_hash_of_every_weight_file():
         str(path.relative_to(I2V_TEACHER)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in I2V_TEACHER.rglob("*.safetensors")
     }
-    assert len(hashes) == 3
+    assert len(hashes) == 4
     assert dict(re.findall(r"`(\S+\.safetensors)` \| `([0-9a-f]{64})`", card)) == hashes
 
 
@@ -45,13 +45,13 @@ def test_examples_are_clips_of_the_teachers_size():
     assert all(example.frames.shape == (8, 64, 64, 3) for example in examples)
 
 
-def continue_examples(folder):
-    pipe = VDMiniI2VPipeline.from_pretrained(folder, dtype=torch.float32)
+def continue_examples(folder, variant=None, num_inference_steps=1):
+    pipe = VDMiniI2VPipeline.from_pretrained(folder, variant=variant, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     examples = load_examples()
     frames = pipe(
         [Image.fromarray(example.frames[0]) for example in examples],
-        num_inference_steps=8,
+        num_inference_steps=num_inference_steps,
         motion_bucket_id=examples[0].motion_bucket_id,
         generator=torch.manual_seed(0),
         output_type="np",

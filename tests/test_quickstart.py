@@ -11,31 +11,42 @@ from vdmini_diffusers.embedded import I2V_TEACHER
 from vdmini_diffusers.quickstart import Arguments, read_image
 
 
+SHORT = {"max_train_steps": 2, "num_train_clips": 2}
+
+
 def test_the_first_command_of_the_readme_writes_pictures_and_a_report(tmp_path):
-    command = [sys.executable, "-m", "vdmini_diffusers.quickstart", "--num_inference_steps", "1"]
+    flags = [part for name, value in SHORT.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "vdmini_diffusers.quickstart", *flags]
     run = subprocess.run([*command, "--output_dir", tmp_path / "out"], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "4/4" in run.stderr  # progress is shown
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["student"]["unet_parameters"] < report["teacher"]["unet_parameters"]
-    assert report["student"]["unet_macs_per_step"] < report["teacher"]["unet_macs_per_step"]
-    assert set(report["to_what_really_came"]) == {"first frame repeated", "teacher", "student"}
-    assert f"{report['student']['unet_parameters']:,}" in (tmp_path / "out" / "report.md").read_text()
-    for name in ("teacher.gif", "student.gif"):
-        with Image.open(tmp_path / "out" / name) as gif:
+    models = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
+    assert set(models) == {"teacher", "pruned", "distilled", "first frame repeated"}
+    for measure in ("unet_parameters", "unet_macs_per_step"):
+        assert models["distilled"][measure] == models["pruned"][measure] < models["teacher"][measure]
+    assert f"{models['pruned']['unet_parameters']:,}" in (tmp_path / "out" / "report.md").read_text()
+    for name in ("teacher", "pruned", "distilled"):
+        with Image.open(tmp_path / "out" / f"{name}.gif") as gif:
             assert gif.n_frames == 8
     with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
         assert sheet.width == 8 * 64 * quickstart.SCALE
-    assert (tmp_path / "out" / "vdmini-i2v" / "model_index.json").is_file()
+    pruned, distilled = (tmp_path / "out" / name / "model_index.json" for name in ("pruned", "vdmini-i2v"))
+    assert pruned.is_file() and distilled.is_file()
+
+
+def test_without_distillation_two_models_are_shown(tmp_path):
+    quickstart.main(Arguments(output_dir=tmp_path, max_train_steps=0))
+    models = json.loads((tmp_path / "report.json").read_text())["models"]
+    assert set(models) == {"teacher", "pruned", "first frame repeated"}
 
 
 def test_a_picture_of_ones_own_is_animated_and_earlier_results_are_replaced(tmp_path):
     picture = tmp_path / "wide.png"
     Image.linear_gradient("L").resize((200, 90)).convert("RGBA").save(picture)
     for _ in range(2):
-        quickstart.main(Arguments(output_dir=tmp_path / "out", image=picture, num_inference_steps=1))
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert "to_what_really_came" not in report  # nothing real came after that picture
+        quickstart.main(Arguments(output_dir=tmp_path / "out", image=picture, **SHORT))
+    models = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
+    assert "psnr_to_real_db" not in models["teacher"]  # nothing real came after that picture
 
 
 def test_a_picture_is_cut_to_its_centre_square(tmp_path):

@@ -107,8 +107,10 @@ def read_image(path: Path, size: int) -> np.ndarray:
 
 
 def distil(args: Arguments, pruned: Path) -> Path:
-    """ICMD as `training/train_icmd.py` does it, on freshly drawn clips."""
-    latents = write_training_latents(args.output_dir / "latents", I2V_TEACHER, args.num_train_clips)
+    """ICMD as `training/train_icmd.py` does it, on clips drawn from photographs of the extra `teacher`."""
+    latents = write_training_latents(
+        args.output_dir / f"latents-{args.num_train_clips}", I2V_TEACHER, args.num_train_clips
+    )
     folder = args.output_dir / "vdmini-i2v"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier quickstart
     return train_image_to_video(
