@@ -7,7 +7,7 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
-from vdmini_diffusers.embedded import I2V_TEACHER, MULTI_STEP, load_examples
+from vdmini_diffusers.embedded import I2V_TEACHER, load_examples
 from vdmini_diffusers.evaluation.continuation import motion_cosine, psnr
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
