@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write latents of moving pictures, on which embedded models are trained, for `--precomputed_data_dir`.
 
-    python training/write_embedded_latents.py --output_dir outputs/latents
+python training/write_embedded_latents.py --output_dir outputs/latents
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,9 @@ class Arguments:
     output_dir: Path = field(metadata={"help": "Where the shards go. Started again, it goes on."})
     num_clips: int = field(default=1024, metadata={"help": "Clips to draw."})
     seed: int = field(default=0, metadata={"help": "Of the clips."})
-    teacher: Path = field(default=I2V_TEACHER, metadata={"help": "Pipeline folder whose VAE and image encoder encode."})
+    teacher: Path = field(
+        default=I2V_TEACHER, metadata={"help": "Whose VAE and image encoder: a pipeline folder."}
+    )
 
 
 if __name__ == "__main__":

@@ -140,6 +140,17 @@ def _caches(args: VideoDataArguments) -> list[str]:
     return [*([args.cache_dir] if args.cache_dir else []), str(datasets.config.HF_DATASETS_CACHE), HF_HUB_CACHE]
 
 
+def read_or_skip(reader: ClipReader, row: Any, epoch: int, skip_log: SkipLog) -> dict[str, Any] | None:
+    """The sample, counted; or None, and the video is listed. Raises `TooFewUsableVideos` as `SkipLog` does."""
+    try:
+        sample = reader(row, epoch)
+    except UnusableVideo as why:
+        skip_log.skip(reader.name(row), why)
+        return None
+    skip_log.count_usable()
+    return sample
+
+
 class VideoDataset(torch.utils.data.Dataset):
     """Map-style: for any DataLoader, with accelerate's own division among ranks. Samples are those of `ClipReader`.
 
@@ -161,13 +172,9 @@ class VideoDataset(torch.utils.data.Dataset):
         """Raises `TooFewUsableVideos` if all, or nearly all of the first ones, are unusable."""
         for offset in range(len(self)):
             row = self.rows[(index + offset) % len(self)]
-            try:
-                sample = self.reader(row, int(self._epoch))
-            except UnusableVideo as why:
-                self.skip_log.skip(self.reader.name(row), why)
-                continue
-            self.skip_log.count_usable()
-            return sample
+            sample = read_or_skip(self.reader, row, int(self._epoch), self.skip_log)
+            if sample is not None:
+                return sample
         self.skip_log.raise_too_few()
 
 
@@ -190,13 +197,9 @@ class VideoStream(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for row in self.rows:
-            try:
-                sample = self.reader(row, int(self._epoch))
-            except UnusableVideo as why:
-                self.skip_log.skip(self.reader.name(row), why)
-                continue
-            self.skip_log.count_usable()
-            yield sample
+            sample = read_or_skip(self.reader, row, int(self._epoch), self.skip_log)
+            if sample is not None:
+                yield sample
         worker = torch.utils.data.get_worker_info()
         self._num_usable[worker.id if worker else 0] = self.skip_log.num_usable
         if not self._num_usable[: worker.num_workers if worker else 1].any():
