@@ -18,9 +18,7 @@ class Arguments:
     output_dir: Path = field(metadata={"help": "Where the shards go. Started again, it goes on."})
     num_clips: int = field(default=1024, metadata={"help": "Clips to draw."})
     seed: int = field(default=0, metadata={"help": "Of the clips."})
-    teacher: Path = field(
-        default=I2V_TEACHER, metadata={"help": "Whose VAE and image encoder: a pipeline folder."}
-    )
+    teacher: Path = field(default=I2V_TEACHER, metadata={"help": "Whose VAE and image encoder: a pipeline folder."})
 
 
 if __name__ == "__main__":
