@@ -7,7 +7,7 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
-from vdmini_diffusers.embedded import I2V_TEACHER, load_examples
+from vdmini_diffusers.embedded import I2V_TEACHER, MULTI_STEP, load_examples
 from vdmini_diffusers.evaluation.continuation import motion_cosine, psnr
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
@@ -73,6 +73,17 @@ def test_the_teacher_continues_held_out_pictures_better_than_repeating_them(teac
     still = real[:, :1].repeat(7, axis=1)
     assert psnr(teacher_clips[:, 1:], real[:, 1:]) > psnr(still, real[:, 1:])
     assert motion_cosine(teacher_clips, real) > 0.4
+
+
+def test_in_one_step_the_one_step_teacher_is_nearer_to_what_really_came_than_the_multi_step_one(teacher_clips, real):
+    multi_step = continue_examples(I2V_TEACHER, MULTI_STEP)
+    assert psnr(teacher_clips[:, 1:], real[:, 1:]) > psnr(multi_step[:, 1:], real[:, 1:])
+    assert motion_cosine(teacher_clips, real) > motion_cosine(multi_step, real)
+
+
+def test_the_multi_step_teacher_is_better_than_repeating_as_well(real):
+    clips = continue_examples(I2V_TEACHER, MULTI_STEP, num_inference_steps=8)
+    assert psnr(clips[:, 1:], real[:, 1:]) > psnr(real[:, :1].repeat(7, axis=1), real[:, 1:])
 
 
 def test_pruned_and_unpruned_can_be_told_apart_by_number(teacher_clips, real, tmp_path):
