@@ -10,7 +10,6 @@ Latent adversarial diffusion: the student is the model itself, the critic's back
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.distillation.arguments import (
@@ -45,7 +44,6 @@ class SFVTrainingArguments(TrainingArguments):
 @dataclass
 class SFVCriticArguments(CriticArguments):
     discriminator_learning_rate: float = setting(1e-4, "Of the heads (appendix C).")
-    generator_loss: Literal["non_saturating", "hinge"] = setting("hinge", "-D (SF-V), or -log sigmoid(D).")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -256,7 +256,7 @@ def make_critics(
     """MCA's critic, and the task's own; those whose weight is 0 are left out."""
     config = teacher.unet.config
     condition_dim = teacher.image_encoder.config.projection_dim
-    wanted = (
+    wanted: tuple[tuple[str, Literal["teacher", "data"], float, int], ...] = (
         ("mca", "teacher", icmd_args.lambda_mca, icmd_args.mca_start_step),
         ("sf_v", "data", icmd_args.lambda_data_critic, 0),
     )

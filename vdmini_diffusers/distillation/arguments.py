@@ -69,7 +69,10 @@ class CriticArguments:
     temporal_kernel_size: int = setting(3, "Of the temporal heads; 1 makes them the learnable MLP of section 3.3.")
     discriminator_backbone: Literal["teacher", "none"] = setting("teacher", "none: a light critic on the latents.")
     generator_loss: Literal["non_saturating", "hinge"] = setting(
-        "non_saturating", "Reading of Eq. 5's log D: -log sigmoid(D), or -D."
+        "non_saturating", "MCA's, a reading of Eq. 5's log D: -log sigmoid(D), or -D."
+    )
+    data_generator_loss: Literal["non_saturating", "hinge"] = setting(
+        "hinge", "Of the task's own critic: -D as in SF-V, or -log sigmoid(D)."
     )
     r1_weight: float = setting(0.0, "R1 penalty of the heads (SF-V's gamma, whose value is not printed).")
     instance_noise_mean: float = setting(-1.0, "P_mean of sigma_t' (Eq. 5, SF-V).")

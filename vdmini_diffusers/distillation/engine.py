@@ -3,10 +3,11 @@
 import logging
 import os
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
@@ -39,7 +40,8 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             f"{started} processes were started, and accelerate joined {accelerator.num_processes}. On a machine"
             f" without GPUs: `ACCELERATE_USE_CPU=true torchrun --nproc_per_node {started} ...`."
         )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.deepspeed_plugin.zero_stage == 3:
+    deepspeed = accelerator.state.deepspeed_plugin
+    if deepspeed is not None and deepspeed.zero_stage == 3:
         raise ValueError(
             "ZeRO-3 divides the weights in a way that averages and features cannot follow: use ZeRO-2, or FSDP2."
         )
@@ -82,7 +84,13 @@ def make_optimizer(args: TrainingArguments, parameters: Iterable[nn.Parameter]) 
 
 
 def make_critic(
-    name: str, real: str, heads: nn.Module, args: CriticArguments, device: torch.device, weight: float, start_step: int
+    name: str,
+    real: Literal["teacher", "data"],
+    heads: nn.Module,
+    args: CriticArguments,
+    device: torch.device,
+    weight: float,
+    start_step: int,
 ) -> Critic:
     heads = heads.to(device).train()
     optimizer = torch.optim.AdamW(
@@ -99,6 +107,6 @@ def make_critic(
         real,
         weight=weight,
         start_step=start_step,
-        generator_loss=args.generator_loss,
+        generator_loss=args.generator_loss if real == "teacher" else args.data_generator_loss,
         r1_weight=args.r1_weight,
     )
