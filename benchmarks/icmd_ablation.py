@@ -78,9 +78,11 @@ class Arguments:
 
 
 def train(args: Arguments, student: Path, latents: Path, settings: dict[str, float], seed: int, folder: Path) -> None:
-    """One run in a process of its own; goes on if it was stopped, and does nothing if it is done."""
-    if (folder / "model_index.json").exists():
-        return
+    """One run in a process of its own; goes on if it was stopped, and does nothing if it is done.
+
+    Raises:
+        ValueError: if the folder holds a run with other settings.
+    """
     flags = {
         "pretrained_teacher_model_name_or_path": args.teacher,
         "pretrained_student_model_name_or_path": student,
@@ -99,6 +101,13 @@ def train(args: Arguments, student: Path, latents: Path, settings: dict[str, flo
         "checkpoints_total_limit": 1,
         **settings,
     }
+    if (folder / "training.json").exists():
+        begun = json.loads((folder / "training.json").read_text())
+        for name, value in flags.items():
+            if name in begun and str(begun[name]) != str(value):
+                raise ValueError(f"{folder} was begun with {name} {begun[name]}, not {value}: remove it.")
+    if (folder / "model_index.json").exists():
+        return
     command = [
         sys.executable,
         str(TRAIN_SCRIPT),

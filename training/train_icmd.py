@@ -29,8 +29,9 @@ class ModelArguments:
     pretrained_student_model_name_or_path: str = field(
         metadata={"help": "Pipeline folder or Hub id of the student that conversion/convert_svd_to_vdmini.py wrote."}
     )
-    variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
+    variant: str | None = field(default=None, metadata={"help": "Of the teacher's weight files, e.g. fp16."})
     revision: str | None = field(default=None, metadata={"help": "Of the teacher on the Hub."})
+    student_variant: str | None = field(default=None, metadata={"help": "Of the student's weight files, e.g. fp16."})
 
 
 def main() -> None:
@@ -46,6 +47,7 @@ def main() -> None:
         models.pretrained_student_model_name_or_path,
         models.variant,
         models.revision,
+        models.student_variant,
     )
 
 

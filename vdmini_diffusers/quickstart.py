@@ -44,7 +44,7 @@ class Arguments:
     image: Path | None = field(default=None, metadata={"help": "Animate this picture instead of the shipped ones."})
     num_inference_steps: int = field(default=1, metadata={"help": "Sampling steps; all three are one-step models."})
     max_train_steps: int = field(default=100, metadata={"help": "Steps of distillation; 0 for none."})
-    num_train_clips: int = field(default=256, metadata={"help": "Clips to distil on."})
+    num_train_clips: int = field(default=128, metadata={"help": "Clips to distil on."})
     motion_bucket_id: int = field(default=127, metadata={"help": "Speed of --image, 32 to 255."})
     seed: int = field(default=0, metadata={"help": "Seed of the training, and of the noise that all start from."})
 
@@ -108,11 +108,10 @@ def read_image(path: Path, size: int) -> np.ndarray:
 
 def distil(args: Arguments, pruned: Path) -> Path:
     """ICMD as `training/train_icmd.py` does it, on clips drawn from photographs of the extra `teacher`."""
-    latents = write_training_latents(
-        args.output_dir / f"latents-{args.num_train_clips}", I2V_TEACHER, args.num_train_clips
-    )
-    folder = args.output_dir / "vdmini-i2v"
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier quickstart
+    latents, folder = args.output_dir / "latents", args.output_dir / "vdmini-i2v"
+    for earlier in (latents, folder):
+        shutil.rmtree(earlier, ignore_errors=True)
+    write_training_latents(latents, I2V_TEACHER, args.num_train_clips)
     return train_image_to_video(
         TrainingArguments(
             output_dir=folder,

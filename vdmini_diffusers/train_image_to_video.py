@@ -36,6 +36,7 @@ from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.pruning import PruningPlan, feature_pairs
 from vdmini_diffusers.pruning.student_folder import check_student, read_plan
 from vdmini_diffusers.trained_pipeline import (
+    ClipShape,
     push,
     save_trained_pipeline,
     show_on_trackers,
@@ -57,6 +58,7 @@ def train_image_to_video(
     student_name: str | None,
     variant: str | None = None,
     revision: str | None = None,
+    student_variant: str | None = None,
 ) -> Path:
     """Train, and write a whole pipeline to `args.output_dir`, which is returned.
 
@@ -64,8 +66,9 @@ def train_image_to_video(
         teacher_name: folder or Hub id of an SVD-style pipeline. Frozen; it also carries the critics' features.
         student_name: of a pruned one, as `conversion/convert_svd_to_vdmini.py` writes it. None: the teacher's own
             U-Net is trained to one step (SF-V).
-        variant: of the weight files of both, e.g. `"fp16"`.
+        variant: of the teacher's weight files, e.g. `"fp16"`.
         revision: of the teacher on the Hub.
+        student_variant: of the student's weight files.
 
     Raises:
         FloatingPointError: if a loss is not finite.
@@ -76,9 +79,12 @@ def train_image_to_video(
     torch.manual_seed(args.seed)
 
     # Models
+    for image in args.validation_images:
+        if not image.is_file():
+            raise ValueError(f"`--validation_images`: there is no file {image}.")
     load_teacher = partial(VDMiniI2VPipeline.from_pretrained, teacher_name, variant=variant, revision=revision)
-    teacher = load_teacher(dtype=DTYPES[args.mixed_precision])
-    unet, plan = load_student(load_teacher, teacher, student_name, variant)
+    teacher = load_teacher(dtype=DTYPES[accelerator.mixed_precision])
+    unet, plan = load_student(load_teacher, teacher, student_name, student_variant)
     pairs = feature_pairs(plan, teacher.unet.config) if plan is not None and icmd_args.lambda_icd > 0 else ()
     for model in (teacher.unet, teacher.vae, teacher.image_encoder):
         model.to(accelerator.device).eval().requires_grad_(False)
@@ -90,7 +96,7 @@ def train_image_to_video(
         add_lora(unet, args.rank)
 
     # Objective
-    dataloader, encode = make_dataloader(args, data_args, teacher, accelerator)
+    dataloader, encode, shape = make_dataloader(args, data_args, teacher, accelerator)
     task = SingleStepTask(
         instance_noise_mean=critic_args.instance_noise_mean,
         instance_noise_std=critic_args.instance_noise_std,
@@ -123,7 +129,7 @@ def train_image_to_video(
         with averaged(ema, trained):
             state_dict = accelerator.get_state_dict(prepared)  # of all processes, where it is sharded
             if accelerator.is_main_process:
-                paths = write_validation_videos(args, data_args, teacher, unet, state_dict, step)
+                paths = write_validation_videos(args, shape, teacher, unet, state_dict, step)
                 show_on_trackers(accelerator.trackers, paths, step)
         accelerator.wait_for_everyone()
 
@@ -208,8 +214,8 @@ def add_lora(unet: UNetSpatioTemporalConditionModel, rank: int) -> None:
 
 def make_dataloader(
     args: TrainingArguments, data_args: VideoDataArguments, teacher: VDMiniI2VPipeline, accelerator: Accelerator
-) -> tuple[DataLoader, Any]:
-    """Batches, and what makes latents of them if they are videos."""
+) -> tuple[DataLoader, Any, ClipShape]:
+    """Batches, what makes latents of them if they are videos, and what the clips are like."""
     if data_args.precomputed_data_dir is not None:
         dataset = PrecomputedLatents(data_args.precomputed_data_dir)
         encode = None
@@ -218,6 +224,7 @@ def make_dataloader(
                 f"{data_args.precomputed_data_dir} has no {', '.join(missing)}: it was not made by"
                 " training/precompute_latents.py for image to video."
             )
+        shape = ClipShape.of_latents(dataset[0], 2 ** (len(teacher.vae.config.block_out_channels) - 1))
     else:
         dataset = load_video_dataset(
             data_args,
@@ -235,6 +242,10 @@ def make_dataloader(
 
         encode = encode_batch
 
+        shape = ClipShape(
+            data_args.num_frames, data_args.height, data_args.width, data_args.fps, data_args.motion_bucket_id
+        )
+
     streaming = isinstance(dataset, IterableDataset)
     dataloader = DataLoader(
         dataset,
@@ -243,7 +254,7 @@ def make_dataloader(
         drop_last=True,
         num_workers=data_args.dataloader_num_workers,
     )
-    return dataloader if streaming else accelerator.prepare(dataloader), encode  # a stream is divided already
+    return dataloader if streaming else accelerator.prepare(dataloader), encode, shape  # a stream is divided already
 
 
 def make_critics(
@@ -273,7 +284,13 @@ def make_critics(
                 temporal_kernel_size=critic_args.temporal_kernel_size,
             )
         else:
-            heads = LatentDiscriminator(config.out_channels, condition_dim)
+            width = critic_args.discriminator_width
+            heads = LatentDiscriminator(
+                config.out_channels,
+                condition_dim,
+                (width // 4, width // 2, width),
+                temporal_kernel_size=critic_args.temporal_kernel_size,
+            )
         critics.append(make_critic(name, real, heads, critic_args, device, weight, start_step))
     return critics
 

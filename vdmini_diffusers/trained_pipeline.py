@@ -5,6 +5,7 @@ import re
 import shutil
 import string
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
@@ -16,7 +17,6 @@ from diffusers.utils import export_to_gif, load_image
 from PIL import Image, ImageOps, ImageSequence
 
 from vdmini_diffusers import __version__
-from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.distillation.arguments import TrainingArguments
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.pruning.provenance import license_of
@@ -27,9 +27,28 @@ StateDict = Mapping[str, torch.Tensor]
 TRAINING_NOTE = re.compile(r"<!-- training -->.*?<!-- /training -->", re.DOTALL)
 
 
+@dataclass(frozen=True)
+class ClipShape:
+    """What the clips trained on are like; height and width in pixels."""
+
+    num_frames: int
+    height: int
+    width: int
+    fps: int
+    motion_bucket_id: int
+
+    @classmethod
+    def of_latents(cls, sample: Mapping[str, torch.Tensor], vae_scale_factor: int) -> "ClipShape":
+        """Of precomputed ones. Their motion bucket is that of one sample."""
+        num_frames, _, height, width = sample["latents"].shape
+        fps, motion_bucket_id, _ = (round(value) for value in sample["added_time_ids"].tolist())
+        # The U-Net is told one frame a second less than there are, as in SVD's training.
+        return cls(num_frames, height * vae_scale_factor, width * vae_scale_factor, fps + 1, motion_bucket_id)
+
+
 def write_validation_videos(
     args: TrainingArguments,
-    data_args: VideoDataArguments,
+    shape: ClipShape,
     teacher: VDMiniI2VPipeline,
     unet: UNetSpatioTemporalConditionModel,
     state_dict: StateDict,
@@ -42,16 +61,18 @@ def write_validation_videos(
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for i, path in enumerate(args.validation_images):
-        image = ImageOps.fit(load_image(str(path)), (data_args.width, data_args.height))
+        image = ImageOps.fit(load_image(str(path)), (shape.width, shape.height))
         frames = pipe(
             image,
-            height=data_args.height,
-            width=data_args.width,
-            num_frames=data_args.num_frames,
+            height=shape.height,
+            width=shape.width,
+            num_frames=shape.num_frames,
+            fps=shape.fps,
+            motion_bucket_id=shape.motion_bucket_id,
             generator=torch.Generator().manual_seed(args.seed),
         ).frames[0]
         paths.append(folder / f"step-{step:06d}-{i}.gif")
-        export_to_gif(frames, str(paths[-1]), fps=data_args.fps)
+        export_to_gif(frames, str(paths[-1]), fps=shape.fps)
     return paths
 
 

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from vdmini_diffusers.data.latents import LatentShards, encode_image_to_video
 from vdmini_diffusers.data.moving_pictures import FPS, TRAIN_PHOTOS, MovingPictures
+from vdmini_diffusers.evaluation.i3d import weights_sha256
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 
 
@@ -23,11 +24,12 @@ def write_training_latents(
 
     Raises:
         ImportError: without the packages that the photographs come with (extra `teacher`).
-        ValueError: if the folder holds latents of another teacher, number or seed.
+        ValueError: if the folder holds latents of other encoders, another number or seed.
     """
     pictures = MovingPictures(TRAIN_PHOTOS, recolour=True)
-    shards = LatentShards(folder, {"num_clips": num_clips, "seed": seed, "teacher": str(teacher)})
     pipe = VDMiniI2VPipeline.from_pretrained(teacher, unet=None, dtype=torch.float32)
+    encoders = [weights_sha256(model) for model in (pipe.vae, pipe.image_encoder)]
+    shards = LatentShards(folder, {"num_clips": num_clips, "seed": seed, "encoders": encoders})
     bar = tqdm(total=num_clips, desc="latents", unit="clip")
     for shard, start in enumerate(range(0, num_clips, CLIPS_PER_SHARD)):
         rows = range(start, min(start + CLIPS_PER_SHARD, num_clips))

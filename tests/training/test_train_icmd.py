@@ -230,6 +230,22 @@ def test_training_on_videos_skips_the_broken_and_shows_validation_images(folders
         assert gif.n_frames == 2 and gif.size == (16, 16)
 
 
+def test_a_validation_image_that_is_not_there_is_refused_at_the_start(folders, tmp_path):
+    flags = command("train_icmd.py", folders, tmp_path / "out", validation_images=tmp_path / "none.png")
+    assert "there is no file" in run(flags, tmp_path / "log", fails=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_teacher_and_student_may_be_of_different_variants(folders, tmp_path):
+    teacher, student, latents = folders
+    other = tmp_path / "student"
+    shutil.copytree(student, other)
+    os.rename(other / WEIGHTS, other / WEIGHTS.replace(".safe", ".fp16.safe"))
+    flags = command("train_icmd.py", (teacher, other, latents), tmp_path / "out", student_variant="fp16")
+    run(flags, tmp_path / "log")
+    assert (tmp_path / "out" / WEIGHTS).exists()
+
+
 def test_a_full_disk_leaves_the_last_good_checkpoint(folders, tmp_path):
     run(command("train_icmd.py", folders, tmp_path, max_train_steps=1), tmp_path / "log")
 
@@ -242,6 +258,20 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(folders, tmp_path):
     assert "The checkpoint of step 2 could not be written" in output
     assert re.search(r"The last\s+good one is .*checkpoint-000001", output)
     assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-000001"]
+
+
+def test_a_lower_learning_rate_holds_after_a_resume(folders, tmp_path):
+    run(command("train_icmd.py", folders, tmp_path, max_train_steps=1, learning_rate=1e-3), tmp_path / "log")
+    output = run(command("train_icmd.py", folders, tmp_path, max_train_steps=2, learning_rate=1e-5), tmp_path / "log")
+    assert "going on from" in output
+    assert [losses["lr"] for losses in logged_losses(output)] == pytest.approx([1e-5])
+
+
+def test_starting_anew_beside_later_checkpoints_is_refused(folders, tmp_path):
+    run(command("train_icmd.py", folders, tmp_path), tmp_path / "log")
+    anew = command("train_icmd.py", folders, tmp_path, resume_from_checkpoint="none")
+    assert "holds checkpoint-000002, which is later" in run(anew, tmp_path / "log", fails=True)
+    assert (tmp_path / "checkpoint-000002").exists()
 
 
 @pytest.mark.parametrize("data", ["latents", "videos"])
@@ -267,6 +297,17 @@ def test_a_yaml_file_gives_settings_that_flags_override(folders, tmp_path):
     script, *flags = command("train_icmd.py", folders, tmp_path / "none", dry_run=True, lambda_mca=2)
     output = run([script, config, *flags], tmp_path / "log")
     assert '"lambda_icd": 0.5' in output and '"lambda_mca": 2.0' in output
+
+
+def test_a_value_in_a_yaml_file_is_checked_as_a_flag_is_and_no_is_not_false(folders, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("mixed_precision: no\nvalidation_steps: 7\nuse_ema: true\nrank: null\n")
+    script, *flags = command("train_icmd.py", folders, tmp_path / "none", dry_run=True)
+    output = run([script, config, *flags], tmp_path / "log")
+    for setting in ('"mixed_precision": "no"', '"validation_steps": 7', '"use_ema": true', '"rank": null'):
+        assert setting in output
+    config.write_text("generator_loss: hing\n")
+    assert "invalid choice: 'hing'" in run([script, config, *flags], tmp_path / "log", fails=True)
 
 
 def test_an_unknown_setting_in_a_yaml_file_is_refused(folders, tmp_path):

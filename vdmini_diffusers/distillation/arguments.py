@@ -1,5 +1,6 @@
 """What training scripts can be told. The defaults are the paper's values, the names are the diffusers examples'."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -34,8 +35,8 @@ class TrainingArguments:
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
     use_ema: bool = setting(False, "Save the average of the weights instead of the last ones.")
     ema_decay: float = setting(0.999, "Of that average.")
-    mixed_precision: Literal["no", "fp16", "bf16"] = setting(
-        "no", "Of the student; the teacher is held in it as well."
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
+        None, "Of the student; the teacher is held in it as well. By default what accelerate was told."
     )
     gradient_checkpointing: bool = setting(False, "Less memory for the student, a forward pass more.")
     shard_teacher: bool = setting(
@@ -104,11 +105,15 @@ def parse_arguments(kinds: Sequence[type], argv: Sequence[str] | None = None) ->
     if argv and argv[0].endswith((".yaml", ".yml")):
         import yaml
 
-        config = yaml.safe_load(Path(argv.pop(0)).read_text(encoding="utf-8")) or {}
+        # Text throughout: the parser checks it as it checks flags, and `no` is not False.
+        config = yaml.load(Path(argv.pop(0)).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
         known = {setting.name for kind in kinds for setting in fields(kind)}
         if unknown := sorted(set(config) - known):
             raise ValueError(f"The YAML file names settings that do not exist: {', '.join(unknown)}.")
-        parser.set_defaults(**config)
-        for action in parser._actions:  # what the file gives is no longer asked for
-            action.required = action.required and action.dest not in config
+        given = [
+            [f"--{name}", *(value if isinstance(value, list) else [value])]
+            for name, value in config.items()
+            if value not in ("null", "~", "")
+        ]
+        argv = [*itertools.chain.from_iterable(given), *argv]
     return parser.parse_args_into_dataclasses(argv)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
 
@@ -45,7 +46,8 @@ class Progress:
 class Checkpoints:
     """Folders `checkpoint-<step>` in `output_dir`, each with all that `accelerator` has prepared, and `others`.
 
-    `others` are alike on all processes. They are written as tensors and plain values, which is all that is read back.
+    `others` are alike on all processes, but for the progress. They are written as tensors and plain values, which is
+    all that is read back.
 
     Args:
         resume_from: `"latest"`, a checkpoint's folder, or None to start anew.
@@ -63,21 +65,31 @@ class Checkpoints:
         """Load the checkpoint to go on from, if there is one.
 
         Raises:
-            ValueError: if the checkpoint that was asked for is missing or damaged, or holds other things.
+            ValueError: if the checkpoint that was asked for is missing or damaged, or holds other things; or if
+                training would not start from the latest, and so mix with what is there.
         """
         progress = Progress()
         self.others = {"progress": progress, **others}
         folder = self._chosen()
+        if self.resume_from != "latest" and (later := self._later_than(folder)):
+            raise ValueError(
+                f"{self.output_dir} holds {later[0].name}, which is later than where training would start. Remove it,"
+                " choose another `--output_dir`, or go on from 'latest'."
+            )
         if folder is not None:
             logger.info("going on from %s", folder)
             accelerator.load_state(str(folder))
+            accelerator.step = 0  # of accumulation, whose number of batches may be another now
             state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
             if set(state) != set(self.others):
                 raise ValueError(
                     f"{folder} holds {', '.join(sorted(state))}, and this run needs {', '.join(sorted(self.others))}:"
                     " resume with the settings it was made with, or choose another `--output_dir`."
                 )
-            for name, other in self.others.items():
+            positions = state["progress"]  # of each process: streams are not of one length
+            rank = accelerator.process_index
+            progress.load_state_dict(positions[rank if rank < len(positions) else 0])
+            for name, other in others.items():
                 other.load_state_dict(state[name])
         return progress
 
@@ -96,6 +108,7 @@ class Checkpoints:
         try:
             accelerator.save_state(str(aside))
             state = {name: other.state_dict() for name, other in self.others.items()}  # gathered, where it is sharded
+            state["progress"] = gather_object([state["progress"]])
             if accelerator.is_main_process:
                 torch.save(state, aside / STATE)
         except (OSError, RuntimeError, SafetensorError) as error:  # of Python, torch and safetensors, for a full disk
@@ -124,6 +137,10 @@ class Checkpoints:
         found = sorted(self.output_dir.glob("checkpoint-*"), key=lambda path: path.name, reverse=True)
         return [folder for folder in found if damage(folder) is None]
 
+    def _later_than(self, folder: Path | None) -> list[Path]:
+        start = _step(folder) if folder is not None else 0
+        return [found for found in self.complete() if _step(found) > start]
+
     def _chosen(self) -> Path | None:
         if self.resume_from is None:
             return None
@@ -137,6 +154,10 @@ class Checkpoints:
                 return folder
             logger.warning("%s is skipped: %s", folder, what)
         return None
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
 
 
 def damage(folder: Path) -> str | None:

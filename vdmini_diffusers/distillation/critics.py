@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps, FirstFeatures
+from vdmini_diffusers.distillation.hyperparameters import keeping_hyperparameters
 from vdmini_diffusers.distillation.losses import GeneratorLoss, discriminator_loss, generator_loss, r1_penalty
 from vdmini_diffusers.distillation.tasks.base import ModelInputs, Task
 
@@ -117,4 +118,5 @@ class Critic:
 
     def load_state_dict(self, state: Mapping[str, Mapping]) -> None:
         self.heads.load_state_dict(state["heads"])
-        self.optimizer.load_state_dict(dict(state["optimizer"]))
+        with keeping_hyperparameters(self.optimizer):
+            self.optimizer.load_state_dict(dict(state["optimizer"]))

@@ -126,17 +126,25 @@ class LatentDiscriminator(ModelMixin, ConfigMixin):
         in_channels: of the latents.
         condition_dim: as for [`DiscriminatorHeads`].
         widths: of the pyramid's levels, each at half the size of the one before.
+        temporal_kernel_size: as for [`DiscriminatorHeads`].
     """
 
     @register_to_config
-    def __init__(self, in_channels: int, condition_dim: int, widths: Sequence[int] = (64, 128, 256)):
+    def __init__(
+        self,
+        in_channels: int,
+        condition_dim: int,
+        widths: Sequence[int] = (64, 128, 256),
+        temporal_kernel_size: int = 3,
+    ):
         super().__init__()
         sizes = (in_channels, *widths)
         self.levels = nn.ModuleList(
             nn.Conv2d(narrow, wide, 4, stride=2, padding=1) for narrow, wide in itertools.pairwise(sizes)
         )
         self.act = nn.LeakyReLU(0.2)
-        self.heads = DiscriminatorHeads({str(i): width for i, width in enumerate(widths)}, condition_dim, widths[-1])
+        channels = {str(i): width for i, width in enumerate(widths)}
+        self.heads = DiscriminatorHeads(channels, condition_dim, widths[-1], temporal_kernel_size=temporal_kernel_size)
 
     def forward(
         self, features: Mapping[str, torch.Tensor], noise_levels: torch.Tensor, condition: torch.Tensor

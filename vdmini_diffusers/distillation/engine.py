@@ -20,7 +20,7 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
 
     Raises:
         RuntimeError: if several processes were started that accelerate does not join: each would train alone.
-        ValueError: for DeepSpeed's ZeRO-3.
+        ValueError: for what DeepSpeed does not go together with.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     accelerator = Accelerator(
@@ -41,10 +41,14 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             f" without GPUs: `ACCELERATE_USE_CPU=true torchrun --nproc_per_node {started} ...`."
         )
     deepspeed = accelerator.state.deepspeed_plugin
-    if deepspeed is not None and deepspeed.zero_stage == 3:
-        raise ValueError(
-            "ZeRO-3 divides the weights in a way that averages and features cannot follow: use ZeRO-2, or FSDP2."
-        )
+    if deepspeed is not None:
+        if deepspeed.zero_stage == 3 or args.use_ema:
+            raise ValueError(
+                "With DeepSpeed neither ZeRO-3 nor `--use_ema`: it holds weights divided, or in half precision, where"
+                " features and averages cannot follow. Use ZeRO-2 without the average, or FSDP2."
+            )
+        # Otherwise taken from a data loader, which is prepared on its own here.
+        deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = args.train_batch_size
     return accelerator
 
 

@@ -16,6 +16,7 @@ from vdmini_diffusers.distillation.batches import endless_batches, sample_genera
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
 from vdmini_diffusers.distillation.critics import Critic, CriticFeatures, InstanceNoise
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
+from vdmini_diffusers.distillation.hyperparameters import keeping_hyperparameters, set_learning_rate
 from vdmini_diffusers.distillation.loss_log import LossLog
 from vdmini_diffusers.distillation.losses import icd_loss
 from vdmini_diffusers.distillation.noise import gaussian_like
@@ -71,7 +72,9 @@ def icmd_training_loop(
     bare_student = extract_model_from_parallel(student)
     trained = [parameter for parameter in bare_student.parameters() if parameter.requires_grad]
     others = {"lr_scheduler": lr_scheduler, **{critic.name: critic for critic in critics}}
-    progress = checkpoints.resume(accelerator, others | ({"ema": ema} if ema is not None else {}))
+    with keeping_hyperparameters(optimizer):
+        progress = checkpoints.resume(accelerator, others | ({"ema": ema} if ema is not None else {}))
+    set_learning_rate(optimizer, lr_scheduler)
     if ema is not None:
         ema.to(accelerator.device)
     log = LossLog(accelerator)
@@ -174,5 +177,5 @@ def refuse_nan(loss: torch.Tensor, losses: dict[str, torch.Tensor], step: int) -
         values = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
         raise FloatingPointError(
             f"The loss of step {step + 1} is not finite ({values}). Nothing was saved since the last checkpoint: run"
-            " the same command again with a lower learning rate, or with another `--mixed_precision`."
+            " the same command again with a lower learning rate; on a GPU, bf16 is safer than fp16."
         )

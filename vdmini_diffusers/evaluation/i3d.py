@@ -176,7 +176,7 @@ class I3D(nn.Module):
         return self.logits(x).mean(dim=(2, 3, 4))
 
 
-def weights_sha256(model: I3D) -> str:
+def weights_sha256(model: nn.Module) -> str:
     """A hash of all names, shapes and values, whatever file they came from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
