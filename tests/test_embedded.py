@@ -9,6 +9,7 @@ from PIL import Image
 
 from vdmini_diffusers.embedded import I2V_TEACHER, MULTI_STEP, load_examples
 from vdmini_diffusers.evaluation.continuation import motion_cosine, psnr
+from vdmini_diffusers.held_out import HeldOutMeasure
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
 from vdmini_diffusers.pruning import VDMINI_UNET, student_config
@@ -75,10 +76,11 @@ def test_the_teacher_continues_held_out_pictures_better_than_repeating_them(teac
     assert motion_cosine(teacher_clips, real) > 0.4
 
 
-def test_in_one_step_the_one_step_teacher_is_nearer_to_what_really_came_than_the_multi_step_one(teacher_clips, real):
-    multi_step = continue_examples(I2V_TEACHER, MULTI_STEP)
-    assert psnr(teacher_clips[:, 1:], real[:, 1:]) > psnr(multi_step[:, 1:], real[:, 1:])
-    assert motion_cosine(teacher_clips, real) > motion_cosine(multi_step, real)
+def test_in_one_step_the_one_step_teacher_is_nearer_to_what_really_came_than_the_multi_step_one():
+    measure = HeldOutMeasure(16, seed=2)  # not the clips that the teacher was chosen on
+    one_step, multi_step = (measure(measure.generate(I2V_TEACHER, 1, variant)) for variant in (None, MULTI_STEP))
+    for number in ("psnr_to_real", "motion_cosine"):
+        assert one_step[number] > multi_step[number]
 
 
 def test_the_multi_step_teacher_is_better_than_repeating_as_well(real):
@@ -88,5 +90,5 @@ def test_the_multi_step_teacher_is_better_than_repeating_as_well(real):
 
 def test_pruned_and_unpruned_can_be_told_apart_by_number(teacher_clips, real, tmp_path):
     student_clips = continue_examples(prune_svd_pipeline(I2V_TEACHER, tmp_path / "student"))
-    assert psnr(student_clips[:, 1:], real[:, 1:]) < psnr(teacher_clips[:, 1:], real[:, 1:]) - 2
+    assert psnr(student_clips[:, 1:], real[:, 1:]) < psnr(teacher_clips[:, 1:], real[:, 1:]) - 1.5
     assert motion_cosine(student_clips, real) < 0.2
