@@ -16,11 +16,12 @@ EXTRAS = {
     "train": ["av>=14", "datasets>=4.0", "peft>=0.17"],
     "teacher": ["scikit-image>=0.24", "scikit-learn>=1.5"],
     "lpips": ["lpips>=0.1.4"],
+    "prune": ["torch-pruning>=1.6"],
     "plot": ["matplotlib>=3.8"],
     "test": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6"],
     "quality": ["pyright>=1.1.400", "ruff>=0.17"],
 }
-EXTRAS["test"] += EXTRAS["train"] + EXTRAS["teacher"]
+EXTRAS["test"] += EXTRAS["train"] + EXTRAS["teacher"] + EXTRAS["prune"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["quality"]
 
 setup(

@@ -29,6 +29,7 @@ FLOORS = {
     "held_out": 3,
     "hub": 3,
     "prune_pipeline": 3,
+    "prune_vae": 3,
     "trained_pipeline": 3,
     "training_clips": 3,
     "train_image_to_video": 4,
@@ -140,7 +141,8 @@ def test_the_import_reader_sees_every_form_of_import(tmp_path, monkeypatch):
 
 
 def test_there_are_hub_files():
-    assert {"unet_spatio_temporal_vdmini.py", "pipeline_vdmini_i2v.py"} <= {path.name for path in hub_files()}
+    expected = {"autoencoder_kl_vdmini.py", "pipeline_vdmini_i2v.py", "unet_spatio_temporal_vdmini.py"}
+    assert expected <= {path.name for path in hub_files()}
 
 
 @pytest.mark.parametrize("path", hub_files(), ids=relative)
@@ -173,7 +175,7 @@ class TestHubFiles:
 
     def test_the_public_classes_carry_our_name(self, path):
         classes = [n.name for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)]
-        diffusers_kinds = [name for name in classes if name.endswith(("Pipeline", "Model"))]
+        diffusers_kinds = [n for n in classes if n.endswith(("Pipeline", "Model")) or "AutoencoderKL" in n]
         assert diffusers_kinds and all(name.startswith("VDMini") for name in diffusers_kinds)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from diffusers import (
+    AutoencoderKL,
     AutoencoderKLTemporalDecoder,
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
@@ -11,9 +12,13 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from vdmini_diffusers import VDMiniUNetSpatioTemporalConditionModel
+from vdmini_diffusers import (
+    VDMiniAutoencoderKL,
+    VDMiniAutoencoderKLTemporalDecoder,
+    VDMiniUNetSpatioTemporalConditionModel,
+)
 from vdmini_diffusers.embedded.networks import build_scheduler
-from vdmini_diffusers.pruning import UNetPruningPlan, student_config, weight_map
+from vdmini_diffusers.pruning import DecoderPruningPlan, UNetPruningPlan, student_config, weight_map
 
 
 TINY_UNET_CONFIG = {
@@ -25,6 +30,26 @@ TINY_UNET_CONFIG = {
     "projection_class_embeddings_input_dim": 24,
     "num_frames": 2,
 }
+
+# Four stages whose widths agree and differ where those of SVD's VAE do.
+TINY_VAE_CONFIGS = {
+    "temporal": {"block_out_channels": (64, 96, 128, 128), "layers_per_block": 2, "sample_size": 16},
+    "image": {"block_out_channels": (16, 24, 32, 32), "layers_per_block": 2, "sample_size": 16, "norm_num_groups": 8},
+}
+VAE_CLASSES = {  # stock and ours
+    "temporal": (AutoencoderKLTemporalDecoder, VDMiniAutoencoderKLTemporalDecoder),
+    "image": (AutoencoderKL, VDMiniAutoencoderKL),
+}
+
+
+def tiny_decoder_plans(kind: str) -> dict[str, DecoderPruningPlan]:
+    """Like the paper's, which folds both shortcuts away; and one that keeps them and all of the mid block."""
+    n = {"temporal": 32, "image": 8}[kind]  # the groups of the norms
+    up = {0: (0, 1, 2), 1: (0, 2), 2: (0, 1, 2), 3: (0,)}
+    folds = DecoderPruningPlan("folds", (0,), False, up, (4 * n, 3 * n, 2 * n, n), (3 * n, 2 * n, n))
+    up = {0: (0, 1, 2), 1: (1, 2), 2: (0, 2), 3: (0, 1)}
+    keeps = DecoderPruningPlan("keeps", (0, 1), True, up, (3 * n, 3 * n, 2 * n, n), (3 * n, 3 * n, 2 * n))
+    return {plan.name: plan for plan in (folds, keeps)}
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -56,6 +81,25 @@ def tiny_unet_inputs(
         torch.randn(batch, tokens, 16, generator=generator),
         torch.rand(batch, 3, generator=generator),
     )
+
+
+def tiny_teacher_vae(kind: str = "temporal") -> AutoencoderKLTemporalDecoder | AutoencoderKL:
+    """With random tensors."""
+    config = {"down_block_types": ("DownEncoderBlock2D",) * 4, **TINY_VAE_CONFIGS[kind]}
+    if kind == "image":
+        config["up_block_types"] = ("UpDecoderBlock2D",) * 4
+    return randomise(VAE_CLASSES[kind][0](**config)).eval()
+
+
+def tiny_latents(frames: int = 2, height: int = 2, width: int = 3) -> torch.Tensor:
+    return torch.randn(frames, 4, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def decode(vae: nn.Module, latents: torch.Tensor, num_frames: int | None = None) -> torch.Tensor:
+    """By either kind of VAE; all latents are frames of one clip by default."""
+    if isinstance(vae, AutoencoderKLTemporalDecoder):
+        return vae.decode(latents, num_frames=num_frames or len(latents)).sample
+    return vae.decode(latents).sample
 
 
 def tiny_svd_pipeline() -> StableVideoDiffusionPipeline:

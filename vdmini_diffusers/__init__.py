@@ -3,9 +3,19 @@
 The models are imported eagerly: diffusers resolves a component's class only from modules that are loaded already.
 """
 
-from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
+from vdmini_diffusers.models import (
+    VDMiniAutoencoderKL,
+    VDMiniAutoencoderKLTemporalDecoder,
+    VDMiniUNetSpatioTemporalConditionModel,
+)
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 
 
 __version__ = "0.1.0"
-__all__ = ["VDMiniI2VPipeline", "VDMiniUNetSpatioTemporalConditionModel", "__version__"]
+__all__ = [
+    "VDMiniAutoencoderKL",
+    "VDMiniAutoencoderKLTemporalDecoder",
+    "VDMiniI2VPipeline",
+    "VDMiniUNetSpatioTemporalConditionModel",
+    "__version__",
+]

@@ -1,6 +1,5 @@
 """A Stable Video Diffusion folder in, a VDMini-I2V folder out (paper, section 3.2)."""
 
-import errno
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.pipelines.pipeline_vdmini_i2v import VDMiniI2VPipeline, publish_class
 from vdmini_diffusers.pruning.checkpoint_reader import StoredTensor
 from vdmini_diffusers.pruning.checkpoint_writer import FileHash, copy_checkpoint
-from vdmini_diffusers.pruning.output_folder import new_folder
+from vdmini_diffusers.pruning.output_folder import check_free_space, new_folder
 from vdmini_diffusers.pruning.paper_plans import VDMINI_UNET
 from vdmini_diffusers.pruning.pickled_weights import unpickle
 from vdmini_diffusers.pruning.plan import PruningPlan
@@ -34,7 +33,6 @@ from vdmini_diffusers.pruning.unet_survey import UNetSurvey, check_teacher_tenso
 
 
 WITH_WEIGHTS = tuple(name for name, (_, stem, _) in COMPONENTS.items() if stem)
-SPARE_BYTES = 16 * 2**20  # for configs and code, beyond the weights
 
 
 def survey_svd_pipeline(
@@ -136,7 +134,7 @@ def _copy_weights(
     check_free_space(folder, sum(file.stat().st_size for file in pickles))
     scratch = folder / ".unpickled"
     tensors = {name: unpickle(files, scratch / name) if files else tensors for name, (tensors, files) in found.items()}
-    check_teacher_tensors(survey, tensors["unet"], teacher.folder / "unet")
+    check_teacher_tensors(survey.teacher_shapes, tensors["unet"], teacher.folder / "unet")
     names = {name: survey.weights if name == "unet" else {key: key for key in tensors[name]} for name in WITH_WEIGHTS}
     check_free_space(folder, sum(_num_bytes(tensors[name], names[name]) for name in WITH_WEIGHTS))
 
@@ -156,14 +154,6 @@ def _copy_weights(
 
 def _num_bytes(tensors: Mapping[str, StoredTensor], names: Mapping[str, str]) -> int:
     return sum(tensors[name].num_bytes for name in names.values())
-
-
-def check_free_space(folder: Path, num_bytes: int) -> None:
-    """Raises `OSError` (`ENOSPC`) if the disk of `folder` has not that much left."""
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes + SPARE_BYTES:
-        message = f"{num_bytes / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB are free on the disk"
-        raise OSError(errno.ENOSPC, message, str(folder.parent))
 
 
 def _write_index(teacher: Teacher, folder: Path) -> None:

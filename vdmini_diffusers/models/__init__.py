@@ -1,4 +1,9 @@
+from vdmini_diffusers.models.autoencoder_kl_vdmini import VDMiniAutoencoderKL, VDMiniAutoencoderKLTemporalDecoder
 from vdmini_diffusers.models.unet_spatio_temporal_vdmini import VDMiniUNetSpatioTemporalConditionModel
 
 
-__all__ = ["VDMiniUNetSpatioTemporalConditionModel"]
+__all__ = [
+    "VDMiniAutoencoderKL",
+    "VDMiniAutoencoderKLTemporalDecoder",
+    "VDMiniUNetSpatioTemporalConditionModel",
+]

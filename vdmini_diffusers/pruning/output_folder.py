@@ -1,5 +1,6 @@
 """A folder that appears under its name when it is complete, or not at all."""
 
+import errno
 import os
 import shutil
 import time
@@ -12,11 +13,14 @@ from filelock import FileLock, Timeout
 
 
 LOCK_NAME = ".lock"
+SPARE_BYTES = 16 * 2**20  # for configs and code, beyond the weights
 MIN_STALE_SECONDS = 60  # a younger folder may be one whose lock is about to be taken
 
 
 @contextmanager
-def new_folder(output_dir: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(
+    output_dir: str | os.PathLike, overwrite: bool = False, kind: str = "pipeline", marker: str = "model_index.json"
+) -> Iterator[Path]:
     """Yield an empty folder beside `output_dir`, which takes that name when the block ends without an exception.
 
     An exception, KeyboardInterrupt included, removes it, and the parents that were made for it. A killed process
@@ -26,13 +30,14 @@ def new_folder(output_dir: str | os.PathLike, overwrite: bool = False) -> Iterat
     Args:
         overwrite: replace a pipeline folder (one with a `model_index.json`) or an empty folder. The old one is moved
             aside, and removed when the new one is in place.
+        kind, marker: what is replaced instead of a pipeline folder, and the file by which it is known.
 
     Raises:
         FileExistsError: if there is something under that name that may not be replaced.
         OSError: if the folder cannot be made or moved.
     """
     target = Path(os.path.abspath(output_dir))
-    _check_replaceable(target, overwrite)
+    _check_replaceable(target, overwrite, kind, marker)
     new_parents = [parent for parent in target.parents if not parent.exists()]
     partial = target.parent / f".{target.name}.tmp-{uuid.uuid4().hex}"
     lock = FileLock(partial / LOCK_NAME)
@@ -43,7 +48,7 @@ def new_folder(output_dir: str | os.PathLike, overwrite: bool = False) -> Iterat
         yield partial
         lock.release()
         (partial / LOCK_NAME).unlink(missing_ok=True)
-        _check_replaceable(target, overwrite)
+        _check_replaceable(target, overwrite, kind, marker)
         _move_into_place(partial, target)
     except BaseException:
         lock.release()
@@ -54,14 +59,22 @@ def new_folder(output_dir: str | os.PathLike, overwrite: bool = False) -> Iterat
         raise
 
 
-def _check_replaceable(target: Path, overwrite: bool) -> None:
+def check_free_space(folder: Path, num_bytes: int) -> None:
+    """Raises `OSError` (`ENOSPC`) if the disk of `folder` has not that much left."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes + SPARE_BYTES:
+        message = f"{num_bytes / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB are free on the disk"
+        raise OSError(errno.ENOSPC, message, str(folder.parent))
+
+
+def _check_replaceable(target: Path, overwrite: bool, kind: str, marker: str) -> None:
     if not os.path.lexists(target):
         return
     if not overwrite:
         raise FileExistsError(f"{target} exists, and is replaced only with `overwrite=True` (--overwrite).")
     is_folder = target.is_dir() and not target.is_symlink()
-    if not is_folder or not ((target / "model_index.json").exists() or not any(target.iterdir())):
-        raise FileExistsError(f"{target} is not a pipeline folder (with a model_index.json): it is not replaced.")
+    if not is_folder or not ((target / marker).exists() or not any(target.iterdir())):
+        raise FileExistsError(f"{target} is not a {kind} folder (with a {marker}): it is not replaced.")
 
 
 def _remove_stale(target: Path) -> None:

@@ -20,7 +20,7 @@ class PruningPlanError(ValueError):
 class PruningPlan:
     """The part that all plans share: a name, equality, and JSON in and out.
 
-    Subclasses: `UNetPruningPlan`, `TransformerPruningPlan`.
+    Subclasses: `UNetPruningPlan`, `TransformerPruningPlan`, `DecoderPruningPlan`.
     """
 
     name: str
@@ -42,7 +42,7 @@ class PruningPlan:
             raise PruningPlanError(f"A pruning plan is JSON; this is not: {error}.") from error
         if not isinstance(fields, dict):
             raise PruningPlanError(f"A pruning plan is a JSON object, not {type(fields).__name__}.")
-        kinds = {cls.kind: cls for cls in (UNetPruningPlan, TransformerPruningPlan)}
+        kinds = {cls.kind: cls for cls in (UNetPruningPlan, TransformerPruningPlan, DecoderPruningPlan)}
         kind = fields.pop("kind", None)
         if kind not in kinds:
             raise PruningPlanError(f"The `kind` of a pruning plan is one of {sorted(kinds)}, not {kind!r}.")
@@ -87,6 +87,13 @@ class PruningPlan:
                 raise PruningPlanError(f"`{field}[{key!r}]` rises and has no index twice; got {list(indices)}.")
             frozen[key] = tuple(indices)
         object.__setattr__(self, field, MappingProxyType(dict(sorted(frozen.items()))))
+
+    def _freeze_numbers(self, field: str, least: int) -> None:
+        """Check a field that lists whole numbers, and store it immutable."""
+        numbers = getattr(self, field)
+        if not isinstance(numbers, (list, tuple)) or not all(type(n) is int and n >= least for n in numbers):
+            raise PruningPlanError(f"`{field}` lists whole numbers from {least}, not {numbers!r}.")
+        object.__setattr__(self, field, tuple(numbers))
 
 
 @dataclass(frozen=True, eq=True)
@@ -134,6 +141,50 @@ class TransformerPruningPlan(PruningPlan):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._freeze_kept("blocks", str)
+
+
+@dataclass(frozen=True, eq=True)
+class DecoderPruningPlan(PruningPlan):
+    """Kept layers and widths of a VAE's decoder (appendix A): layers are removed first, then channels.
+
+    Args:
+        mid: kept ResBlocks of the mid block; empty if none is.
+        keep_mid_attention: whether the attention between them stays; only with both.
+        up: kept ResBlocks of each up block. No up block can go, as each doubles the resolution.
+        widths: channels of each up block; the first number is the mid block's as well. Which ones stay is found by
+            importance.
+        upsampler_widths: channels that each upsampler hands over; the last up block has none.
+    """
+
+    mid: tuple[int, ...]
+    keep_mid_attention: bool
+    up: Mapping[int, tuple[int, ...]]
+    widths: tuple[int, ...]
+    upsampler_widths: tuple[int, ...]
+
+    kind: ClassVar[str] = "vae_decoder"
+    __hash__ = PruningPlan.__hash__
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._freeze_numbers("mid", least=0)
+        if self.mid not in ((), (0,), (1,), (0, 1)):
+            raise PruningPlanError(f"`mid` keeps at most ResBlocks 0 and 1, which are all that run; got {self.mid}.")
+        if not isinstance(self.keep_mid_attention, bool):
+            raise PruningPlanError(f"`keep_mid_attention` is true or false, not {self.keep_mid_attention!r}.")
+        if self.keep_mid_attention and self.mid != (0, 1):
+            raise PruningPlanError("The attention in the mid block runs between its two ResBlocks: keep both or none.")
+        self._freeze_kept("up", int)
+        self._freeze_numbers("widths", least=1)
+        self._freeze_numbers("upsampler_widths", least=1)
+        num_stages = len(self.up)
+        if tuple(self.up) != tuple(range(num_stages)):
+            raise PruningPlanError(f"`up` names every up block from 0; got {list(self.up)}.")
+        if (len(self.widths), len(self.upsampler_widths)) != (num_stages, num_stages - 1):
+            raise PruningPlanError(
+                f"{num_stages} up blocks have {num_stages} `widths` and {num_stages - 1} `upsampler_widths`; got"
+                f" {self.widths} and {self.upsampler_widths}."
+            )
 
 
 def keep_everything(teacher_config: Mapping[str, Any]) -> UNetPruningPlan:

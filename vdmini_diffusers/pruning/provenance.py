@@ -12,6 +12,7 @@ from vdmini_diffusers.pruning.checkpoint_reader import MAX_JSON_BYTES
 from vdmini_diffusers.pruning.checkpoint_writer import FileHash
 from vdmini_diffusers.pruning.teacher_folder import Teacher, inside
 from vdmini_diffusers.pruning.unet_survey import UNetSurvey
+from vdmini_diffusers.pruning.vae_survey import DecoderSurvey
 
 
 # What a card says of the licence where the teacher's card says nothing: the Hub takes `other` with any name.
@@ -19,7 +20,11 @@ UNKNOWN_LICENSE = {"license": "other", "license_name": "inherited-from-the-teach
 
 
 def provenance(
-    teacher: Teacher, survey: UNetSurvey, files: Mapping[str, FileHash], variant: str | None, package_version: str
+    teacher: Teacher,
+    survey: UNetSurvey | DecoderSurvey,
+    files: Mapping[str, FileHash],
+    variant: str | None,
+    package_version: str,
 ) -> dict[str, Any]:
     """For `pruning_provenance.json`. `files` are the teacher's, by path within its folder."""
     return {
@@ -39,14 +44,38 @@ def provenance(
 
 def model_card(teacher: Teacher, record: Mapping[str, Any], plan_json: str) -> str:
     """`model_cards/vdmini_i2v.md` filled in with what `provenance` recorded and the teacher's licence."""
-    template = importlib.resources.files("vdmini_diffusers.model_cards").joinpath("vdmini_i2v.md").read_text("utf-8")
+    tags = ["vdmini", "video-diffusion", "pruning", "stable-video-diffusion", "image-to-video"]
+    return _fill(
+        "vdmini_i2v.md",
+        teacher,
+        record,
+        plan_json,
+        front_matter=_front_matter(teacher, pipeline_tag="image-to-video", tags=tags),
+    )
+
+
+def vae_card(teacher: Teacher, record: Mapping[str, Any], plan_json: str, class_name: str) -> str:
+    """`model_cards/vdmini_vae.md`, in the same way."""
+    return _fill(
+        "vdmini_vae.md",
+        teacher,
+        record,
+        plan_json,
+        front_matter=_front_matter(teacher, tags=["vdmini", "video-diffusion", "pruning", "vae"]),
+        class_name=class_name,
+        importance=record["importance"],
+    )
+
+
+def _fill(name: str, teacher: Teacher, record: Mapping[str, Any], plan_json: str, **fields: str) -> str:
+    template = importlib.resources.files("vdmini_diffusers.model_cards").joinpath(name).read_text("utf-8")
     num_parameters = record["num_parameters"]
     variant = record["teacher"]["variant"]
     source = (
         f"`{teacher.name}`" if teacher.commit is None else f"[{teacher.name}](https://huggingface.co/{teacher.name})"
     )
     return string.Template(template).substitute(
-        front_matter=_front_matter(teacher),
+        **fields,
         teacher=source + (f" at commit `{teacher.commit}`" if teacher.commit else ", a local folder"),
         plan_name=record["plan"],
         plan_json=plan_json.rstrip(),
@@ -59,13 +88,12 @@ def model_card(teacher: Teacher, record: Mapping[str, Any], plan_json: str) -> s
     )
 
 
-def _front_matter(teacher: Teacher) -> str:
+def _front_matter(teacher: Teacher, **fields: Any) -> str:
     return huggingface_hub.ModelCardData(
         **license_of(inside(teacher, "README.md")),
         library_name="diffusers",
-        pipeline_tag="image-to-video",
+        **fields,
         base_model=teacher.name if teacher.commit else None,  # the Hub wants an id of its own here
-        tags=["vdmini", "video-diffusion", "pruning", "stable-video-diffusion", "image-to-video"],
     ).to_yaml()
 
 

@@ -70,30 +70,42 @@ def open_teacher(
         name = folder.resolve().name
     else:
         name = str(pretrained_model_name_or_path)
-        patterns = _download_patterns(variant, weights, allow_pickle)
-        try:
-            snapshot = huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=patterns, **download_kwargs
-            )
-        except huggingface_hub.errors.HFValidationError as error:
-            raise ValueError(f"{name!r} is neither a folder nor the id of a repository on the Hub.") from error
-        folder = Path(snapshot)
+        folder = download(name, revision, _download_patterns(variant, weights, allow_pickle), **download_kwargs)
         commit = folder.name
     index = read_json(folder / "model_index.json")
     _check_index(index, folder / "model_index.json")
     return Teacher(folder, name, revision, commit, index)
 
 
+def download(name: str, revision: str | None, patterns: list[str], **download_kwargs: Any) -> Path:
+    """A snapshot of a repository on the Hub, in a folder named by its commit. Raises as `open_teacher`."""
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=patterns, **download_kwargs
+        )
+    except huggingface_hub.errors.HFValidationError as error:
+        raise ValueError(f"{name!r} is neither a folder nor the id of a repository on the Hub.") from error
+    return Path(snapshot)
+
+
 def _download_patterns(variant: str | None, weights: bool, allow_pickle: bool) -> list[str]:
     patterns = ["model_index.json", "LICENSE*", "NOTICE*", "README.md", *(f"{name}/*.json" for name in COMPONENTS)]
+    for name in COMPONENTS:
+        if weights:
+            patterns += [f"{name}/{pattern}" for pattern in weight_patterns(name, variant, allow_pickle)]
+    return patterns
+
+
+def weight_patterns(component: str, variant: str | None, allow_pickle: bool) -> list[str]:
+    """Of the weight files in a component's folder; none for a component without weights."""
+    patterns = []
     dotted = f".{variant}" if variant else ""
     shard = "-?????-of-?????"
-    for name, (_, *stems) in COMPONENTS.items():
-        for stem, ending in zip(stems, ("safetensors", "bin"), strict=True):
-            if stem and weights and (ending == "safetensors" or allow_pickle):
-                # Shards were once named the other way round: diffusion_pytorch_model-00001-of-00002.fp16.safetensors.
-                middles = {dotted, f"{dotted}{shard}", f"{shard}{dotted}"}
-                patterns += [f"{name}/{stem}{middle}.{ending}" for middle in sorted(middles)]
+    for stem, ending in zip(COMPONENTS[component][1:], ("safetensors", "bin"), strict=True):
+        if stem and (ending == "safetensors" or allow_pickle):
+            # Shards were once named the other way round: diffusion_pytorch_model-00001-of-00002.fp16.safetensors.
+            middles = {dotted, f"{dotted}{shard}", f"{shard}{dotted}"}
+            patterns += [f"{stem}{middle}.{ending}" for middle in sorted(middles)]
     return patterns
 
 
@@ -142,6 +154,12 @@ def companion_files(teacher: Teacher) -> list[str]:
     ]
     for name in names:
         read_json(inside(teacher, name))
+    return names + licence_files(teacher)
+
+
+def licence_files(teacher: Teacher) -> list[str]:
+    """Licence and notice, which travel with all weights made from the teacher's. Raises as `companion_files`."""
+    names = []
     for path in sorted(teacher.folder.iterdir()):
         if re.fullmatch(r"(LICENSE|NOTICE)[\w.-]*", path.name) and inside(teacher, path.name).is_file():
             if path.stat().st_size > MAX_JSON_BYTES:
@@ -151,15 +169,18 @@ def companion_files(teacher: Teacher) -> list[str]:
 
 
 def find_weights(
-    teacher: Teacher, component: str, variant: str | None, allow_pickle: bool
+    teacher: Teacher, component: str, variant: str | None, allow_pickle: bool, subfolder: str | None = None
 ) -> tuple[dict[str, StoredTensor], list[Path]]:
     """The tensors of a component and `[]`, or `{}` and the pickled files that hold them.
+
+    Args:
+        subfolder: where the component is, if not in the folder of its name.
 
     Raises:
         CheckpointError: as `read_checkpoint`, and if there are only pickles, without consent.
     """
     _, stem, pickled_stem = COMPONENTS[component]
-    folder = teacher.folder / component
+    folder = teacher.folder / (component if subfolder is None else subfolder)
     has_safetensors = any(folder.glob(f"{stem}*.safetensors*"))
     pickles = [] if has_safetensors else find_pickles(folder, pickled_stem, variant)
     if pickles and not allow_pickle:

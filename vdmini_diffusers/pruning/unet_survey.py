@@ -79,7 +79,7 @@ def survey_unet(folder: Path, plan: PruningPlan) -> UNetSurvey:
     expected = UNetSpatioTemporalConditionModel.__name__
     if config.get("_class_name") != expected:
         raise CheckpointError(f"{config_file} describes a {config.get('_class_name')!r}; a teacher is a {expected}.")
-    _check_numbers(config_file, config)
+    check_numbers(config_file, config)
     try:
         with torch.device("meta"):
             teacher = UNetSpatioTemporalConditionModel.from_config(config)
@@ -94,8 +94,12 @@ def survey_unet(folder: Path, plan: PruningPlan) -> UNetSurvey:
     return UNetSurvey(plan, student, shapes, weights)
 
 
-def _check_numbers(config_file: Path, config: Mapping[str, Any]) -> None:
-    """A million layers would be built, on the meta device as well, before anything could be found wrong with them."""
+def check_numbers(config_file: Path, config: Mapping[str, Any]) -> None:
+    """A million layers would be built, on the meta device as well, before anything could be found wrong with them.
+
+    Raises:
+        CheckpointError: if a number in the config is beyond what any such network has.
+    """
     for key, value in config.items():
         limit = MAX_DEPTH if "layers" in key else MAX_CONFIG_NUMBER
         values = value if isinstance(value, list) else [value]
@@ -104,15 +108,20 @@ def _check_numbers(config_file: Path, config: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{config_file}: `{key}` is out of bounds: {str(value)[:100]}.")
 
 
-def check_teacher_tensors(survey: UNetSurvey, tensors: Mapping[str, StoredTensor], folder: Path) -> None:
+def check_teacher_tensors(
+    teacher_shapes: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, StoredTensor],
+    folder: Path,
+    network: str = "U-Net",
+) -> None:
     """The checkpoint in `folder` must hold the tensors of its config, with their shapes, and no other.
 
     Raises:
         CheckpointError: naming the file and the first tensor that is wrong.
     """
-    for key, shape in survey.teacher_shapes.items():
+    for key, shape in teacher_shapes.items():
         if key not in tensors:
-            raise CheckpointError(f"{folder}: the weights lack tensor {key!r} of the U-Net in config.json.")
+            raise CheckpointError(f"{folder}: the weights lack tensor {key!r} of the {network} in config.json.")
         tensor = tensors[key]
         if tensor.shape != shape:
             raise CheckpointError(
@@ -120,5 +129,5 @@ def check_teacher_tensors(survey: UNetSurvey, tensors: Mapping[str, StoredTensor
             )
         if tensor.dtype not in FLOATS:
             raise CheckpointError(f"{tensor.file}: tensor {key!r} is {tensor.dtype}; weights are {', '.join(FLOATS)}.")
-    for key in tensors.keys() - survey.teacher_shapes.keys():
-        raise CheckpointError(f"{tensors[key].file}: tensor {key!r} is not one of the U-Net in config.json.")
+    for key in tensors.keys() - teacher_shapes.keys():
+        raise CheckpointError(f"{tensors[key].file}: tensor {key!r} is not one of the {network} in config.json.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from vdmini_diffusers.pruning.plan import PruningPlan, TransformerPruningPlan, UNetPruningPlan
+from vdmini_diffusers.pruning.plan import DecoderPruningPlan, PruningPlan, TransformerPruningPlan, UNetPruningPlan
 
 
 def weight_map(plan: PruningPlan, student_keys: Iterable[str]) -> dict[str, str]:
@@ -26,4 +26,9 @@ def _teacher_key(plan: PruningPlan, key: str) -> str:
                 parts[1] = str(stage)
                 if len(parts) > 3 and parts[2] in ("resnets", "attentions"):
                     parts[3] = str(kept[stage][int(parts[3])])
+        case DecoderPruningPlan():
+            if parts[:2] == ["decoder", "up_blocks"] and parts[3] == "resnets":
+                parts[4] = str(plan.up[int(parts[2])][int(parts[4])])
+            elif parts[:3] == ["decoder", "mid_block", "resnets"]:
+                parts[3] = str(plan.mid[int(parts[3])])
     return ".".join(parts)

@@ -1,0 +1,95 @@
+"""Prune the decoder of a VAE: layers, then channels (paper, appendix A).
+
+    python conversion/prune_vae_decoder.py \
+        --pretrained_model_name_or_path stabilityai/stable-video-diffusion-img2vid --variant fp16 \
+        --output_dir vdmini-vae
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+from transformers import HfArgumentParser
+
+from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.data.skipped_videos import SkipLog
+from vdmini_diffusers.data.video_dataset import load_video_dataset
+from vdmini_diffusers.prune_vae import prune_vae_decoder, survey_vae_decoder
+from vdmini_diffusers.pruning import DECODER_PLANS, PruningPlan
+
+
+@dataclass
+class PruningArguments:
+    pretrained_model_name_or_path: str = field(
+        metadata={"help": "The teacher: a folder with a VAE, or its id on the Hub."}
+    )
+    output_dir: str = field(metadata={"help": "The folder of the pruned VAE. It must not exist yet."})
+    plan: str = field(
+        default="p1",
+        metadata={"help": f"What to keep: one of {', '.join(DECODER_PLANS)}, or a JSON file with a plan."},
+    )
+    importance: str = field(
+        default="l2",
+        metadata={"help": "Of channels: l2, or taylor, which goes by how well clips are reconstructed."},
+    )
+    train_data_dir: str | None = field(default=None, metadata={"help": "Folder of the videos that taylor goes by."})
+    num_clips: int = field(default=8, metadata={"help": "Of so many of them, a clip each."})
+    num_frames: int = field(default=14, metadata={"help": "Frames of a clip."})
+    height: int = field(default=448, metadata={"help": "Height of a clip in pixels."})
+    width: int = field(default=576, metadata={"help": "Width of a clip in pixels."})
+    subfolder: str = field(default="vae", metadata={"help": "Of the VAE. Empty if it lies at the top."})
+    variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher on the Hub."})
+    max_shard_size: str = field(default="10GB", metadata={"help": "Larger weights are split into files of this size."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace output_dir if this script wrote it."})
+    allow_pickle: bool = field(
+        default=False, metadata={"help": "Read .bin files where there are no safetensors. Only from people you trust."}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Print what would be removed; write nothing."})
+
+
+def main(args: PruningArguments) -> None:
+    plan = DECODER_PLANS.get(args.plan) or PruningPlan.from_json_string(Path(args.plan).read_text(encoding="utf-8"))
+    if args.dry_run:
+        survey = survey_vae_decoder(
+            args.pretrained_model_name_or_path, plan, subfolder=args.subfolder, revision=args.revision
+        )
+        print(f"teacher's decoder {survey.num_teacher_parameters:,} parameters")
+        print(f"student's decoder {survey.num_student_parameters:,} parameters")
+        for block, num_parameters in survey.dropped_blocks.items():
+            print(f"removes {block} ({num_parameters:,} parameters)")
+        return
+    prune_vae_decoder(
+        args.pretrained_model_name_or_path,
+        args.output_dir,
+        plan=plan,
+        importance=args.importance,
+        clips=clips(args) if args.train_data_dir else (),
+        subfolder=args.subfolder,
+        variant=args.variant,
+        revision=args.revision,
+        max_shard_size=args.max_shard_size,
+        overwrite=args.overwrite,
+        allow_pickle=args.allow_pickle,
+    )
+
+
+def clips(args: PruningArguments) -> Iterator[Tensor]:
+    """Each (frames, 3, height, width), from -1 to 1."""
+    data_args = VideoDataArguments(
+        train_data_dir=args.train_data_dir,
+        num_frames=args.num_frames,
+        height=args.height,
+        width=args.width,
+        max_train_samples=args.num_clips,
+    )
+    with tempfile.TemporaryDirectory() as skipped:
+        dataset = load_video_dataset(data_args, SkipLog(skipped))
+        for i in range(len(dataset)):
+            yield dataset[i]["pixel_values"]
+
+
+if __name__ == "__main__":
+    main(*HfArgumentParser(PruningArguments).parse_args_into_dataclasses())
