@@ -4,6 +4,7 @@ This file is also published beside the weights, where it runs without the packag
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 from diffusers.configuration_utils import register_to_config
 
 # Not used below: diffusers takes a pipeline's component for a model if the module of its class holds `ModelMixin`.
-from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 - see above
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, UpDecoderBlock2D
 from diffusers.models.unets.unet_3d_blocks import MidBlockTemporalDecoder, UpBlockTemporalDecoder
 from diffusers.models.upsampling import Upsample2D
@@ -30,6 +31,8 @@ class CompressedDecoderMixin:
 
     config: Any
     decoder: Any
+    _mid_block: Callable[[int], nn.Module]  # of its width
+    _up_block: Callable[..., Any]
 
     def _rebuild_decoder(self, norm_num_groups: int) -> None:
         """Put narrower and fewer blocks into the stock decoder, whose `forward` runs whatever blocks it holds."""
@@ -50,12 +53,6 @@ class CompressedDecoderMixin:
             self.decoder.up_blocks.append(block)
         self.decoder.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[-1], eps=1e-6)
         self.decoder.conv_out = nn.Conv2d(widths[-1], config.out_channels, kernel_size=3, padding=1)
-
-    def _mid_block(self, width: int) -> nn.Module:
-        raise NotImplementedError
-
-    def _up_block(self, in_channels: int, out_channels: int, num_layers: int, add_upsample: bool) -> Any:
-        raise NotImplementedError
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 
 # Not used below: diffusers takes a pipeline's component for a model if the module of its class holds `ModelMixin`.
-from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 - see above
 from torch import nn
 
 
