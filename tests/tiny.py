@@ -162,3 +162,12 @@ def student_of(teacher: nn.Module, plan: UNetPruningPlan) -> VDMiniUNetSpatioTem
     keys = weight_map(plan, student.state_dict())
     student.load_state_dict({student_key: tensors[teacher_key] for student_key, teacher_key in keys.items()})
     return student.to(teacher.dtype).eval()
+
+
+@torch.no_grad()
+def output_of(model, **shape):
+    return model(*tiny_unet_inputs(**{"tokens": 2, **shape})).sample
+
+
+def assert_close(output, expected):
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)

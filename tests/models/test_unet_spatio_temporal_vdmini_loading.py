@@ -1,6 +1,5 @@
 """Saving and loading the I2V student: what every diffusers model does, and a refusal where diffusers only warns."""
 
-import copy
 import json
 import logging
 
@@ -9,25 +8,15 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoModel, UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file, save_file
-from tiny import randomise, student_of, tiny_teacher_unet, tiny_unet_inputs
+from tiny import student_of, tiny_teacher_unet, tiny_unet_inputs
 
 from vdmini_diffusers import VDMiniUNetSpatioTemporalConditionModel
-from vdmini_diffusers.pruning import VDMINI_UNET, keep_everything
+from vdmini_diffusers.pruning import keep_everything
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 SHARDED = {"max_shard_size": "200KB"}
-
-
-@pytest.fixture(scope="module")
-def original():
-    return student_of(randomise(tiny_teacher_unet()), VDMINI_UNET)
-
-
-@pytest.fixture
-def student(original):
-    return copy.deepcopy(original)
 
 
 @pytest.fixture

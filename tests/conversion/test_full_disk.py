@@ -1,0 +1,69 @@
+"""A disk without room for the student: said beforehand where it can be, and nothing is left behind."""
+
+import errno
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+
+from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+class TestFullDisk:
+    def test_teacher_larger_than_the_disk_is_refused_before_anything_is_copied(self, teacher):
+        # A real file of the full length, in which nothing is written yet.
+        factor = 32
+        free = shutil.disk_usage(teacher).free
+        while True:
+            widths = [32 * factor, 32 * factor, 64 * factor, 64 * factor]
+            config = json.loads((teacher / "unet/config.json").read_text()) | {"block_out_channels": widths}
+            (teacher / "unet/config.json").write_text(json.dumps(config))
+            with torch.device("meta"):
+                state = UNetSpatioTemporalConditionModel.from_config(config).state_dict()
+            if sum(4 * tensor.numel() for tensor in state.values()) > 4 * free:
+                break
+            factor *= 2
+        header, position = {}, 0
+        for key, tensor in state.items():
+            stop = position + 4 * tensor.numel()
+            header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [position, stop]}
+            position = stop
+        text = json.dumps(header).encode()
+        file = teacher / WEIGHTS
+        file.write_bytes(struct.pack("<Q", len(text)) + text)
+        try:
+            os.truncate(file, 8 + len(text) + position)
+        except OSError:
+            pytest.skip("the file system has no files of that length")
+        with pytest.raises(OSError, match=r"GB are needed and .* GB are free on the disk") as caught:
+            prune_svd_pipeline(teacher, teacher.parent / "student")
+        assert caught.value.errno == errno.ENOSPC
+        assert [path.name for path in teacher.parent.iterdir()] == ["teacher"]
+
+    def test_failed_write_names_the_file_and_the_tensor(self, teacher):
+        # A limit on file sizes fails a write as a full disk does, without filling one.
+        code = """
+import resource, sys
+from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
+resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
+try:
+    prune_svd_pipeline(sys.argv[1], sys.argv[2])
+except OSError as error:
+    print(error)
+"""
+        command = [sys.executable, "-c", code, str(teacher), str(teacher.parent / "student")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        assert "File too large" in done.stdout
+        assert "while writing tensor 'up_blocks.1.attentions.1." in done.stdout
+        assert WEIGHTS in done.stdout
+        assert [path.name for path in teacher.parent.iterdir()] == ["teacher"]
