@@ -8,9 +8,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import huggingface_hub
 from transformers import HfArgumentParser
 
+from vdmini_diffusers.hub import push_folder
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, survey_svd_pipeline
 from vdmini_diffusers.pruning import PLANS, PruningPlan
 
@@ -58,8 +58,7 @@ def main(args: ConversionArguments) -> None:
         allow_pickle=args.allow_pickle,
     )
     if args.push_to_hub:
-        repo_id = huggingface_hub.create_repo(args.hub_model_id or folder.resolve().name, exist_ok=True).repo_id
-        huggingface_hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="VDMini-I2V student")
+        push_folder(folder, args.hub_model_id, "VDMini-I2V student")
 
 
 if __name__ == "__main__":

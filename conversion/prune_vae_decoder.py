@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.video_dataset import load_video_dataset
+from vdmini_diffusers.hub import push_folder
 from vdmini_diffusers.prune_vae import prune_vae_decoder, survey_vae_decoder
 from vdmini_diffusers.pruning import DECODER_PLANS, PruningPlan
 
@@ -47,6 +48,10 @@ class PruningArguments:
     allow_pickle: bool = field(
         default=False, metadata={"help": "Read .bin files where there are no safetensors. Only from people you trust."}
     )
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload the folder to the Hub as well."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Where to, e.g. org/vdmini-vae. By default the name of output_dir."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print what would be removed; write nothing."})
 
 
@@ -61,7 +66,7 @@ def main(args: PruningArguments) -> None:
         for block, num_parameters in survey.dropped_blocks.items():
             print(f"removes {block} ({num_parameters:,} parameters)")
         return
-    prune_vae_decoder(
+    folder = prune_vae_decoder(
         args.pretrained_model_name_or_path,
         args.output_dir,
         plan=plan,
@@ -74,6 +79,8 @@ def main(args: PruningArguments) -> None:
         overwrite=args.overwrite,
         allow_pickle=args.allow_pickle,
     )
+    if args.push_to_hub:
+        push_folder(folder, args.hub_model_id, "VDMini VAE")
 
 
 def clips(args: PruningArguments) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, ImageSequence
 
 from vdmini_diffusers import __version__
 from vdmini_diffusers.distillation.arguments import TrainingArguments
+from vdmini_diffusers.hub import push_folder
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.pruning.provenance import license_of
 from vdmini_diffusers.pruning.student_folder import student_file
@@ -154,11 +155,6 @@ def sf_v_card(args: TrainingArguments, teacher_name: str) -> str:
 
 
 def push(args: TrainingArguments) -> None:
-    repo_id = args.hub_model_id or args.output_dir.resolve().name
-    repo_id = huggingface_hub.create_repo(repo_id, exist_ok=True).repo_id
-    huggingface_hub.upload_folder(
-        repo_id=repo_id,
-        folder_path=args.output_dir,
-        commit_message="End of training",
-        ignore_patterns=["checkpoint-*", ".*", "logs/*", "skipped_videos/*", "validation/*"],
-    )
+    """The finished pipeline, without what training left beside it."""
+    ignored = ["checkpoint-*", ".*", "logs/*", "skipped_videos/*", "validation/*"]
+    push_folder(args.output_dir, args.hub_model_id, "End of training", ignored)

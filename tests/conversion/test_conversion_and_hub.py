@@ -6,6 +6,7 @@ import json
 import pytest
 from fake_hub import FakeHub
 from fresh_python import run_python
+from tiny import tiny_decoder_plans, tiny_teacher_vae
 
 
 CONVERT = """
@@ -14,6 +15,7 @@ from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
 prune_svd_pipeline(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
 print("null")
 """
+RUN = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__'); print('null')"
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -86,9 +88,8 @@ def test_repository_that_is_not_there_leaves_nothing(hub, home, tmp_path):
 def test_script_pushes_a_folder_that_opens_from_the_hub(hub, home, teacher_folder, tmp_path, request):
     script = request.config.rootpath / "conversion/convert_svd_to_vdmini.py"
     flags = ("--pretrained_model_name_or_path", teacher_folder, "--output_dir", tmp_path / "student")
-    code = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__'); print('null')"
     push = ("--push_to_hub", "--hub_model_id", "org/vdmini")
-    run_python(code, script, *flags, *push, home=home, endpoint=hub.endpoint)
+    run_python(RUN, script, *flags, *push, home=home, endpoint=hub.endpoint)
     student = tmp_path / "student"
     expected = {path.relative_to(student).as_posix() for path in student.rglob("*") if path.is_file()}
     assert set(hub.files("org/vdmini")) - {".gitattributes"} == expected
@@ -97,3 +98,27 @@ def test_script_pushes_a_folder_that_opens_from_the_hub(hub, home, teacher_folde
         "print(VDMiniI2VPipeline.from_pretrained('org/vdmini').unet.num_parameters())"
     )
     assert run_python(load, home=home, endpoint=hub.endpoint) == 2_645_082
+
+
+def test_script_prunes_the_vae_of_a_repository_and_pushes_what_opens_from_the_hub(hub, home, tmp_path, request):
+    vae = tiny_teacher_vae("image")
+    vae.save_pretrained(tmp_path / "teacher/vae")
+    names = ("config.json", "diffusion_pytorch_model.safetensors")
+    files = {f"vae/{name}": (tmp_path / "teacher/vae" / name).read_bytes() for name in names}
+    commit = hub.commit("org/sd", {**files, "unet/diffusion_pytorch_model.safetensors": b"not wanted"})
+    plan = tiny_decoder_plans("image")["folds"]
+    (tmp_path / "plan.json").write_text(plan.to_json_string())
+    script = request.config.rootpath / "conversion/prune_vae_decoder.py"
+    flags = ("--pretrained_model_name_or_path", "org/sd", "--output_dir", tmp_path / "student")
+    push = ("--plan", tmp_path / "plan.json", "--push_to_hub", "--hub_model_id", "org/vae")
+    run_python(RUN, script, *flags, *push, home=home, endpoint=hub.endpoint)
+    record = json.loads((tmp_path / "student/pruning_provenance.json").read_text())["teacher"]
+    assert (record["name"], record["commit"]) == ("org/sd", commit)
+    hashes = {name: entry["sha256"] for name, entry in record["files"].items()}
+    assert hashes == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    assert not any("unet" in path for method, path in hub.requests if method == "GET")
+    load = (
+        "from vdmini_diffusers import VDMiniAutoencoderKL;"
+        "print(VDMiniAutoencoderKL.from_pretrained('org/vae').config.decoder_mid_layers)"
+    )
+    assert run_python(load, home=home, endpoint=hub.endpoint) == len(plan.mid)
