@@ -262,7 +262,7 @@ class VDMiniAutoencoderKLTemporalDecoder(CompressedDecoderMixin, AutoencoderKLTe
     ) -> None:
         r"""
         Decode clips larger than a tile in overlapping tiles of space and time; arguments in pixels and frames, `None`
-        leaves one as it is. Memory is then that of a tile and the video (`model_cards/vdmini_vae.md` has figures):
+        leaves one as it is. Memory is then that of a tile and the video (`pipelines/README.md` has figures):
 
             itemsize * k * tile_frames * tile_height * tile_width + 4 * out_channels * num_frames * height * width
 
