@@ -129,7 +129,8 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
             fps (`int`, defaults to 7), motion_bucket_id (`int`, defaults to 127):
                 Conditions of the U-Net: at least 1, and at least 0.
             noise_aug_strength (`float`, defaults to 0.02): Noise added to the image, at least 0; also a condition.
-            decode_chunk_size (`int`, *optional*): Frames that the VAE decodes at once, at least 1; by default all.
+            decode_chunk_size (`int`, *optional*):
+                Frames that the VAE decodes at once, at least 1; by default all. Not used by a VAE with tiling in time.
             num_videos_per_prompt (`int`, defaults to 1): At least 1. Videos of one image are neighbours in the result.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*): One, or one per video.
             latents (`torch.Tensor`, *optional*):
@@ -203,6 +204,11 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
         # embeddings a, a, b, b: videos get the first frame of one image and the context of another.
         image_latents = super()._encode_vae_image(image, device, 1, do_classifier_free_guidance)
         return image_latents.repeat_interleave(num_videos_per_prompt, dim=0)
+
+    def decode_latents(self, latents: torch.Tensor, num_frames: int, decode_chunk_size: int = 14) -> torch.Tensor:
+        # A VAE that blends chunks of frames by itself gets whole clips.
+        blends = getattr(self.vae, "use_tiling", False) and hasattr(self.vae, "tile_sample_min_num_frames")
+        return super().decode_latents(latents, num_frames, num_frames if blends else decode_chunk_size)
 
     def _check_image(self, image: PIL.Image.Image | list[PIL.Image.Image] | torch.Tensor) -> int:
         """The number of images."""

@@ -5,18 +5,91 @@ This file is also published beside the weights, where it runs without the packag
 
 import os
 from collections.abc import Callable
-from typing import Any
+from itertools import pairwise, product
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
 
 # Not used below: diffusers takes a pipeline's component for a model if the module of its class holds `ModelMixin`.
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 - see above
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, UpDecoderBlock2D
 from diffusers.models.unets.unet_3d_blocks import MidBlockTemporalDecoder, UpBlockTemporalDecoder
 from diffusers.models.upsampling import Upsample2D
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
+
+
+class Span(NamedTuple):
+    """A tile along one axis."""
+
+    latents: slice
+    pixels: slice
+    weights: torch.Tensor  # of its pixels; those of all tiles sum to one
+
+
+def tile_spans(size: int, tile: int, stride: int, scale: int = 1) -> list[Span]:
+    """Tiles of one length, evenly spread and at most `stride` apart, over `size` latents of `scale` pixels each."""
+    tile = min(tile, size)
+    last = -(-(size - tile) // stride)
+    starts = [round(i * (size - tile) / max(last, 1)) for i in range(last + 1)]
+    # Convolutions see zeros beyond a tile: the outer quarter of an overlap has no weight, its middle half blends.
+    overlap = min((start + tile - following for start, following in pairwise(starts)), default=0)
+    places = (torch.arange(size * scale) + 0.5) / scale
+    inward = [
+        torch.minimum(places - (start or -size), (start + tile if start + tile < size else 2 * size) - places)
+        for start in starts
+    ]
+    weights = (torch.stack(inward) - overlap / 4).clamp(0, max(overlap, 1 / scale) / 2)
+    pixels = [slice(start * scale, (start + tile) * scale) for start in starts]
+    return [
+        Span(slice(start, start + tile), there, of_tile[there])
+        for start, there, of_tile in zip(starts, pixels, weights / weights.sum(dim=0), strict=True)
+    ]
+
+
+class ClipGroupNorm(nn.GroupNorm):
+    """A group norm that goes by the mean and variance of a whole clip while it sees a tile of it.
+
+    Stock while `frames` is `None`; otherwise `frames` are those of the clip that its input holds. While `measuring`,
+    it goes by its input and takes mean and variance of it for the clip. As in the stock norm, they are over all frames
+    of 5-dimensional input, and of each frame in any other.
+    """
+
+    frames: slice | None = None
+    measuring = False
+
+    def start_clip(self, num_frames: int, device: torch.device) -> None:
+        self.count, self.mean, self.var = torch.zeros(3, num_frames, self.num_groups, device=device)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) if self.frames is None else self._of_clip(input)
+
+    @torch.compiler.disable  # would be compiled anew for the frames of each tile
+    def _of_clip(self, input: torch.Tensor) -> torch.Tensor:
+        of_clip = input.ndim == 5
+        if self.measuring:
+            # Frame by frame, as float32 copies of all of them would be the peak of memory.
+            for offset, frame in enumerate(input.detach().unbind(2 if of_clip else 0)):
+                self._count_in(frame.float(), 0 if of_clip else self.frames.start + offset)
+            return super().forward(input)
+        # A batch norm in evaluation, whose channels are those of all frames: float32 within, whatever the dtype.
+        rows, per_group = slice(1) if of_clip else self.frames, self.num_channels // self.num_groups
+        mean, var = (values[rows].repeat_interleave(per_group, dim=1).flatten() for values in (self.mean, self.var))
+        weight, bias = (values.float().repeat(len(input)) for values in (self.weight, self.bias))
+        one = input.reshape(1, -1, *input.shape[2:])
+        return nn.functional.batch_norm(one, mean, var, weight, bias, eps=self.eps).view(input.shape)
+
+    def _count_in(self, frame: torch.Tensor, row: int) -> None:
+        values = frame.reshape(self.num_groups, -1)
+        var, mean = torch.var_mean(values, dim=1, correction=0)
+        share = values.shape[1] / (self.count[row] + values.shape[1])
+        change = mean - self.mean[row]
+        self.var[row] += share * (var - self.var[row] + (1 - share) * change**2)
+        self.mean[row] += share * change
+        self.count[row] += values.shape[1]
 
 
 class PassThroughMidBlock(nn.Module):
@@ -167,6 +240,132 @@ class VDMiniAutoencoderKLTemporalDecoder(CompressedDecoderMixin, AutoencoderKLTe
             force_upcast=force_upcast,
         )
         self._rebuild_decoder(norm_num_groups=32)  # the number is the parent's, not in its config
+        for module in list(self.decoder.modules()):
+            for name, norm in module.named_children():
+                if isinstance(norm, nn.GroupNorm):
+                    setattr(module, name, ClipGroupNorm(norm.num_groups, norm.num_channels, norm.eps))
+        self.use_slicing = False
+        self.use_tiling = False
+        self.tile_sample_min_height = self.tile_sample_min_width = 384
+        self.tile_sample_min_num_frames = 14
+        self.tile_sample_stride_height = self.tile_sample_stride_width = 320
+        self.tile_sample_stride_num_frames = 11
+
+    def enable_tiling(
+        self,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
+        tile_sample_min_num_frames: int | None = None,
+        tile_sample_stride_height: int | None = None,
+        tile_sample_stride_width: int | None = None,
+        tile_sample_stride_num_frames: int | None = None,
+    ) -> None:
+        r"""
+        Decode clips larger than a tile in overlapping tiles of space and time; arguments in pixels and frames, `None`
+        leaves one as it is. Memory is then that of a tile and the video (`pipelines/README.md` has figures):
+
+            itemsize * k * tile_frames * tile_height * tile_width + 4 * out_channels * num_frames * height * width
+
+        bytes, with `k = 384` for `P1`, 448 for `Q2` and 1024 for SVD's decoder; `tiled_decode` says what it gives.
+
+        Raises:
+            ValueError: if a number is no positive integer, a stride is larger than its tile, or pixels are no
+                multiple of what the VAE downsamples by. All settings are then as they were.
+        """
+        asked = {name: value for name, value in locals().items() if name.startswith("tile_") and value is not None}
+        for name, value in asked.items():
+            multiple = 1 if name.endswith("num_frames") else self._scale
+            if type(value) is not int or value < 1 or value % multiple:
+                raise ValueError(f"`{name}` must be a positive multiple of {multiple}, not {value!r}.")
+        settings = {name: value for name, value in vars(self).items() if name.startswith("tile_sample_")} | asked
+        for axis in ("height", "width", "num_frames"):
+            tile, stride = settings[f"tile_sample_min_{axis}"], settings[f"tile_sample_stride_{axis}"]
+            if stride > tile:
+                raise ValueError(
+                    f"`tile_sample_stride_{axis}` ({stride}) must not exceed `tile_sample_min_{axis}` ({tile}): tiles"
+                    " would leave gaps."
+                )
+        vars(self).update(asked)
+        self.use_tiling = True
+
+    def _spans(self, num_frames: int, height: int, width: int) -> list[list[Span]]:
+        """The tiles of a clip of latents along its three axes."""
+        scale = self._scale
+        return [
+            tile_spans(num_frames, self.tile_sample_min_num_frames, self.tile_sample_stride_num_frames),
+            tile_spans(height, self.tile_sample_min_height // scale, self.tile_sample_stride_height // scale, scale),
+            tile_spans(width, self.tile_sample_min_width // scale, self.tile_sample_stride_width // scale, scale),
+        ]
+
+    @property
+    def _scale(self) -> int:
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    @apply_forward_hook
+    def decode(self, z: torch.Tensor, num_frames: int, return_dict: bool = True) -> DecoderOutput | tuple:
+        """As the parent's; one clip at a time with `enable_slicing()`, in tiles with `enable_tiling()`."""
+        if self.use_slicing and len(z) > num_frames:
+            sample = torch.cat([self.decode(clip, num_frames).sample for clip in z.split(num_frames)])
+            return DecoderOutput(sample=sample) if return_dict else (sample,)
+        if self.use_tiling and any(len(tiles) > 1 for tiles in self._spans(num_frames, *z.shape[2:])):
+            return self.tiled_decode(z, num_frames, return_dict)
+        return super().decode(z, num_frames, return_dict)
+
+    def tiled_decode(self, z: torch.Tensor, num_frames: int, return_dict: bool = True) -> DecoderOutput | tuple:
+        r"""
+        Decode each clip in tiles. Norms that went by each tile alone would give it a contrast of its own, hence seams:
+        they go by what they see in a version of the clip that was made as small as a tile, which costs one tile more
+        for each chunk of frames. Two differences to decoding the whole remain. These statistics are an estimate, whose
+        error is common to all tiles; and a place sees no further than its tile, also where there is attention.
+
+        Args:
+            z (`torch.Tensor`): Latents `(batch * num_frames, latent_channels, height, width)`.
+            num_frames (`int`): Of each clip.
+            return_dict (`bool`, defaults to `True`): A [`~models.vae.DecoderOutput`], or a tuple.
+
+        Raises:
+            ValueError: if `z` does not hold whole clips, or with gradient checkpointing, which would run tiles again
+                without their places.
+        """
+        if len(z) % num_frames:
+            raise ValueError(f"`z` holds {len(z)} frames, which are no clips of {num_frames}.")
+        if torch.is_grad_enabled() and self.decoder.gradient_checkpointing:
+            raise ValueError("Tiles cannot be checkpointed: use `torch.no_grad()`, or `disable_tiling()`.")
+        spans = self._spans(num_frames, *z.shape[2:])
+        shape = len(z), self.config.out_channels, *(tiles[-1].pixels.stop for tiles in spans[1:])
+        video = z.new_zeros(shape, dtype=torch.float32)
+        try:
+            for start in range(0, len(z), num_frames):
+                latents, clip = z[start : start + num_frames], video[start : start + num_frames]
+                self._measure(latents, *spans)
+                for frames, rows, columns in product(*spans):
+                    tile = self._decode_part(latents[frames.latents, :, rows.latents, columns.latents], frames)
+                    weights = frames.weights[:, None, None, None] * rows.weights[:, None] * columns.weights
+                    clip[frames.pixels, :, rows.pixels, columns.pixels] += tile * weights.to(tile.device)
+        finally:
+            for norm in self._norms:
+                norm.frames = None
+        sample = video.to(tile.dtype)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    @torch.no_grad()
+    def _measure(self, latents: torch.Tensor, frames: list[Span], rows: list[Span], columns: list[Span]) -> None:
+        """Gives the norms the statistics of a clip, from its nearest version of the size of a tile."""
+        for norm in self._norms:
+            norm.start_clip(len(latents), latents.device)
+        size = rows[0].latents.stop, columns[0].latents.stop
+        small = nn.functional.interpolate(latents, size, mode="nearest")
+        for span in frames:
+            self._decode_part(small[span.latents], span, measuring=True)
+
+    def _decode_part(self, latents: torch.Tensor, frames: Span, measuring: bool = False) -> torch.Tensor:
+        for norm in self._norms:
+            norm.frames, norm.measuring = frames.latents, measuring
+        return super().decode(latents, num_frames=len(latents)).sample
+
+    @property
+    def _norms(self) -> list[ClipGroupNorm]:
+        return [module for module in self.decoder.modules() if isinstance(module, ClipGroupNorm)]
 
     def _mid_block(self, width: int) -> nn.Module:
         block = MidBlockTemporalDecoder(
