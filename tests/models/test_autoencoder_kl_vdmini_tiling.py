@@ -1,20 +1,17 @@
 """Tiles of space and time: what they give equals the whole clip's decoding, as far as their docstrings promise."""
 
 import copy
-import weakref
 from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import StableVideoDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import randomise, tiny_image, tiny_latents, tiny_svd_pipeline, tiny_teacher_vae
+from tiny import tiny_latents, tiny_teacher_vae
+from tiny_clips import FULL_STOCK, moving_latents, tiny_tiled_vae
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder, VDMiniI2VPipeline
+from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder
 from vdmini_diffusers.models.autoencoder_kl_vdmini import ClipGroupNorm, tile_spans
 
 
@@ -23,44 +20,16 @@ SCALE = 2  # two stages
 # side. In latents: conv_in, two in the ResBlock. In pixels: the upsampler, two in the ResBlock, conv_out.
 REACH = SCALE * 3 + 4
 REACH_FRAMES = 5  # two ResBlocks, time_conv_out
-FULL_STOCK = {
-    "decoder_block_out_channels": (128, 256, 512, 512),
-    "decoder_layers_per_block": (3, 3, 3, 3),
-    "decoder_upsample_out_channels": (256, 512, 512),
-    "decoder_mid_layers": 2,
-    "decoder_mid_attention": True,
-}
-
-
-def tiny_vae(mid_layers: int = 0, attention: bool = False) -> VDMiniAutoencoderKLTemporalDecoder:
-    vae = VDMiniAutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        decoder_block_out_channels=(32, 64),
-        decoder_layers_per_block=(1, 1),
-        decoder_upsample_out_channels=(32,),
-        decoder_mid_layers=mid_layers,
-        decoder_mid_attention=attention,
-    )
-    return randomise(vae).eval()
 
 
 @pytest.fixture(scope="module")
 def shared_vae():
-    return tiny_vae()
+    return tiny_tiled_vae()
 
 
 @pytest.fixture
 def vae(shared_vae):
     return copy.deepcopy(shared_vae)
-
-
-def moving_latents(frames: int, height: int, width: int) -> torch.Tensor:
-    """With structure of all sizes: parts of the clip differ in brightness and contrast."""
-    noise = tiny_latents(frames, height, width)
-    slope = torch.linspace(0.2, 2, width) * torch.linspace(1, 0.5, height)[:, None]
-    return slope * noise + 2 * slope + 0.1 * torch.arange(frames)[:, None, None, None]
 
 
 @st.composite
@@ -155,7 +124,8 @@ def test_with_exact_statistics_chunks_of_frames_equal_the_whole(shared_vae, size
     check_with_exact_statistics(shared_vae, size, stride)
 
 
-def check_with_exact_statistics(vae, size, stride):
+def check_with_exact_statistics(shared_vae, size, stride):
+    vae = copy.deepcopy(shared_vae)
     latents = moving_latents(*size)
     frames, height, width = (
         step + overlap for step, overlap in zip(stride, (OVERLAP_FRAMES, OVERLAP, OVERLAP), strict=True)
@@ -256,7 +226,7 @@ def test_channels_last_gives_the_same(vae):
 
 @torch.no_grad()
 def test_attention_of_the_mid_block_looks_at_its_tile_and_is_measured_like_the_rest(monkeypatch):
-    vae = tiny_vae(mid_layers=2, attention=True)
+    vae = tiny_tiled_vae(mid_layers=2, attention=True)
     norm = vae.decoder.mid_block.attentions[0].group_norm
     latents = moving_latents(2, 8, 10)
     whole = vae.decode(latents, 2).sample
@@ -338,123 +308,3 @@ def test_a_stock_checkpoint_opens_with_its_own_layers_and_widths_and_decodes_in_
     assert torch.equal(vae.decode(latents, 2).sample, stock.decode(latents, 2).sample)
     vae.enable_tiling(32, 32, 2, 24, 24, 2)
     assert vae.decode(latents, 2).sample.shape == (2, 3, 40, 48)
-
-
-class TestPipelines:
-    ARGUMENTS = {"height": 32, "width": 32, "num_frames": 5, "output_type": "pt"}
-
-    @pytest.fixture
-    def parts(self, vae):
-        return {**tiny_svd_pipeline().components, "vae": vae}
-
-    def frames(self, pipe, **arguments):
-        pipe.set_progress_bar_config(disable=True)
-        generator = torch.Generator().manual_seed(0)
-        return pipe(tiny_image(), generator=generator, **{**self.ARGUMENTS, **arguments}).frames
-
-    def clip_sizes(self, vae):
-        seen = []
-        decode = vae.decode
-
-        def noted(z, num_frames, return_dict=True):
-            seen.append((len(z), num_frames))
-            return decode(z, num_frames, return_dict)
-
-        vae.decode = noted
-        return seen
-
-    def test_with_tiling_ours_hands_over_whole_clips(self, parts):
-        pipe = VDMiniI2VPipeline(**parts)
-        whole = self.frames(pipe)
-        seen = self.clip_sizes(pipe.vae)
-        pipe.vae.enable_tiling(24, 24, 4, 16, 16, 2)
-        tiled = self.frames(pipe, decode_chunk_size=2)
-        assert seen == [(5, 5)]
-        assert tiled.shape == whole.shape == (1, 5, 3, 32, 32) and not torch.equal(tiled, whole)
-        assert (tiled - whole).abs().mean() < 0.1
-        two = self.frames(pipe, decode_chunk_size=20, num_videos_per_prompt=2)
-        torch.testing.assert_close(two[:1], tiled, rtol=1e-3, atol=1e-3)
-        assert seen[1:] == [(5, 5)] * 2
-
-    def test_without_tiling_it_chunks_as_the_stock_pipeline(self, parts):
-        pipe = VDMiniI2VPipeline(**parts)
-        seen = self.clip_sizes(pipe.vae)
-        self.frames(pipe, decode_chunk_size=2)
-        assert seen == [(2, 2), (2, 2), (1, 1)]
-
-    def test_the_stock_pipeline_tiles_the_space_of_its_hard_chunks(self, parts):
-        pipe = StableVideoDiffusionPipeline(**parts)
-        pipe.vae.enable_tiling(24, 24, 4, 16, 16, 2)
-        seen = self.clip_sizes(pipe.vae)
-        arguments = {"num_inference_steps": 1, "max_guidance_scale": 1.0, "decode_chunk_size": 3}
-        assert self.frames(pipe, **arguments).shape == (1, 5, 3, 32, 32)
-        assert seen == [(3, 3), (2, 2)]
-
-
-class Watch(TorchDispatchMode):
-    """The largest tensor that operators make, and the bytes of all that live at the peak."""
-
-    def __init__(self, known):
-        super().__init__()
-        self.seen = {tensor.untyped_storage()._cdata for tensor in known}
-        self.largest = self.live = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            self.largest = max(self.largest, tensor.numel())
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self.seen:
-                self.seen.add(storage._cdata)
-                self.live += storage.nbytes()
-                self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes())
-        return made
-
-    def forget(self, key, num_bytes):
-        self.seen.discard(key)
-        self.live -= num_bytes
-
-
-@torch.no_grad()
-def watch(vae, latents):
-    with Watch([*vae.parameters(), latents]) as found:
-        vae.decode(latents, num_frames=len(latents))
-    return found
-
-
-@pytest.fixture(scope="module", params=[({}, 384), (FULL_STOCK, 1024)], ids=["P1", "SVD"])
-def full_size(request):
-    fields, per_pixel = request.param
-    with torch.device("meta"):
-        vae = VDMiniAutoencoderKLTemporalDecoder(**fields)
-    return vae.to("meta", torch.float16), per_pixel
-
-
-def test_25_frames_at_576_x_1024_fit_32_bit_indices_in_p1_and_in_tiles_of_svd_s_decoder(full_size):
-    vae, per_pixel = full_size
-    latents = torch.empty(25, 4, 72, 128, device="meta", dtype=torch.float16)
-    whole = watch(vae, latents)
-    assert whole.largest == {384: 128, 1024: 256}[per_pixel] * 25 * 576 * 1024
-    assert (whole.largest < 2**31) == (per_pixel == 384)
-    frames, rows, columns = vae._spans(25, 72, 128)  # of the default tile, all alike
-    assert (frames[0].latents.stop, rows[0].latents.stop, columns[0].latents.stop) == (14, 48, 48)
-    tile = watch(vae, latents[:14, :, :48, :48])
-    assert tile.largest < 2**30
-    # The formula of `enable_tiling`, for a half precision
-    assert whole.peak == pytest.approx(2 * per_pixel * 25 * 576 * 1024, rel=0.01)
-    assert tile.peak == pytest.approx(2 * per_pixel * 14 * 384 * 384, rel=0.01)
-
-
-def test_memory_in_tiles_is_that_of_a_tile_and_the_video():
-    vae = tiny_vae().to("meta")
-    latents = moving_latents(8, 32, 32).to("meta")
-    tile = watch(vae, latents[:4, :, :16, :16]).peak
-    whole = watch(vae, latents).peak
-    vae.enable_tiling(32, 32, 4, 24, 24, 4)
-    video = 4 * 3 * 8 * 64 * 64
-    tiled = watch(vae, latents).peak
-    assert whole > 7 * tile
-    assert video < tiled < video + 1.1 * tile
