@@ -56,6 +56,10 @@ class Arguments:
         metadata={"help": "Pipeline folder to go on from: its VAE stays as it is, U-Net and image encoder train on."},
     )
     seed: int = field(default=0, metadata={"help": "Seeds the weights, the clips and the noise."})
+    vae_width: int = field(default=96, metadata={"help": "Channels of the VAE's stages."})
+    vae_only: bool = field(
+        default=False, metadata={"help": "Stop after the VAE and its decoder, and write OUTPUT_DIR/vae."}
+    )
     vae_steps: int = field(default=800, metadata={"help": "Optimiser steps of the whole VAE."})
     decoder_steps: int = field(default=1600, metadata={"help": "Further steps of its decoder, encoder frozen."})
     vae_learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of the VAE."})
@@ -91,7 +95,7 @@ def train_vae(args: Arguments, device: torch.device, stop: int) -> AutoencoderKL
     total = args.vae_steps + args.decoder_steps
     path = args.output_dir / "vae.pt"
     set_seed(args.seed)
-    vae = build_vae().to(device)
+    vae = build_vae(args.vae_width).to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.vae_learning_rate, weight_decay=1e-4, fused=True)
     lr_scheduler = get_cosine_schedule_with_warmup(optimizer, 50, total)
     start = 0
@@ -288,6 +292,9 @@ def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.vae_only:
+        train_vae(args, device, stop=args.vae_steps + args.decoder_steps).save_pretrained(args.output_dir / "vae")
+        return
     if args.init_from is None:
         vae = train_vae(args, device, stop=args.vae_steps)
         latents = cache_latents(args, vae, device)

@@ -12,46 +12,57 @@ SIZE = 64  # pixels
 NUM_FRAMES = 8
 
 
-def build_vae() -> AutoencoderKLTemporalDecoder:
-    """Two downsamplers, 64 pixels to 16 latents. 96 channels: the 32 groups of a norm then hold three each, and can
-    tell a colour from its absence; with one or two channels a group, the last norm takes every mean away."""
+def build_vae(width: int = 96) -> AutoencoderKLTemporalDecoder:
+    """Two downsamplers, 64 pixels to 16 latents. With 96 channels the 32 groups of a norm hold three each, and tell
+    a colour from its absence; with one or two channels a group, the last norm takes every mean away.
+
+    Raises:
+        ValueError: if `width` is not a multiple of 32, of 96 at least.
+    """
+    if width < 96 or width % 32:
+        raise ValueError(f"`width` must be a multiple of 32, of 96 at least, not {width}.")
     vae = AutoencoderKLTemporalDecoder(
         down_block_types=("DownEncoderBlock2D",) * 3,
-        block_out_channels=(96, 96, 96),
+        block_out_channels=(width, width, width),
         layers_per_block=1,
         latent_channels=4,
         sample_size=SIZE,
     )
-    start_as_thumbnail(vae)
+    start_as_thumbnail(vae, width // 32)
     return vae
 
 
 @torch.no_grad()
-def start_as_thumbnail(vae: AutoencoderKLTemporalDecoder, reference: float = 3.0, offset: float = 4.0) -> None:
+def start_as_thumbnail(
+    vae: AutoencoderKLTemporalDecoder, per_group: int, reference: float = 3.0, offset: float = 4.0
+) -> None:
     """Start the VAE at what a random start needs thousands of steps to find: three of the four latents are the mean
     colours of 4 x 4 pixels, and are decoded by smooth upsampling. The rest of the network starts at random.
 
-    Each colour shares its norm's group with `reference` and its negative, from which the last convolution reads the
-    mean back; `offset` keeps the SiLU behind the norm nearly linear.
+    Each colour leads one of the norms' groups, of `per_group` channels, in which `reference` and its negative come
+    next and nothing after them: from these the last convolution reads the mean back. `offset` keeps the SiLU behind
+    the norm nearly linear.
     """
     smooth = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])) / 16
     centre, mean = torch.zeros(3, 3), torch.zeros(3, 3)
     centre[1, 1], mean[:2, :2] = 1, 0.25
+    used = 3 * per_group
 
-    def carry(conv: Any, taps: torch.Tensor, stride: int = 3) -> None:
-        conv.weight[:9] = 0
-        conv.bias[:9] = torch.tensor([0.0, reference, -reference] * 3)
+    def carry(conv: Any, taps: torch.Tensor, stride: int = per_group) -> None:
+        conv.weight[:used] = 0
+        conv.bias[:used] = 0
+        conv.bias[1:used:per_group], conv.bias[2:used:per_group] = reference, -reference
         for colour in range(3):
-            conv.weight[3 * colour, stride * colour] = taps
+            conv.weight[per_group * colour, stride * colour] = taps
 
     def read(norm: nn.GroupNorm, conv: Any) -> None:
-        norm.weight[:9] = (2 / 3) ** 0.5 * reference / 4  # about a quarter of the colour
-        norm.bias[:9] = offset
+        norm.weight[:used] = (2 / per_group) ** 0.5 * reference / 4  # about a quarter of the colour
+        norm.bias[:used] = offset
         nn.init.zeros_(conv.weight)
         nn.init.zeros_(conv.bias)
         for colour in range(3):
             for channel, share in enumerate((1.0, -0.5, -0.5)):
-                conv.weight[colour, 3 * colour + channel] = 4 * share * centre
+                conv.weight[colour, per_group * colour + channel] = 4 * share * centre
 
     parts: dict[str, Any] = dict(vae.named_modules())
     for name, module in parts.items():

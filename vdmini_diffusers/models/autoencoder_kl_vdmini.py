@@ -65,18 +65,21 @@ class ClipGroupNorm(nn.GroupNorm):
         self.count, self.mean, self.var = torch.zeros(3, num_frames, self.num_groups, device=device)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(input) if self.frames is None else self._of_clip(input)
+        if self.frames is None:
+            return super().forward(input)
+        of_clip: Any = self._of_clip
+        return of_clip(input, self.frames)
 
     @torch.compiler.disable  # would be compiled anew for the frames of each tile
-    def _of_clip(self, input: torch.Tensor) -> torch.Tensor:
+    def _of_clip(self, input: torch.Tensor, frames: slice) -> torch.Tensor:
         of_clip = input.ndim == 5
         if self.measuring:
             # Frame by frame, as float32 copies of all of them would be the peak of memory.
             for offset, frame in enumerate(input.detach().unbind(2 if of_clip else 0)):
-                self._count_in(frame.float(), 0 if of_clip else self.frames.start + offset)
+                self._count_in(frame.float(), 0 if of_clip else frames.start + offset)
             return super().forward(input)
         # A batch norm in evaluation, whose channels are those of all frames: float32 within, whatever the dtype.
-        rows, per_group = slice(1) if of_clip else self.frames, self.num_channels // self.num_groups
+        rows, per_group = slice(1) if of_clip else frames, self.num_channels // self.num_groups
         mean, var = (values[rows].repeat_interleave(per_group, dim=1).flatten() for values in (self.mean, self.var))
         weight, bias = (values.float().repeat(len(input)) for values in (self.weight, self.bias))
         one = input.reshape(1, -1, *input.shape[2:])
@@ -309,7 +312,8 @@ class VDMiniAutoencoderKLTemporalDecoder(CompressedDecoderMixin, AutoencoderKLTe
             return DecoderOutput(sample=sample) if return_dict else (sample,)
         if self.use_tiling and any(len(tiles) > 1 for tiles in self._spans(num_frames, *z.shape[2:])):
             return self.tiled_decode(z, num_frames, return_dict)
-        return super().decode(z, num_frames, return_dict)
+        whole: Any = super().decode(z, num_frames, return_dict)
+        return whole
 
     def tiled_decode(self, z: torch.Tensor, num_frames: int, return_dict: bool = True) -> DecoderOutput | tuple:
         r"""
@@ -345,7 +349,7 @@ class VDMiniAutoencoderKLTemporalDecoder(CompressedDecoderMixin, AutoencoderKLTe
         finally:
             for norm in self._norms:
                 norm.frames = None
-        sample = video.to(tile.dtype)
+        sample = video.to(z.dtype)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     @torch.no_grad()
