@@ -71,7 +71,7 @@ def find_vae(name: str, revision: str | None = None) -> VAEFolder:
         ValueError: if there is no VAE of a known class.
     """
     reasons = []
-    for subfolder in ("vae", None):
+    for subfolder in (None, "vae"):
         try:
             config: Any = AutoencoderKL.load_config(name, subfolder=subfolder, revision=revision)
         except OSError as error:
