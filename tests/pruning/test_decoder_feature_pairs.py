@@ -112,7 +112,7 @@ def test_pairs_are_read_from_a_pruned_vae_s_folder(tmp_path):
     with pytest.raises(ValueError, match="does not list sets of channels"):
         read_decoder_plan(find_vae(str(other)).companions(), "other")
     (other / "pruning_channels.json").unlink()
-    with pytest.raises(ValueError, match="has no pruning_channels.json"):
+    with pytest.raises(ValueError, match=r"has no pruning_channels\.json"):
         read_decoder_plan(find_vae(str(other)).companions(), "other")
     with pytest.raises(PruningPlanError):
         decoder_feature_pairs(plan, {**teacher.config, "block_out_channels": (8, 8, 8, 8)}, coupled)
