@@ -5,7 +5,7 @@
 
 Without options it is about the embedded VAE. `--data_dir` takes videos instead of the embedded clips, whose
 photographs no embedded model was trained on. All decode the same latents, those of the original's encoder. PSNR and
-SSIM are means over clips and frames, of 8-bit pictures; LPIPS is measured with `--lpips`. Prints a table and writes it,
+SSIM are means over clips and frames, of 8-bit pictures; `--lpips` adds LPIPS. Prints a table and writes it,
 with the numbers of each clip (`report.json`) and the frames on which the last decoder loses most (`worst_frames.png`:
 input, original decoder, last decoder, eight times their difference).
 """

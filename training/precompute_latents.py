@@ -40,11 +40,11 @@ class PrecomputeArguments:
     pretrained_model_name_or_path: str = field(
         metadata={"help": "Stable Video Diffusion pipeline (folder or Hub id) whose VAE and image encoder are used."}
     )
+    output_dir: Path = field(metadata={"help": "Folder for the shards; new, or one to go on with."})
     latents_for: Literal["image_to_video", "vae_decoder"] = field(
         default="image_to_video",
         metadata={"help": "What will be trained on them. For vae_decoder a VAE suffices, of either class, alone."},
     )
-    output_dir: Path = field(metadata={"help": "Folder for the shards; new, or one to go on with."})
     variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the pipeline on the Hub."})
     seed: int = field(default=0, metadata={"help": "Decides moments, crops and the noise on the first frame."})
