@@ -31,8 +31,10 @@ FLOORS = {
     "prune_pipeline": 3,
     "prune_vae": 3,
     "trained_pipeline": 3,
+    "trained_vae": 3,
     "training_clips": 3,
     "train_image_to_video": 4,
+    "train_vae_decoder": 4,
     "quickstart": 5,
 }
 

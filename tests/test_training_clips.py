@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from vdmini_diffusers import training_clips
-from vdmini_diffusers.data.latents import PrecomputedLatents
+from vdmini_diffusers.data.latents import PrecomputedLatents, encode_for_decoder
 from vdmini_diffusers.embedded import I2V_TEACHER
-from vdmini_diffusers.training_clips import write_training_latents
+from vdmini_diffusers.pruning.vae_folder import find_vae
+from vdmini_diffusers.training_clips import write_decoder_clips, write_training_latents
 
 
 def test_clips_are_written_as_the_training_scripts_read_them_and_the_same_each_time(tmp_path, monkeypatch):
@@ -17,6 +18,17 @@ def test_clips_are_written_as_the_training_scripts_read_them_and_the_same_each_t
         for name, tensor in sets[0][i].items():
             assert torch.equal(tensor, sets[1][i][name])
     assert not torch.equal(sets[0][0]["latents"], sets[0][1]["latents"])
+
+
+def test_clips_for_a_decoder_hold_frames_and_what_the_vae_makes_of_them(tmp_path):
+    clips = PrecomputedLatents(write_decoder_clips(tmp_path, I2V_TEACHER, 2))
+    assert {name: tuple(tensor.shape) for name, tensor in clips[1].items()} == {
+        "latents": (8, 4, 16, 16),
+        "pixel_values": (8, 3, 64, 64),
+    }
+    vae = find_vae(str(I2V_TEACHER)).load()
+    values = clips[1]["pixel_values"][None] / 127.5 - 1
+    torch.testing.assert_close(encode_for_decoder({"pixel_values": values}, vae)["latents"][0], clips[1]["latents"])
 
 
 def test_latents_of_another_seed_are_not_mixed_in(tmp_path):

@@ -6,15 +6,16 @@
         --train_data_dir OpenVid-1M --output_dir OpenVid-1M-latents
 
 One clip of each video, at a random moment that the seed decides. Run the same command again after a stop: finished
-shards stay. Train with `--precomputed_data_dir OpenVid-1M-latents`.
+shards stay. Train with `--precomputed_data_dir OpenVid-1M-latents`. For `train_vae_decoder.py` write the frames beside
+their latents: `--latents_for vae_decoder --num_frames 25`.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -24,9 +25,10 @@ from tqdm.auto import tqdm
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection, HfArgumentParser
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
-from vdmini_diffusers.data.latents import LatentShards, encode_image_to_video, write_shard
+from vdmini_diffusers.data.latents import LatentShards, encode_for_decoder, encode_image_to_video, write_shard
 from vdmini_diffusers.data.skipped_videos import SkipLog, summarize
 from vdmini_diffusers.data.video_dataset import VideoDataset, VideoStream, load_video_dataset, seed_of
+from vdmini_diffusers.pruning.vae_folder import find_vae
 
 
 logger = get_logger(__name__, log_level="INFO")
@@ -39,6 +41,10 @@ class PrecomputeArguments:
         metadata={"help": "Stable Video Diffusion pipeline (folder or Hub id) whose VAE and image encoder are used."}
     )
     output_dir: Path = field(metadata={"help": "Folder for the shards; new, or one to go on with."})
+    latents_for: Literal["image_to_video", "vae_decoder"] = field(
+        default="image_to_video",
+        metadata={"help": "What will be trained on them. For vae_decoder a VAE suffices, of either class, alone."},
+    )
     variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the pipeline on the Hub."})
     seed: int = field(default=0, metadata={"help": "Decides moments, crops and the noise on the first frame."})
@@ -82,6 +88,39 @@ def shards_of(dataset: VideoDataset | VideoStream, samples_per_shard: int) -> It
         shard += state.num_processes
 
 
+def make_encode(args: PrecomputeArguments) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Batches of clips to what is stored of them."""
+    device, dtype = PartialState().device, DTYPES[args.save_dtype]
+    if args.latents_for == "vae_decoder":
+        vae_alone = find_vae(args.pretrained_model_name_or_path, args.revision).load(args.variant).to(device)
+
+        def encode_frames(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+            clips = {"pixel_values": batch["pixel_values"].to(device)}
+            encoded = encode_for_decoder(clips, vae_alone, args.encode_chunk_size)
+            return encoded | {"latents": encoded["latents"].to(dtype)}
+
+        return encode_frames
+
+    vae, image_encoder, feature_extractor = load_encoders(args)
+
+    def encode(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        batch["pixel_values"] = batch["pixel_values"].to(device)
+        tensors = encode_image_to_video(
+            batch,
+            vae,
+            image_encoder,
+            feature_extractor,
+            args.noise_aug_strength,
+            [torch.Generator().manual_seed(seed_of(args.seed, "noise", name)) for name in batch["name"]],
+            args.encode_chunk_size,
+        )
+        conditions = tensors.pop("added_time_ids")
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        return tensors | {"added_time_ids": conditions}  # three small numbers, kept exact
+
+    return encode
+
+
 def load_encoders(
     args: PrecomputeArguments,
 ) -> tuple[AutoencoderKLTemporalDecoder, CLIPVisionModelWithProjection, CLIPImageProcessor]:
@@ -114,23 +153,7 @@ def main(args: PrecomputeArguments, data_args: VideoDataArguments) -> None:
     with accelerator.main_process_first():
         shards = LatentShards(args.output_dir, settings_of(args, data_args, num_videos))
 
-    vae, image_encoder, feature_extractor = load_encoders(args)
-
-    def encode(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        batch["pixel_values"] = batch["pixel_values"].to(accelerator.device)
-        tensors = encode_image_to_video(
-            batch,
-            vae,
-            image_encoder,
-            feature_extractor,
-            args.noise_aug_strength,
-            [torch.Generator().manual_seed(seed_of(args.seed, "noise", name)) for name in batch["name"]],
-            args.encode_chunk_size,
-        )
-        conditions = tensors.pop("added_time_ids")
-        tensors = {name: tensor.to(DTYPES[args.save_dtype]) for name, tensor in tensors.items()}
-        return tensors | {"added_time_ids": conditions}  # three small numbers, kept exact
-
+    encode = make_encode(args)
     total = num_videos and -(-num_videos // accelerator.num_processes)
     with tqdm(total=total, unit="video", disable=not accelerator.is_local_main_process) as progress:
         for shard, rows in shards_of(dataset, args.samples_per_shard):

@@ -6,16 +6,20 @@ python training/write_embedded_latents.py --output_dir outputs/latents
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from transformers import HfArgumentParser
 
 from vdmini_diffusers.embedded import I2V_TEACHER
-from vdmini_diffusers.training_clips import write_training_latents
+from vdmini_diffusers.training_clips import write_decoder_clips, write_training_latents
 
 
 @dataclass
 class Arguments:
     output_dir: Path = field(metadata={"help": "Where the shards go. Started again, it goes on."})
+    latents_for: Literal["image_to_video", "vae_decoder"] = field(
+        default="image_to_video", metadata={"help": "What will be trained on them."}
+    )
     num_clips: int = field(default=1024, metadata={"help": "Clips to draw."})
     seed: int = field(default=0, metadata={"help": "Of the clips."})
     teacher: Path = field(default=I2V_TEACHER, metadata={"help": "Whose VAE and image encoder: a pipeline folder."})
@@ -23,4 +27,5 @@ class Arguments:
 
 if __name__ == "__main__":
     args = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
-    write_training_latents(args.output_dir, args.teacher, args.num_clips, args.seed)
+    write = write_decoder_clips if args.latents_for == "vae_decoder" else write_training_latents
+    write(args.output_dir, args.teacher, args.num_clips, args.seed)

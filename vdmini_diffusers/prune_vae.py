@@ -9,10 +9,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
 from torch import Tensor, nn
 
 from vdmini_diffusers import __version__
+from vdmini_diffusers.distillation.decoding import decode_clips
 from vdmini_diffusers.pruning.channels import CoupledChannels, Importance, prune_channels, without_layers
 from vdmini_diffusers.pruning.checkpoint_reader import StoredTensor, read_header
 from vdmini_diffusers.pruning.checkpoint_writer import FLOATS, FileHash, copy_checkpoint
@@ -195,15 +195,10 @@ def _reconstruction_losses(
     if not pairs:
         raise ValueError("`importance='taylor'` goes by the reconstruction of `clips`, of which there are none.")
 
-    return lambda decoder: (nn.functional.mse_loss(_frames(decoder, latents), clip) for latents, clip in pairs)
+    def loss(decoder: nn.Module, latents: Tensor, clip: Tensor) -> Tensor:
+        return nn.functional.mse_loss(decode_clips(decoder, latents[None])[0], clip)
 
-
-def _frames(decoder: nn.Module, latents: Tensor) -> Tensor:
-    """What a decoder makes of the latents of one clip."""
-    if not isinstance(decoder, TemporalDecoder):
-        return decoder(latents)
-    indicator = latents.new_zeros(1, len(latents))
-    return decoder(latents, num_frames=len(latents), image_only_indicator=indicator)
+    return lambda decoder: (loss(decoder, *pair) for pair in pairs)
 
 
 def _write_weights(

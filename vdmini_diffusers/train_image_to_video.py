@@ -3,7 +3,6 @@
 `training/train_icmd.py` and `training/train_sf_v.py` parse their arguments and call `train_image_to_video`.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.optimization import get_scheduler
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.latents import PrecomputedLatents, encode_image_to_video
@@ -28,7 +27,14 @@ from vdmini_diffusers.distillation.averaging import ShardedEMA, averaged
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
 from vdmini_diffusers.distillation.critics import Critic, CriticFeatures
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, LatentDiscriminator
-from vdmini_diffusers.distillation.engine import make_accelerator, make_critic, make_optimizer, shard_frozen
+from vdmini_diffusers.distillation.engine import (
+    make_accelerator,
+    make_critic,
+    make_dataloader,
+    make_optimizer,
+    report_settings,
+    shard_frozen,
+)
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
@@ -96,7 +102,7 @@ def train_image_to_video(
         add_lora(unet, args.rank)
 
     # Objective
-    dataloader, encode, shape = make_dataloader(args, data_args, teacher, accelerator)
+    dataloader, encode, shape = open_data(args, data_args, teacher, accelerator)
     task = SingleStepTask(
         instance_noise_mean=critic_args.instance_noise_mean,
         instance_noise_std=critic_args.instance_noise_std,
@@ -212,7 +218,7 @@ def add_lora(unet: UNetSpatioTemporalConditionModel, rank: int) -> None:
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
 
 
-def make_dataloader(
+def open_data(
     args: TrainingArguments, data_args: VideoDataArguments, teacher: VDMiniI2VPipeline, accelerator: Accelerator
 ) -> tuple[DataLoader, Any, ClipShape]:
     """Batches, what makes latents of them if they are videos, and what the clips are like."""
@@ -246,15 +252,7 @@ def make_dataloader(
             data_args.num_frames, data_args.height, data_args.width, data_args.fps, data_args.motion_bucket_id
         )
 
-    streaming = isinstance(dataset, IterableDataset)
-    dataloader = DataLoader(
-        dataset,
-        batch_size=args.train_batch_size,
-        shuffle=not streaming,
-        drop_last=True,
-        num_workers=data_args.dataloader_num_workers,
-    )
-    return dataloader if streaming else accelerator.prepare(dataloader), encode, shape  # a stream is divided already
+    return make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers), encode, shape
 
 
 def make_critics(
@@ -291,7 +289,19 @@ def make_critics(
                 (width // 4, width // 2, width),
                 temporal_kernel_size=critic_args.temporal_kernel_size,
             )
-        critics.append(make_critic(name, real, heads, critic_args, device, weight, start_step))
+        critic = make_critic(
+            name,
+            real,
+            heads,
+            device,
+            weight=weight,
+            start_step=start_step,
+            learning_rate=critic_args.discriminator_learning_rate,
+            adam_beta1=critic_args.discriminator_adam_beta1,
+            generator_loss=critic_args.generator_loss if real == "teacher" else critic_args.data_generator_loss,
+            r1_weight=critic_args.r1_weight,
+        )
+        critics.append(critic)
     return critics
 
 
@@ -303,14 +313,10 @@ def report_run(
     output_dir: Path | None,
 ) -> None:
     """Print what will be done; with a folder, keep the settings there."""
-    text = json.dumps(record, indent=2, default=str)
-    logger.info("settings: %s", text)
+    report_settings(record, output_dir)
     logger.info("trained parameters of the U-Net: %s", f"{sum(p.numel() for p in trainable(unet)):,}")
     for critic in critics:
         count = sum(p.numel() for p in critic.heads.parameters())
         logger.info("critic %s, from step %d on: %s parameters", critic.name, critic.start_step, f"{count:,}")
     for student, teacher in pairs:
         logger.info("ICD: student %s, teacher %s", student, teacher)
-    if output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "training.json").write_text(text + "\n", encoding="utf-8")

@@ -1,7 +1,6 @@
 """What image-to-video training leaves: videos on the way, and at the end a whole pipeline with its card."""
 
 import importlib.resources
-import re
 import shutil
 import string
 from collections.abc import Callable, Iterable, Mapping
@@ -17,15 +16,14 @@ from diffusers.utils import export_to_gif, load_image
 from PIL import Image, ImageOps, ImageSequence
 
 from vdmini_diffusers import __version__
-from vdmini_diffusers.distillation.arguments import TrainingArguments
+from vdmini_diffusers.distillation.arguments import RunArguments, TrainingArguments
 from vdmini_diffusers.hub import push_folder
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
-from vdmini_diffusers.pruning.provenance import license_of
+from vdmini_diffusers.pruning.provenance import license_of, with_training_note
 from vdmini_diffusers.pruning.student_folder import student_file
 
 
 StateDict = Mapping[str, torch.Tensor]
-TRAINING_NOTE = re.compile(r"<!-- training -->.*?<!-- /training -->", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,9 @@ def write_validation_videos(
     return paths
 
 
-def show_on_trackers(trackers: Iterable[GeneralTracker], videos: Iterable[Path], step: int) -> None:
-    """The frames on TensorBoard, the GIFs on Weights & Biases; other trackers show no videos."""
-    for i, path in enumerate(videos):
+def show_on_trackers(trackers: Iterable[GeneralTracker], files: Iterable[Path], step: int) -> None:
+    """The frames on TensorBoard, GIFs and pictures on Weights & Biases; other trackers show none."""
+    for i, path in enumerate(files):
         for tracker in trackers:
             if tracker.name == "tensorboard":
                 with Image.open(path) as gif:
@@ -88,7 +86,8 @@ def show_on_trackers(trackers: Iterable[GeneralTracker], videos: Iterable[Path],
             elif tracker.name == "wandb":
                 import wandb  # pyright: ignore[reportMissingImports] - the user asked for it
 
-                tracker.log({f"validation/{i}": wandb.Video(str(path), format="gif")}, step=step)
+                shown = wandb.Video(str(path), format="gif") if path.suffix == ".gif" else wandb.Image(str(path))
+                tracker.log({f"validation/{i}": shown}, step=step)
 
 
 def like(unet: UNetSpatioTemporalConditionModel, state_dict: StateDict) -> UNetSpatioTemporalConditionModel:
@@ -128,8 +127,7 @@ def student_card(args: TrainingArguments, student_name: str) -> str:
         f"**Distilled towards the teacher** by ICMD (section 3.3) for {args.max_train_steps:,} steps with"
         f" `vdmini_diffusers` {__version__}; `training.json` has the settings and the names of teacher and data."
     )
-    card = student_file(student_name, "README.md").read_text(encoding="utf-8")
-    return TRAINING_NOTE.sub(lambda _: f"<!-- training -->\n{note}\n<!-- /training -->", card)
+    return with_training_note(student_file(student_name, "README.md").read_text(encoding="utf-8"), note)
 
 
 def sf_v_card(args: TrainingArguments, teacher_name: str) -> str:
@@ -154,7 +152,7 @@ def sf_v_card(args: TrainingArguments, teacher_name: str) -> str:
     )
 
 
-def push(args: TrainingArguments) -> None:
-    """The finished pipeline, without what training left beside it."""
+def push(args: RunArguments) -> None:
+    """What was trained, without what training left beside it."""
     ignored = ["checkpoint-*", ".*", "logs/*", "skipped_videos/*", "validation/*"]
     push_folder(args.output_dir, args.hub_model_id, "End of training", ignored)

@@ -1,16 +1,19 @@
 """Latents of the clips that embedded models are trained on, as the training scripts read them."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from vdmini_diffusers.data.latents import LatentShards, encode_image_to_video
-from vdmini_diffusers.data.moving_pictures import FPS, TRAIN_PHOTOS, MovingPictures
+from vdmini_diffusers.data.latents import LatentShards, encode_for_decoder, encode_image_to_video
+from vdmini_diffusers.data.moving_pictures import FPS, TRAIN_PHOTOS, Clip, MovingPictures
 from vdmini_diffusers.evaluation.i3d import weights_sha256
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
+from vdmini_diffusers.pruning.vae_folder import find_vae
 
 
 CLIPS_PER_SHARD = 32
@@ -26,10 +29,43 @@ def write_training_latents(
         ImportError: without the packages that the photographs come with (extra `teacher`).
         ValueError: if the folder holds latents of other encoders, another number or seed.
     """
-    pictures = MovingPictures(TRAIN_PHOTOS, recolour=True)
     pipe = VDMiniI2VPipeline.from_pretrained(teacher, unet=None, dtype=torch.float32)
+
+    def encode(clip: Clip, index: int) -> dict[str, torch.Tensor]:
+        batch = {"pixel_values": as_values(clip), "fps": [FPS], "motion_bucket_id": [clip.motion_bucket_id]}
+        return encode_image_to_video(
+            batch,
+            pipe.vae,
+            pipe.image_encoder,
+            pipe.feature_extractor,
+            generators=[torch.Generator().manual_seed(index)],
+        )
+
     encoders = [weights_sha256(model) for model in (pipe.vae, pipe.image_encoder)]
-    shards = LatentShards(folder, {"num_clips": num_clips, "seed": seed, "encoders": encoders})
+    return _write(folder, {"num_clips": num_clips, "seed": seed, "encoders": encoders}, encode)
+
+
+def write_decoder_clips(folder: str | os.PathLike, teacher: str | os.PathLike, num_clips: int, seed: int = 0) -> Path:
+    """The same for fine-tuning a VAE's decoder: clips, and their latents by the teacher's VAE."""
+    vae = find_vae(str(teacher)).load()
+
+    def encode(clip: Clip, index: int) -> dict[str, torch.Tensor]:
+        return encode_for_decoder({"pixel_values": as_values(clip)}, vae)
+
+    return _write(folder, {"num_clips": num_clips, "seed": seed, "encoders": [weights_sha256(vae)]}, encode)
+
+
+def as_values(clip: Clip) -> torch.Tensor:
+    """`(1, frames, 3, height, width)`, -1 to 1."""
+    return torch.from_numpy(clip.frames).movedim(-1, 1)[None] / 127.5 - 1
+
+
+def _write(
+    folder: str | os.PathLike, settings: dict[str, Any], encode: Callable[[Clip, int], dict[str, torch.Tensor]]
+) -> Path:
+    pictures = MovingPictures(TRAIN_PHOTOS, recolour=True)
+    num_clips, seed = settings["num_clips"], settings["seed"]
+    shards = LatentShards(folder, settings)
     bar = tqdm(total=num_clips, desc="latents", unit="clip")
     for shard, start in enumerate(range(0, num_clips, CLIPS_PER_SHARD)):
         rows = range(start, min(start + CLIPS_PER_SHARD, num_clips))
@@ -37,19 +73,7 @@ def write_training_latents(
             samples, infos = [], []
             for i in rows:
                 clip = pictures.clip(np.random.default_rng((seed, 11, i)))
-                batch = {
-                    "pixel_values": torch.from_numpy(clip.frames).movedim(-1, 1)[None] / 127.5 - 1,
-                    "fps": [FPS],
-                    "motion_bucket_id": [clip.motion_bucket_id],
-                }
-                encoded = encode_image_to_video(
-                    batch,
-                    pipe.vae,
-                    pipe.image_encoder,
-                    pipe.feature_extractor,
-                    generators=[torch.Generator().manual_seed(i)],
-                )
-                samples.append({name: tensor[0] for name, tensor in encoded.items()})
+                samples.append({name: tensor[0] for name, tensor in encode(clip, i).items()})
                 infos.append({"name": str(i), "caption": clip.caption})
                 bar.update()
             shards.write(shard, samples, infos)

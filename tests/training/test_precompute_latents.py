@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import AutoencoderKLTemporalDecoder
 from forked_scripts import start
 from written_videos import write_video
 
@@ -133,6 +134,17 @@ def test_threads_and_dtype(reference, run, tmp_path):
     for index in range(len(expected)):
         for name, tensor in expected[index].items():
             assert torch.equal(found[index][name].to(tensor.dtype), tensor)
+
+
+def test_for_a_vae_s_decoder_it_writes_the_frames_beside_their_unscaled_latents(run, teacher_folder, tmp_path):
+    data = PrecomputedLatents(run(tmp_path / "clips", latents_for="vae_decoder", save_dtype="fp32"))
+    assert len(data) == NUM_VIDEOS - 1 and set(data[0]) == {"latents", "pixel_values"}
+    frames = data[2]["pixel_values"]
+    assert (frames.dtype, frames.shape) == (torch.uint8, (4, 3, 16, 16))
+    vae = AutoencoderKLTemporalDecoder.from_pretrained(teacher_folder, subfolder="vae")
+    with torch.no_grad():
+        expected = vae.encode(2 * (frames.float() / 255) - 1).latent_dist.mode()
+    torch.testing.assert_close(data[2]["latents"], expected)
 
 
 def test_streaming_gives_the_same_samples(reference, run, tmp_path):

@@ -6,7 +6,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from forked_scripts import start
 from PIL import Image
 from safetensors.torch import load_file
+from scripts_run import command_of, largest_difference, logged_losses, run
 from tiny import tiny_image
 from written_latents import write_latents
 from written_videos import write_video
@@ -23,7 +23,6 @@ from vdmini_diffusers import VDMiniI2VPipeline
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
 
 
-ROOT = Path(__file__).parents[2]
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -36,7 +35,6 @@ def folders(teacher_folder, tmp_path_factory):
 
 
 def command(script: str, folders, output_dir: Path, **settings: object) -> list[object]:
-    """The script's path and its flags; a setting of None is a flag left out, one of True a flag without a value."""
     teacher, student, latents = folders
     chosen = {
         "pretrained_teacher_model_name_or_path": teacher,
@@ -51,37 +49,11 @@ def command(script: str, folders, output_dir: Path, **settings: object) -> list[
         "mca_start_step": 1,
         **settings,
     }
-    flags = [
-        [f"--{name}"] if value is True else [f"--{name}", value] for name, value in chosen.items() if value is not None
-    ]
-    return [ROOT / "training" / script, *(part for flag in flags for part in flag)]
-
-
-def run(arguments: list[object], log: Path, fails: bool = False, processes: int = 1) -> str:
-    """To its end, in one process or in several that are joined; what the first of them printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    joined = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    started = []
-    for rank in range(processes):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        environment = (joined | place) if processes > 1 else {}
-        started.append(start(arguments, environment, log.with_suffix(f".{rank}.log")))
-    for process in started:
-        process.join()
-    output = log.with_suffix(".0.log").read_text()
-    assert any(process.exitcode for process in started) == fails, output[-3000:]
-    return output
+    return command_of(script, chosen)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / WEIGHTS)
-
-
-def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    assert set(a) == set(b)
-    return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
 WHOLE = {"max_train_steps": 4, "use_ema": True, "learning_rate": 1e-3}
@@ -130,10 +102,6 @@ def test_killed_in_a_step_or_a_checkpoint_the_same_command_ends_bit_equal(folder
     assert "checkpoint-000009 is skipped: model.safetensors has 1000 bytes instead of" in output
     assert f"going on from {whole}" in output
     assert largest_difference(weights(tmp_path), weights(trained)) == 0
-
-
-def logged_losses(output: str) -> list[dict[str, float]]:
-    return [json.loads(values) for values in re.findall(r"step \d+: (\{.*\})", output)]
 
 
 def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(folders, tmp_path):

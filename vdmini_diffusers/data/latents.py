@@ -16,7 +16,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors import safe_open
@@ -59,13 +59,7 @@ def encode_image_to_video(
     Raises:
         ValueError: if the shape or number of something does not fit.
     """
-    videos = batch["pixel_values"]
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    if videos.ndim != 5 or videos.shape[3] % factor or videos.shape[4] % factor:
-        raise ValueError(
-            f"pixel_values should be (batch, frames, 3, height, width), height and width multiples of {factor}; got "
-            f"{tuple(videos.shape)}."
-        )
+    videos = _videos(batch, vae)
     if generators is not None and len(generators) != len(videos):
         raise ValueError(f"One generator for each of the {len(videos)} samples is needed; got {len(generators)}.")
     first = videos[:, 0]
@@ -82,18 +76,52 @@ def encode_image_to_video(
     }
 
 
+@torch.no_grad()
+def encode_for_decoder(
+    batch: dict[str, Any], vae: AutoencoderKL | AutoencoderKLTemporalDecoder, encode_chunk_size: int = 14
+) -> dict[str, Tensor]:
+    """What a VAE's decoder is trained on: what it is to give, and what it is given.
+
+    Args:
+        batch: `pixel_values` `(batch, frames, 3, height, width)`, -1 to 1.
+        encode_chunk_size: frames that the VAE encodes at once.
+
+    Returns:
+        `pixel_values`: the same, uint8, 0 to 255. `latents` `(batch, frames, channels, h, w)`: the mode, as for
+        U-Nets, but not scaled.
+
+    Raises:
+        ValueError: if the shape does not fit.
+    """
+    videos = _videos(batch, vae)
+    with _upcast(vae):
+        latents = _modes(vae, videos.flatten(0, 1), encode_chunk_size).unflatten(0, videos.shape[:2])
+    return {"pixel_values": ((videos + 1) * 127.5).round().to(torch.uint8), "latents": latents}
+
+
+def _videos(batch: dict[str, Any], vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Tensor:
+    videos = batch["pixel_values"]
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if videos.ndim != 5 or videos.shape[3] % factor or videos.shape[4] % factor:
+        raise ValueError(
+            f"pixel_values should be (batch, frames, 3, height, width), height and width multiples of {factor}; got "
+            f"{tuple(videos.shape)}."
+        )
+    return videos
+
+
 def _conditions(batch: dict[str, Any]) -> Iterable[tuple[Any, Any]]:
     return zip(batch["fps"], batch["motion_bucket_id"], strict=True)
 
 
-def _modes(vae: AutoencoderKLTemporalDecoder, images: Tensor, chunk_size: int) -> Tensor:
+def _modes(vae: AutoencoderKL | AutoencoderKLTemporalDecoder, images: Tensor, chunk_size: int) -> Tensor:
     """(n, 3, height, width) to (n, channels, h, w)"""
     chunks = images.to(vae.device, vae.dtype).split(chunk_size)
     return torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in chunks])
 
 
 @contextmanager
-def _upcast(vae: AutoencoderKLTemporalDecoder) -> Iterator[None]:
+def _upcast(vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Iterator[None]:
     """In float32 for a moment, where the VAE is in float16 and would overflow."""
     needed = vae.dtype == torch.float16 and vae.config.force_upcast
     if needed:

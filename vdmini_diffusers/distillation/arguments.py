@@ -15,7 +15,7 @@ def setting(default: Any, help_text: str) -> Any:
 
 
 @dataclass
-class TrainingArguments:
+class RunArguments:
     """Of every training script."""
 
     output_dir: Path = field(
@@ -39,10 +39,6 @@ class TrainingArguments:
         None, "Of the student; the teacher is held in it as well. By default what accelerate was told."
     )
     gradient_checkpointing: bool = setting(False, "Less memory for the student, a forward pass more.")
-    shard_teacher: bool = setting(
-        False, "Divide the teacher over the processes as FSDP divides the student; otherwise each holds all of it."
-    )
-    rank: int | None = setting(None, "Train LoRA matrices of this rank instead of all weights.")
     checkpointing_steps: int = setting(500, "Save the state every so many steps.")
     checkpoints_total_limit: int | None = setting(None, "Keep only so many checkpoints, the newest.")
     resume_from_checkpoint: str = setting("latest", "'latest', a checkpoint's folder, or 'none' to start anew.")
@@ -58,6 +54,16 @@ class TrainingArguments:
         for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be at least 1, not {getattr(self, name)}.")
+
+
+@dataclass
+class TrainingArguments(RunArguments):
+    """Of the scripts that train a U-Net."""
+
+    shard_teacher: bool = setting(
+        False, "Divide the teacher over the processes as FSDP divides the student; otherwise each holds all of it."
+    )
+    rank: int | None = setting(None, "Train LoRA matrices of this rank instead of all weights.")
 
 
 @dataclass

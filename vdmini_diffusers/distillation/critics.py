@@ -55,7 +55,7 @@ class Critic:
 
     Args:
         name: under which its losses are logged.
-        heads: [`DiscriminatorHeads`] or [`LatentDiscriminator`].
+        heads: [`DiscriminatorHeads`] or [`LatentDiscriminator`]; of a decoder's pictures, [`PatchDiscriminator`].
         real: what is to pass for real: the teacher's output (MCA), or the data (SF-V's own critic).
         weight: of the student's loss (lambda_MCA).
         start_step: from which on it is trained and obeyed.
@@ -82,20 +82,18 @@ class Critic:
         self.generator_loss: GeneratorLoss = generator_loss
         self.r1_weight = r1_weight
 
-    def loss_for_student(self, fake: Features, levels: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """`weight * L_MCA^gen`. The heads take no gradient."""
+    def loss_for_student(self, fake: Features, *condition: torch.Tensor) -> torch.Tensor:
+        """`weight * L_MCA^gen`. The heads take no gradient. `condition`: what else the heads are told."""
         self.heads.requires_grad_(False)
-        return self.weight * generator_loss(self.heads(fake, levels, condition), self.generator_loss)
+        return self.weight * generator_loss(self.heads(fake, *condition), self.generator_loss)
 
-    def loss_for_heads(
-        self, real: Features, fake: Features, levels: torch.Tensor, condition: torch.Tensor
-    ) -> torch.Tensor:
+    def loss_for_heads(self, real: Features, fake: Features, *condition: torch.Tensor) -> torch.Tensor:
         """`L_MCA^disc`. Only the heads take a gradient."""
         self.heads.requires_grad_(True)
         fake = {name: feature.detach() for name, feature in fake.items()}
         real = {name: feature.detach().float().requires_grad_(self.r1_weight > 0) for name, feature in real.items()}
-        real_logits = self.heads(real, levels, condition)
-        loss = discriminator_loss(real_logits, self.heads(fake, levels, condition))
+        real_logits = self.heads(real, *condition)
+        loss = discriminator_loss(real_logits, self.heads(fake, *condition))
         if self.r1_weight > 0:
             loss = loss + self.r1_weight * r1_penalty(real_logits, real.values())
         return loss

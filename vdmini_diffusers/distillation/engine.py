@@ -1,21 +1,28 @@
 """What every training script sets up in the same way."""
 
+import json
 import logging
 import os
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from vdmini_diffusers.distillation.arguments import CriticArguments, TrainingArguments
+from vdmini_diffusers.distillation.arguments import RunArguments
 from vdmini_diffusers.distillation.critics import Critic
+from vdmini_diffusers.distillation.losses import GeneratorLoss
 
 
-def make_accelerator(args: TrainingArguments) -> Accelerator:
+logger = logging.getLogger(__name__)
+
+
+def make_accelerator(args: RunArguments) -> Accelerator:
     """With data in an order that depends on the seed alone, and accumulation that ignores where epochs end.
 
     Raises:
@@ -52,6 +59,26 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     return accelerator
 
 
+def make_dataloader(
+    accelerator: Accelerator, dataset: Dataset, args: RunArguments, num_workers: int = 0
+) -> DataLoader:
+    """Batches in random order, divided over the processes; a stream is in some order, and divided, already."""
+    streaming = isinstance(dataset, IterableDataset)
+    dataloader = DataLoader(
+        dataset, batch_size=args.train_batch_size, shuffle=not streaming, drop_last=True, num_workers=num_workers
+    )
+    return dataloader if streaming else accelerator.prepare(dataloader)
+
+
+def report_settings(record: Mapping[str, Any], output_dir: Path | None) -> None:
+    """Print what was asked for; with a folder, keep it there."""
+    text = json.dumps(record, indent=2, default=str)
+    logger.info("settings: %s", text)
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "training.json").write_text(text + "\n", encoding="utf-8")
+
+
 def shard_frozen(model: nn.Module) -> None:
     """Divide a frozen model's weights over all processes (FSDP2); each block's are gathered while it runs.
 
@@ -67,7 +94,7 @@ def shard_frozen(model: nn.Module) -> None:
     fully_shard(model)
 
 
-def make_optimizer(args: TrainingArguments, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(args: RunArguments, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The student's.
 
     Raises:
@@ -91,18 +118,19 @@ def make_critic(
     name: str,
     real: Literal["teacher", "data"],
     heads: nn.Module,
-    args: CriticArguments,
     device: torch.device,
+    *,
     weight: float,
     start_step: int,
+    learning_rate: float,
+    adam_beta1: float,
+    generator_loss: GeneratorLoss,
+    r1_weight: float = 0.0,
 ) -> Critic:
+    """A [`Critic`] whose heads learn by AdamW, at a constant rate."""
     heads = heads.to(device).train()
     optimizer = torch.optim.AdamW(
-        heads.parameters(),
-        lr=args.discriminator_learning_rate,
-        betas=(args.discriminator_adam_beta1, 0.999),
-        weight_decay=0.0,
-        fused=True,
+        heads.parameters(), lr=learning_rate, betas=(adam_beta1, 0.999), weight_decay=0.0, fused=True
     )
     return Critic(
         name,
@@ -111,6 +139,6 @@ def make_critic(
         real,
         weight=weight,
         start_step=start_step,
-        generator_loss=args.generator_loss if real == "teacher" else args.data_generator_loss,
-        r1_weight=args.r1_weight,
+        generator_loss=generator_loss,
+        r1_weight=r1_weight,
     )

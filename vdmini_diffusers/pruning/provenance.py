@@ -1,6 +1,7 @@
 """Where a student came from: as JSON beside its weights, and as its model card."""
 
 import importlib.resources
+import re
 import string
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from vdmini_diffusers.pruning.vae_survey import DecoderSurvey
 
 # What a card says of the licence where the teacher's card says nothing: the Hub takes `other` with any name.
 UNKNOWN_LICENSE = {"license": "other", "license_name": "inherited-from-the-teacher"}
+TRAINING_NOTE = re.compile(r"<!-- training -->.*?<!-- /training -->", re.DOTALL)
 
 
 def provenance(
@@ -95,6 +97,11 @@ def _front_matter(teacher: Teacher, **fields: Any) -> str:
         **fields,
         base_model=teacher.name if teacher.commit else None,  # the Hub wants an id of its own here
     ).to_yaml()
+
+
+def with_training_note(card: str, note: str) -> str:
+    """A pruned student's card that now says how it was trained."""
+    return TRAINING_NOTE.sub(lambda _: f"<!-- training -->\n{note}\n<!-- /training -->", card)
 
 
 def license_of(card: Path | None) -> dict[str, str]:

@@ -40,11 +40,18 @@ def check_student(
     plan: PruningPlan, teacher_config: Mapping[str, Any], config: Mapping[str, Any], student_name: str
 ) -> None:
     """Raises `PruningPlanError` if the plan does not lead from this teacher to this student."""
-    for name, value in student_config(plan, teacher_config).items():
+    check_config(plan, student_config(plan, teacher_config), config, student_name, "U-Net")
+
+
+def check_config(
+    plan: PruningPlan, expected: Mapping[str, Any], config: Mapping[str, Any], student_name: str, kind: str = "VAE"
+) -> None:
+    """Raises `PruningPlanError` if a student's config is not the one that its plan makes of the teacher."""
+    for name, value in expected.items():
         found = config.get(name)
         if _as_list(found) != _as_list(value):
             raise PruningPlanError(
-                f"The plan {plan.name!r} of the student {student_name} makes a U-Net with `{name}` {value} of this"
+                f"The plan {plan.name!r} of the student {student_name} makes a {kind} with `{name}` {value} of this"
                 f" teacher; the student has {found}. Use the teacher that it was pruned from."
             )
 

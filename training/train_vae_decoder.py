@@ -1,0 +1,56 @@
+#!/usr/bin/env python
+"""Fine-tune a pruned VAE decoder (appendix A): reconstruction, perceptual and adversarial loss, encoder frozen.
+
+    accelerate launch training/train_vae_decoder.py \
+        --pretrained_vae_model_name_or_path path/to/vdmini-vae-pruned \
+        --train_data_dir path/to/videos --output_dir vdmini-vae
+
+The bare command is the paper's run. A YAML file with settings may be the first argument: `train_vae_decoder.py
+run.yaml`.
+"""
+
+from dataclasses import dataclass, field
+
+from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.distillation.arguments import parse_arguments
+from vdmini_diffusers.distillation.decoder_arguments import DecoderLossArguments, DecoderTrainingArguments
+from vdmini_diffusers.train_vae_decoder import train_vae_decoder
+
+
+@dataclass
+class ModelArguments:
+    pretrained_vae_model_name_or_path: str = field(
+        metadata={"help": "What conversion/prune_vae_decoder.py wrote: a folder or Hub id, or a pipeline with it."}
+    )
+    pretrained_teacher_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "The VAE before pruning, or a pipeline with it: for distillation, and to be shown beside."},
+    )
+    variant: str | None = field(default=None, metadata={"help": "Of the pruned VAE's weight files, e.g. fp16."})
+    revision: str | None = field(default=None, metadata={"help": "Of the pruned VAE on the Hub."})
+    teacher_variant: str | None = field(default=None, metadata={"help": "Of the teacher's weight files, e.g. fp16."})
+
+
+@dataclass
+class DecoderDataArguments(VideoDataArguments):
+    num_frames: int = field(default=25, metadata={"help": "Frames of the longest clip (section 4.2: 14 to 25)."})
+
+
+def main() -> None:
+    models, args, loss_args, data_args = parse_arguments(
+        (ModelArguments, DecoderTrainingArguments, DecoderLossArguments, DecoderDataArguments)
+    )
+    train_vae_decoder(
+        args,
+        loss_args,
+        data_args,
+        models.pretrained_vae_model_name_or_path,
+        models.pretrained_teacher_model_name_or_path,
+        models.variant,
+        models.revision,
+        models.teacher_variant,
+    )
+
+
+if __name__ == "__main__":
+    main()
