@@ -26,6 +26,7 @@ FLOORS = {
     "embedded": 2,
     "evaluation": 2,
     "pruning": 2,
+    "t2v_turbo": 2,
     "held_out": 3,
     "hub": 3,
     "prune_pipeline": 3,
