@@ -27,6 +27,7 @@ FLOORS = {
     "evaluation": 2,
     "pruning": 2,
     "t2v_turbo": 2,
+    "convert_t2v_turbo": 3,
     "held_out": 3,
     "hub": 3,
     "prune_pipeline": 3,

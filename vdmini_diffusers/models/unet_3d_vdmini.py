@@ -205,8 +205,8 @@ class VDMiniUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
             raise ValueError(f"`mid_block_type` must be None or 'UNetMidBlock3DCrossAttn', not {mid_block_type!r}.")
         if motion_cond_proj_dim is not None and time_cond_proj_dim is None:
             raise ValueError(
-                "`motion_cond_proj_dim` needs `time_cond_proj_dim`: the two are combined. The U-Net of VideoCrafter2 has"
-                " neither; that of ModelScope has no `fps_cond` either."
+                "`motion_cond_proj_dim` needs `time_cond_proj_dim`: the two are combined. The U-Net of VideoCrafter2"
+                " has neither; that of ModelScope has no `fps_cond` either."
             )
         num_stages = len(block_out_channels)
         depths = (layers_per_block,) * num_stages if isinstance(layers_per_block, int) else tuple(layers_per_block)

@@ -78,8 +78,8 @@ def unet_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     def size(key: str, axis: int) -> int:
         if key not in tensors:
             raise OriginalCheckpointError(
-                f"This is no U-Net of VideoCrafter2 or T2V-Turbo: it has no {key!r}, but {len(tensors)} tensors such as"
-                f" {', '.join(sorted(tensors)[:3])}."
+                f"This is no U-Net of VideoCrafter2 or T2V-Turbo: it has no {key!r}, but {len(tensors)} tensors such"
+                f" as {', '.join(sorted(tensors)[:3])}."
             )
         if tensors[key].ndim <= axis:
             raise OriginalCheckpointError(
