@@ -61,6 +61,7 @@ setup(
         "vdmini_diffusers.models",
         "vdmini_diffusers.pipelines",
         "vdmini_diffusers.pruning",
+        "vdmini_diffusers.t2v_turbo",
     ],
     package_dir={
         "": ".",

@@ -1,11 +1,14 @@
 """Tiny real components: SVD's own classes and four stages, narrow. Nothing is mocked."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
     StableVideoDiffusionPipeline,
+    UNet3DConditionModel,
     UNetSpatioTemporalConditionModel,
 )
 from PIL import Image
@@ -15,6 +18,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from vdmini_diffusers import (
     VDMiniAutoencoderKL,
     VDMiniAutoencoderKLTemporalDecoder,
+    VDMiniUNet3DConditionModel,
     VDMiniUNetSpatioTemporalConditionModel,
 )
 from vdmini_diffusers.embedded.networks import build_scheduler
@@ -133,31 +137,35 @@ def tiny_image() -> Image.Image:
 class IdentityMidBlock(nn.Module):
     """What a hand puts in the place of a removed mid block."""
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         return hidden_states
 
 
-def cut_by_hand(teacher: UNetSpatioTemporalConditionModel, plan: UNetPruningPlan) -> UNetSpatioTemporalConditionModel:
-    """The stock teacher with module list entries deleted, in place: knows no student config and no weight map."""
+def cut_by_hand(teacher: Any, plan: UNetPruningPlan) -> Any:
+    """The teacher with module list entries deleted, in place: knows no student config and no weight map."""
     num_stages = len(teacher.down_blocks)
     for name, kept in (("down_blocks", plan.down), ("up_blocks", plan.up)):
         stages = getattr(teacher, name)
         for stage, layers in kept.items():
-            for lists in ("resnets", "attentions"):
+            for lists in ("resnets", "temp_convs", "attentions", "temp_attentions"):
                 if hasattr(stages[stage], lists):
                     entries = getattr(stages[stage], lists)
                     setattr(stages[stage], lists, nn.ModuleList(entries[layer] for layer in layers))
         setattr(teacher, name, nn.ModuleList(stages[stage] for stage in kept))
     if len(teacher.down_blocks) < num_stages:
         teacher.down_blocks[-1].downsamplers = None
+        if isinstance(teacher, UNet3DConditionModel):
+            teacher.num_upsamplers = len(teacher.down_blocks) - 1
     if not plan.keep_mid:
         teacher.mid_block = IdentityMidBlock()
     return teacher
 
 
-def student_of(teacher: nn.Module, plan: UNetPruningPlan) -> VDMiniUNetSpatioTemporalConditionModel:
+def student_of(teacher: nn.Module, plan: UNetPruningPlan) -> Any:
     """The student that `plan` makes of `teacher`, with the teacher's tensors, in the teacher's dtype."""
-    student = VDMiniUNetSpatioTemporalConditionModel.from_config(student_config(plan, teacher.config))
+    text_to_video = isinstance(teacher, UNet3DConditionModel)
+    student_class = VDMiniUNet3DConditionModel if text_to_video else VDMiniUNetSpatioTemporalConditionModel
+    student = student_class.from_config(student_config(plan, teacher.config))
     tensors = teacher.state_dict()
     keys = weight_map(plan, student.state_dict())
     student.load_state_dict({student_key: tensors[teacher_key] for student_key, teacher_key in keys.items()})

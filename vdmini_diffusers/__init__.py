@@ -6,6 +6,7 @@ The models are imported eagerly: diffusers resolves a component's class only fro
 from vdmini_diffusers.models import (
     VDMiniAutoencoderKL,
     VDMiniAutoencoderKLTemporalDecoder,
+    VDMiniUNet3DConditionModel,
     VDMiniUNetSpatioTemporalConditionModel,
 )
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
@@ -16,6 +17,7 @@ __all__ = [
     "VDMiniAutoencoderKL",
     "VDMiniAutoencoderKLTemporalDecoder",
     "VDMiniI2VPipeline",
+    "VDMiniUNet3DConditionModel",
     "VDMiniUNetSpatioTemporalConditionModel",
     "__version__",
 ]

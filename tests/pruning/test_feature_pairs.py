@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from tiny import TINY_UNET_CONFIG, randomise, student_of, tiny_teacher_unet, tiny_unet_inputs
+from tiny_text_to_video import TEACHER_CONFIG, tiny_t2v_inputs, tiny_t2v_teacher
 
 from vdmini_diffusers.pruning import (
     VDMINI_UNET,
@@ -47,7 +48,7 @@ def record_outputs(model, names, inputs):
     with ExitStack() as hooks, torch.no_grad():
         for name in names:
             hooks.enter_context(model.get_submodule(name).register_forward_hook(record(name)))
-        model(*inputs)
+        model(**inputs) if isinstance(inputs, dict) else model(*inputs)
     return [outputs[name] for name in names]
 
 
@@ -103,3 +104,38 @@ def test_a_student_that_is_its_teacher_has_equal_features():
 def test_a_plan_that_does_not_fit_has_no_pairs():
     with pytest.raises(PruningPlanError):
         feature_pairs(UNetPruningPlan("gap", {1: (0,)}, False, {2: (0, 1)}), tiny_teacher_unet().config)
+
+
+class TestTextToVideo:
+    def test_the_third_pair_is_of_the_last_temporal_attention(self):
+        assert feature_pairs(VDMINI_UNET, TEACHER_CONFIG) == (
+            ("down_blocks.0", "down_blocks.0"),
+            ("down_blocks.1", "down_blocks.1"),
+            ("down_blocks.2.temp_attentions.1", "down_blocks.2.temp_attentions.1"),
+            ("up_blocks.0", "up_blocks.1"),
+            ("up_blocks.1", "up_blocks.2"),
+            ("up_blocks.2", "up_blocks.3"),
+        )
+
+    @pytest.mark.parametrize("plain_inside", [False, True])
+    def test_both_sides_of_every_pair_have_the_same_shape(self, plain_inside):
+        plain = {
+            "down_block_types": ("CrossAttnDownBlock3D",) + ("DownBlock3D",) * 3,
+            "up_block_types": ("UpBlock3D",) * 3 + ("CrossAttnUpBlock3D",),
+        }
+        teacher = tiny_t2v_teacher(**(plain if plain_inside else {}))
+        student = student_of(teacher, VDMINI_UNET)
+        pairs = feature_pairs(VDMINI_UNET, teacher.config)
+        inputs = tiny_t2v_inputs(frames=2, height=12, width=20)
+        ours = record_outputs(student, [name for name, _ in pairs], inputs)
+        theirs = record_outputs(teacher, [name for _, name in pairs], inputs)
+        assert len(pairs) == 6 and [x.shape for x in ours] == [x.shape for x in theirs]
+
+    def test_a_student_that_is_its_teacher_has_equal_features(self):
+        teacher = tiny_t2v_teacher()
+        plan = keep_everything(teacher.config)
+        pairs = feature_pairs(plan, teacher.config)
+        assert len(pairs) == 9
+        ours = record_outputs(student_of(teacher, plan), [name for name, _ in pairs], tiny_t2v_inputs(batch=1))
+        theirs = record_outputs(teacher, [name for _, name in pairs], tiny_t2v_inputs(batch=1))
+        assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))

@@ -19,6 +19,8 @@ from vdmini_diffusers.pruning import paper_name
         ("down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.weight", "D.0.A.1.AB-S"),
         ("mid_block.attentions.0.temporal_transformer_blocks.0", "M.A.0.AB-T"),
         ("down_blocks.0.attentions.1.proj_in.weight", "D.0.A.1"),
+        ("up_blocks.2.temp_convs.1.conv1.0.weight", "U.2.R.1.RB-T"),
+        ("mid_block.temp_attentions.0.proj_in.weight", "M.A.0.AB-T"),
         ("up_blocks.10.resnets.12", "U.10.R.12"),
         ("down_blocks.0.downsamplers.0.conv.weight", "D.0.downsamplers"),
         ("conv_in.weight", "conv_in.weight"),

@@ -236,3 +236,29 @@ def test_a_mid_block_that_the_kept_stages_do_not_describe_is_refused(change):
     # The mid block has no fields of its own: diffusers builds it like the innermost stage.
     with pytest.raises(PruningPlanError, match="M"):
         student_config(vdmini_with(keep_mid=True), {**SVD_CONFIG, **change})
+
+
+def test_a_stock_text_to_video_teacher_s_student_says_what_it_is_not_told():
+    stock = {
+        "down_block_types": ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
+        "up_block_types": ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "layers_per_block": 2,
+        "attention_head_dim": 64,
+    }
+    told = {"fps_cond": False, "motion_cond_proj_dim": None}
+    assert student_config(VDMINI_UNET, stock) == {
+        "down_block_types": ("CrossAttnDownBlock3D",) * 3,
+        "up_block_types": ("CrossAttnUpBlock3D",) * 3,
+        "block_out_channels": (320, 640, 1280),
+        "layers_per_block": (1, 1, 2),
+        "attention_head_dim": 64,
+        "mid_block_type": None,
+        **told,
+    }
+    mid = {"mid_block_type": "UNetMidBlock3DCrossAttn"}
+    whole = student_config(keep_everything(stock), stock)
+    assert whole == {**stock, "layers_per_block": (2,) * 4, **told, **mid}
+    # What a teacher does say is taken over.
+    turbo = {**stock, "fps_cond": True, "motion_cond_proj_dim": 256}
+    assert student_config(VDMINI_UNET, turbo).items() >= {"fps_cond": True, "motion_cond_proj_dim": 256}.items()

@@ -7,7 +7,8 @@ from vdmini_diffusers.pruning.plan import DecoderPruningPlan, PruningPlan, UNetP
 
 # Section 3.2 and Table A4: without Down-3, Mid and Up-0; Down-0, Down-1, Up-2 and Up-3 lose one layer. Which layer is
 # forced by the widths in Down-1 and Up-2. In Down-0 (1,) and in Up-3 (0, 1) would fit as well; the text says that the
-# second R-A pairs go.
+# second R-A pairs go. Text-to-video U-Nets have stages of the same widths and are cut the same way (appendix B): the
+# plan is the same, and gives the 817.02 M of Table A3.
 VDMINI_UNET = UNetPruningPlan(
     name="vdmini",
     down={0: (0,), 1: (0,), 2: (0, 1)},

@@ -16,6 +16,12 @@ PER_STAGE_FIELDS = (
     "num_attention_heads",
 )
 
+# What the config of a stock class does not say, by the ending of its block types.
+UNSAID = {
+    "SpatioTemporal": {"mid_block_type": "UNetMidBlockSpatioTemporal"},
+    "3D": {"mid_block_type": "UNetMidBlock3DCrossAttn", "fps_cond": False, "motion_cond_proj_dim": None},
+}
+
 
 def student_config(plan: UNetPruningPlan, teacher_config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the student that `plan` makes of a U-Net teacher with `teacher_config`.
@@ -26,14 +32,17 @@ def student_config(plan: UNetPruningPlan, teacher_config: Mapping[str, Any]) -> 
         PruningPlanError: if the plan does not fit the teacher.
     """
     check_plan_fits(plan, teacher_config)
-    config = {key: value for key, value in teacher_config.items() if not key.startswith("_")}
+    block_type = teacher_config["down_block_types"][0]
+    unsaid = next(fields for ending, fields in UNSAID.items() if block_type.endswith(ending))
+    config = unsaid | {key: value for key, value in teacher_config.items() if not key.startswith("_")}
     num_stages = len(config["block_out_channels"])
     for field in PER_STAGE_FIELDS:
         if isinstance(config.get(field), (list, tuple)):
             config[field] = tuple(config[field][stage] for stage in plan.down)
     config["up_block_types"] = tuple(config["up_block_types"][stage] for stage in plan.up)
     config["layers_per_block"] = tuple(len(layers) for layers in plan.down.values())
-    config["mid_block_type"] = "UNetMidBlockSpatioTemporal" if plan.keep_mid else None
+    if not plan.keep_mid:
+        config["mid_block_type"] = None
     assert len(config["block_out_channels"]) == len(plan.down) <= num_stages
     return config
 

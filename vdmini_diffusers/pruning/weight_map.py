@@ -5,6 +5,10 @@ from collections.abc import Iterable
 from vdmini_diffusers.pruning.plan import DecoderPruningPlan, PruningPlan, TransformerPruningPlan, UNetPruningPlan
 
 
+# Of a stage, in the order in which a layer runs through them: entry i of each is part of layer i. SVD has no `temp_`.
+LAYER_LISTS = ("resnets", "temp_convs", "attentions", "temp_attentions")
+
+
 def weight_map(plan: PruningPlan, student_keys: Iterable[str]) -> dict[str, str]:
     """`{student tensor: teacher tensor}` for the given names of a student's tensors. Injective.
 
@@ -24,7 +28,7 @@ def _teacher_key(plan: PruningPlan, key: str) -> str:
                 kept = plan.down if parts[0] == "down_blocks" else plan.up
                 stage = list(kept)[int(parts[1])]
                 parts[1] = str(stage)
-                if len(parts) > 3 and parts[2] in ("resnets", "attentions"):
+                if len(parts) > 3 and parts[2] in LAYER_LISTS:
                     parts[3] = str(kept[stage][int(parts[3])])
         case DecoderPruningPlan():
             if parts[:2] == ["decoder", "up_blocks"] and parts[3] == "resnets":

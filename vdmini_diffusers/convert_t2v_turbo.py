@@ -1,0 +1,125 @@
+"""T2V-Turbo's and VideoCrafter2's own files in, diffusers' component folders out."""
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from vdmini_diffusers.models import VDMiniUNet3DConditionModel
+from vdmini_diffusers.pruning.output_folder import check_free_space, new_folder
+from vdmini_diffusers.t2v_turbo.checkpoint import read_original
+from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError, convert_tensors
+from vdmini_diffusers.t2v_turbo.text_encoder import (
+    original_text_encoder_key,
+    text_encoder_config,
+    unused_text_encoder_keys,
+)
+from vdmini_diffusers.t2v_turbo.unet import original_unet_key, unet_config
+from vdmini_diffusers.t2v_turbo.vae import original_vae_key, vae_config
+
+
+# Both original networks are trained on it.
+NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+MARKER = "unet/config.json"
+
+
+def convert_t2v_turbo(
+    checkpoint_path: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    unet_checkpoint_path: str | os.PathLike | None = None,
+    max_shard_size: int | str = "10GB",
+    overwrite: bool = False,
+) -> Path:
+    """Write `unet`, `vae`, `text_encoder` and `scheduler` as diffusers and transformers store them, in their dtypes.
+
+    Which network a file holds is known by the names in it. `output_dir` appears when it is complete.
+
+    Args:
+        checkpoint_path: a whole checkpoint: VideoCrafter2's `model.ckpt`, or T2V-Turbo's `t2v_turbo_vc2.pt`.
+        output_dir: made by this function.
+        unet_checkpoint_path: a U-Net that takes the place of the checkpoint's: T2V-Turbo-v2's `unet_mg.pt` or
+            `unet_no_mg.pt`.
+        max_shard_size: as in `save_pretrained`.
+        overwrite: replace `output_dir` if this function wrote it.
+
+    Returns:
+        `output_dir`.
+
+    Raises:
+        OriginalCheckpointError: a `ValueError`; if a file is something else, lacks tensors, has others, or holds NaN
+            or infinity.
+        FileExistsError: if `output_dir` exists and may not be replaced.
+        OSError: if a file cannot be read or written, or the disk is too small.
+    """
+    with new_folder(output_dir, overwrite, "component", MARKER) as folder:
+        checkpoint = read_original(Path(checkpoint_path))
+        if not checkpoint.is_whole:
+            raise OriginalCheckpointError(
+                f"{checkpoint_path} is a U-Net alone: give VideoCrafter2's `model.ckpt`, which has the VAE and the"
+                " text encoder, as the checkpoint, and this file as the U-Net's."
+            )
+        components = dict(checkpoint.components)
+        if unet_checkpoint_path is not None:
+            components["unet"] = read_original(Path(unet_checkpoint_path)).components["unet"]
+        models = {name: build(components[name]) for name, build in BUILDERS.items()}
+        check_free_space(folder, sum(_num_bytes(model) for model in models.values()))
+        for name, model in models.items():
+            _check_finite(model, name)
+            model.save_pretrained(folder / name, max_shard_size=max_shard_size)
+        scheduler(models["unet"].config).save_pretrained(folder / "scheduler")
+    return Path(output_dir)
+
+
+def build_unet(tensors: Mapping[str, Tensor]) -> VDMiniUNet3DConditionModel:
+    """With the given tensors, under their original names, without copying them. Raises `OriginalCheckpointError`."""
+    with torch.device("meta"):
+        unet = VDMiniUNet3DConditionModel(**unet_config(tensors))
+    return _fill(unet, tensors, original_unet_key, (), "U-Net")
+
+
+def build_vae(tensors: Mapping[str, Tensor]) -> AutoencoderKL:
+    """As `build_unet`."""
+    with torch.device("meta"):
+        vae = AutoencoderKL(**vae_config(tensors))
+    return _fill(vae, tensors, original_vae_key, (), "VAE")
+
+
+def build_text_encoder(tensors: Mapping[str, Tensor]) -> CLIPTextModel:
+    """As `build_unet`."""
+    config = CLIPTextConfig(**text_encoder_config(tensors))
+    with torch.device("meta"):
+        text_encoder = CLIPTextModel(config)
+    unused = unused_text_encoder_keys(tensors)
+    return _fill(text_encoder, tensors, original_text_encoder_key, unused, "text encoder")
+
+
+BUILDERS = {"unet": build_unet, "vae": build_vae, "text_encoder": build_text_encoder}
+
+
+def scheduler(unet_config: Mapping[str, Any]) -> LCMScheduler | DDIMScheduler:
+    """T2V-Turbo's, for a U-Net that is told the guidance, with its grid of 200 timesteps; else VideoCrafter2's."""
+    if unet_config["time_cond_proj_dim"] is None:
+        return DDIMScheduler(**NOISE_SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return LCMScheduler(**NOISE_SCHEDULE, clip_sample=False, original_inference_steps=200)
+
+
+def _fill(model: Any, tensors: Mapping[str, Tensor], source_of: Any, unused: Collection[str], network: str) -> Any:
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(convert_tensors(tensors, shapes, source_of, unused, network), assign=True)
+    return model.eval()
+
+
+def _num_bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def _check_finite(model: nn.Module, network: str) -> None:
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise OriginalCheckpointError(f"The {network} holds NaN or infinity, in what becomes {name!r}.")

@@ -1,0 +1,84 @@
+"""The original files, which are pickles: what they hold, known by the names in them."""
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vdmini_diffusers.t2v_turbo import text_encoder, vae
+from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError
+
+
+UNET_PREFIX = "model.diffusion_model."
+PREFIXES = {"unet": UNET_PREFIX, "vae": vae.PREFIX, "text_encoder": text_encoder.PREFIX}
+# Of the noise schedule, which follows from the settings of the scheduler; the last is VideoCrafter2's scale of x0.
+SCHEDULE = {
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "scale_arr",
+}
+
+
+@dataclass(frozen=True)
+class OriginalCheckpoint:
+    """Args:
+    components: tensors of `unet` and, of a whole checkpoint, of `vae` and `text_encoder`, without their prefixes.
+    """
+
+    file: Path
+    components: Mapping[str, Mapping[str, Tensor]]
+
+    @property
+    def is_whole(self) -> bool:
+        return self.components.keys() == PREFIXES.keys()
+
+
+def read_original(file: Path) -> OriginalCheckpoint:
+    """Read a whole checkpoint (VideoCrafter2's, T2V-Turbo's merged one) or a bare U-Net (T2V-Turbo-v2's).
+
+    Nothing in the file is executed. The tensors are mapped, not read, where the file allows it.
+
+    Raises:
+        OriginalCheckpointError: if it is neither; the message says what it is, as far as that is known.
+        OSError: if the file cannot be read.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not a file.")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # the unpickler, zip reader and tensor rebuilding each raise their own
+        raise OriginalCheckpointError(f"{file} cannot be read as pickled weights: {error}") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if isinstance(state, list):
+        raise OriginalCheckpointError(
+            f"{file} holds a list, as T2V-Turbo's LoRA files do. They change the weights of a base, and are not"
+            " converted: use the merged checkpoint (`t2v_turbo_vc2.pt`)."
+        )
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise OriginalCheckpointError(f"{file} holds other things than tensors by name.")
+    if not any(name.startswith(UNET_PREFIX) for name in state):
+        return OriginalCheckpoint(file, {"unet": state})
+    components = {
+        component: {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        for component, prefix in PREFIXES.items()
+    }
+    unknown = [name for name in state if not name.startswith(tuple(PREFIXES.values())) and name not in SCHEDULE]
+    if unknown:
+        raise OriginalCheckpointError(f"{file} has {len(unknown)} unknown tensors: {', '.join(sorted(unknown))}.")
+    if absent := [component for component, tensors in components.items() if not tensors]:
+        raise OriginalCheckpointError(f"{file} has a U-Net with a prefix, and no {' and no '.join(absent)}.")
+    return OriginalCheckpoint(file, components)
