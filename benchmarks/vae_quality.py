@@ -5,9 +5,9 @@
 
 Without options it is about the embedded VAE. `--data_dir` takes videos instead of the embedded clips, whose
 photographs no embedded model was trained on. All decode the same latents, those of the original's encoder. PSNR and
-SSIM are means over clips and frames, of 8-bit pictures; `--lpips` adds LPIPS. Prints a table and writes it,
-with the numbers of each clip (`report.json`) and the frames on which the last decoder loses most (`worst_frames.png`:
-input, original decoder, last decoder, eight times their difference).
+SSIM are means over clips and frames, of 8-bit pictures; `--lpips` adds LPIPS. Prints a table and writes it, with the
+numbers of each clip (`report.json`). Of the clips on which the last decoder loses most, `worst_frames.png` has the worst
+frame each: input, original decoder, last decoder, eight times their difference.
 """
 
 import json
@@ -164,10 +164,11 @@ def main(args: Arguments) -> None:
     table = "\n".join(lines) + "\n"
     (args.output_dir / "table.md").write_text(table)
     (args.output_dir / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    # Worst: where the last decoder loses most against the first.
+    # Worst: where the last decoder loses most against the first; one frame a clip.
     first, last = (np.array([clip["psnr"] for clip in list(report.values())[k]["clips"]]) for k in (0, -1))
-    order = np.argsort((last - first).ravel(), kind="stable")[: args.num_worst]
-    worst = [divmod(int(i), first.shape[1]) for i in order]
+    gains = last - first
+    order = np.argsort(gains.min(axis=1), kind="stable")[: args.num_worst]
+    worst = [(int(clip), int(gains[clip].argmin())) for clip in order]
     write_worst_frames(worst, clips, videos, args.output_dir / "worst_frames.png")
     print(table)
 

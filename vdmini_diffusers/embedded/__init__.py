@@ -2,8 +2,7 @@
 
 `I2V_TEACHER` is a small pipeline folder in Stable Video Diffusion's layout. Its U-Net makes a video in one step, as
 SF-V's does; with `variant=MULTI_STEP` it is the one before that, as Stable Video Diffusion's own. The card
-(`i2v_teacher/README.md`) says what both were made of. `DECODER_PLAN` is a plan for its VAE's decoder, which then takes
-3.37 times fewer multiplications, as the paper's. `load_examples` gives held-out clips.
+(`i2v_teacher/README.md`) says what both were made of. `load_examples` gives held-out clips.
 """
 
 import json
@@ -16,7 +15,6 @@ from PIL import Image
 
 I2V_TEACHER = Path(__file__).parent / "i2v_teacher"
 MULTI_STEP = "multi_step"
-DECODER_PLAN = Path(__file__).parent / "decoder_plan.json"
 EXAMPLES = Path(__file__).parent / "examples"
 
 
