@@ -77,8 +77,11 @@ class Arguments:
     end_to_end: bool = field(default=False, metadata={"help": "Table A1's components, in the first variant."})
 
     def __post_init__(self):
-        if self.height % 64 or self.width % 64:
-            raise ValueError(f"`--height` and `--width` must be multiples of 64, not {self.height} and {self.width}.")
+        multiple = 64 if self.end_to_end else 8  # of the U-Net, which halves latents three times, and of the VAE
+        if self.height % multiple or self.width % multiple:
+            raise ValueError(
+                f"`--height` and `--width` must be multiples of {multiple}, not {self.height} and {self.width}."
+            )
         if min(self.num_frames, self.rounds, *self.chunk_sizes) < 1:
             raise ValueError("`--num_frames`, `--rounds` and `--chunk_sizes` must be at least 1.")
         strangers = set(self.variants) - set(DTYPES)
