@@ -121,7 +121,8 @@ def train(args: Arguments, student: Path, latents: Path, settings: dict[str, flo
 def write_table(results: dict[str, list[dict[str, float]]], args: Arguments) -> str:
     any_result = next(iter(results.values()))[0]
     lines = [
-        f"{len(args.seeds)} seeds ({len(args.sensitivity_seeds)} for Table 5's rows), {args.max_train_steps} steps of {args.train_batch_size} clips, {args.num_clips}"
+        f"{len(args.seeds)} seeds ({len(args.sensitivity_seeds)} for Table 5's rows), {args.max_train_steps} steps of"
+        f" {args.train_batch_size} clips, {args.num_clips}"
         f" held-out clips; real against real: FVD {any_result['fvd_floor']:.1f}, KVD {any_result['kvd_floor']:.1f}",
         "",
         "| | " + " | ".join(heading for heading, _ in MEASURES.values()) + " |",
