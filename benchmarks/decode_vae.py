@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
@@ -46,7 +47,7 @@ CLIP_H = CLIPVisionConfig(
     projection_dim=1024,
 )
 Q2 = {"decoder_block_out_channels": (64, 96, 384, 512), "decoder_upsample_out_channels": (128, 160, 384)}
-VAES: dict[str, Callable[[], nn.Module]] = {
+VAES: dict[str, Callable[[], Any]] = {
     "original": lambda: AutoencoderKLTemporalDecoder(**SVD_VAE),
     "P1": lambda: VDMiniAutoencoderKLTemporalDecoder(),
     "Q2": lambda: VDMiniAutoencoderKLTemporalDecoder(**Q2),
@@ -128,7 +129,7 @@ def inputs(shape: tuple[int, ...], variant: str, device: str) -> torch.Tensor:
     return drawn.to(memory_format=torch.channels_last) if variant == "channels_last" and drawn.ndim == 4 else drawn
 
 
-def decode(vae: nn.Module, latents: torch.Tensor, chunk_size: int) -> None:
+def decode(vae: Any, latents: torch.Tensor, chunk_size: int) -> None:
     for chunk in latents.split(chunk_size):
         vae.decode(chunk, num_frames=len(chunk))
 
@@ -139,7 +140,7 @@ def num_values(model: nn.Module) -> int:
 
 def tera_macs(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> float:
     with torch.device("meta"):
-        vae = make()
+        vae: Any = make()
     vae.to("meta")  # diffusers makes the mixing factors on the CPU, whatever the device
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         vae.decode(torch.empty(shape, device="meta"), num_frames=shape[0])

@@ -6,6 +6,7 @@
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import HfArgumentParser
 
@@ -37,7 +38,7 @@ def main(args: ConversionArguments) -> None:
         max_shard_size=args.max_shard_size,
         overwrite=args.overwrite,
     )
-    config = VDMiniUNet3DConditionModel.load_config(folder / "unet")
+    config: Any = VDMiniUNet3DConditionModel.load_config(folder / "unet")
     for told, name in (("time_cond_proj_dim", "guidance"), ("motion_cond_proj_dim", "motion"), ("fps_cond", "fps")):
         print(f"the U-Net is told {name}: {'yes' if config[told] else 'no'}")
 

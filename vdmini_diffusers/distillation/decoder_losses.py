@@ -64,7 +64,7 @@ def lpips_distance(net: Literal["vgg", "alex"] = "vgg", random_trunk: bool = Fal
     """
     without = "`--perceptual_loss none` trains without a perceptual loss."
     try:
-        import lpips
+        import lpips  # pyright: ignore[reportMissingImports] - extra `lpips`
     except (ImportError, RuntimeError) as error:  # torchvision of another torch raises the latter
         raise ImportError(
             "`--perceptual_loss lpips` needs lpips and the torchvision that matches your torch: `pip install"

@@ -354,5 +354,5 @@ class VDMiniUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
 
 def _keep_layers(block: nn.Module, kept: Sequence[int]) -> None:
     for name, layers in list(block.named_children()):
-        if name in ("resnets", "temp_convs", "attentions", "temp_attentions"):
+        if isinstance(layers, nn.ModuleList) and name in ("resnets", "temp_convs", "attentions", "temp_attentions"):
             setattr(block, name, nn.ModuleList(layers[i] for i in kept))
