@@ -80,6 +80,12 @@ def load_photos(names: tuple[str, ...]) -> dict[str, Image.Image]:
     }
 
 
+def load_sprites() -> list[Image.Image]:
+    """RGBA, in the order of `SPRITES`."""
+    sheet = Image.open(SPRITE_SHEET).convert("RGBA")
+    return [sheet.crop((i * SPRITE_SIZE, 0, (i + 1) * SPRITE_SIZE, SPRITE_SIZE)) for i in range(len(SPRITES))]
+
+
 def random_colour_matrix(rng: np.random.Generator) -> tuple[float, ...]:
     """RGB to RGB as Pillow takes it, three rows of four: channels in random order, each with a gain and an offset."""
     gains, offsets = rng.uniform(0.5, 1.2, 3), rng.uniform(-50, 50, 3)
@@ -103,10 +109,7 @@ class MovingPictures:
         self.photos = photos if isinstance(photos, dict) else load_photos(photos)
         self.push_in_share = push_in_share
         self.recolour = recolour
-        sheet = Image.open(SPRITE_SHEET).convert("RGBA")
-        self.sprites = [
-            sheet.crop((i * SPRITE_SIZE, 0, (i + 1) * SPRITE_SIZE, SPRITE_SIZE)) for i in range(len(SPRITES))
-        ]
+        self.sprites = load_sprites()
 
     def clip(self, rng: np.random.Generator, motion_bucket_id: int | None = None, kind: str | None = None) -> Clip:
         """One clip of 8 frames at 64 x 64 pixels; what is not given is drawn."""
@@ -127,11 +130,7 @@ class MovingPictures:
         place = name.removesuffix(".jpg").replace("_", " ")
 
         if kind == "push-in":
-            frames = []
-            for k in range(NUM_FRAMES):
-                inset = 0.5 * side * (1 - 1 / (1 + PUSH_IN_PER_FRAME * speed * k))
-                box = (left + inset, top + inset, left + side - inset, top + side - inset)
-                frames.append(photo.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, box=box))
+            frames = push_in(photo, left, top, side, PUSH_IN_PER_FRAME * speed)
             caption = f"the camera moves in on {place}"
         else:
             background = photo.resize(
@@ -141,31 +140,42 @@ class MovingPictures:
             (thing, (dx, dy)), sprite = list(SPRITES.items())[index], self.sprites[index]
             if dx and rng.random() < 0.5:
                 dx, sprite = -dx, ImageOps.mirror(sprite)
-            frames = self._drive(rng, background, sprite, dx, dy, DRIVE_PIXELS_PER_FRAME * speed)
+            frames = drive(rng, background, sprite, dx, dy, DRIVE_PIXELS_PER_FRAME * speed)
             way = {(-1, 0): "left", (1, 0): "right", (0, -1): "up", (0, 1): "down"}[dx, dy]
             caption = f"a {thing} moves {way} over {place}"
         return Clip(np.stack([np.asarray(frame) for frame in frames]), motion_bucket_id, kind, caption)
 
-    @staticmethod
-    def _drive(
-        rng: np.random.Generator,
-        background: Image.Image,
-        sprite: Image.Image,
-        dx: int,
-        dy: int,
-        pixels_per_frame: float,
-    ) -> list[Image.Image]:
-        size = int(rng.integers(22, 31))
-        path = pixels_per_frame * (NUM_FRAMES - 1)
-        x = rng.uniform(max(0, -dx * path), WIDTH - size - max(0, dx * path))
-        y = rng.uniform(max(0, -dy * path), HEIGHT - size - max(0, dy * path))
-        scale = 4  # drawn four times as large, so that a quarter of a pixel is the smallest step
-        large = background.resize((WIDTH * scale, HEIGHT * scale), Image.Resampling.BICUBIC)
-        sprite = sprite.resize((size * scale, size * scale), Image.Resampling.BICUBIC)
-        frames = []
-        for k in range(NUM_FRAMES):
-            frame = large.copy()
-            at = (round((x + dx * pixels_per_frame * k) * scale), round((y + dy * pixels_per_frame * k) * scale))
-            frame.paste(sprite, at, sprite)
-            frames.append(frame.resize((WIDTH, HEIGHT), Image.Resampling.BOX))
-        return frames
+
+def push_in(photo: Image.Image, left: float, top: float, side: float, growth: float) -> list[Image.Image]:
+    """The camera moves in on the centre of a square of the photograph; the scale grows by `growth` a frame."""
+    frames = []
+    for k in range(NUM_FRAMES):
+        inset = 0.5 * side * (1 - 1 / (1 + growth * k))
+        box = (left + inset, top + inset, left + side - inset, top + side - inset)
+        frames.append(photo.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, box=box))
+    return frames
+
+
+def drive(
+    rng: np.random.Generator,
+    background: Image.Image,
+    sprite: Image.Image,
+    dx: int,
+    dy: int,
+    pixels_per_frame: float,
+) -> list[Image.Image]:
+    """A sprite crosses a picture of 64 x 64 pixels in the direction `(dx, dy)`, from where the way is long enough."""
+    size = int(rng.integers(22, 31))
+    path = pixels_per_frame * (NUM_FRAMES - 1)
+    x = rng.uniform(max(0, -dx * path), WIDTH - size - max(0, dx * path))
+    y = rng.uniform(max(0, -dy * path), HEIGHT - size - max(0, dy * path))
+    scale = 4  # drawn four times as large, so that a quarter of a pixel is the smallest step
+    large = background.resize((WIDTH * scale, HEIGHT * scale), Image.Resampling.BICUBIC)
+    sprite = sprite.resize((size * scale, size * scale), Image.Resampling.BICUBIC)
+    frames = []
+    for k in range(NUM_FRAMES):
+        frame = large.copy()
+        at = (round((x + dx * pixels_per_frame * k) * scale), round((y + dy * pixels_per_frame * k) * scale))
+        frame.paste(sprite, at, sprite)
+        frames.append(frame.resize((WIDTH, HEIGHT), Image.Resampling.BOX))
+    return frames

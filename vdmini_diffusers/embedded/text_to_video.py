@@ -1,0 +1,113 @@
+"""The embedded text-to-video teacher's networks before training: VideoCrafter2's classes, narrow."""
+
+import json
+from collections.abc import Iterable
+
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, DDIMScheduler
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from vdmini_diffusers.models import VDMiniUNet3DConditionModel
+
+
+WIDTH = 64  # channels of the U-Net's stages, and of the text's tokens
+MAX_TOKENS = 77
+
+
+def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
+    """CLIP's kind of byte-pair encoding, with the merges that make one token of each word of the captions."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # "!" comes first, as in CLIP: it has the id that pads
+    model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    model.normalizer = normalizers.Lowercase()
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+    model.train_from_iterator(sorted(captions), trainer)
+    learned = json.loads(model.to_str())["model"]
+    words = [
+        *alphabet,
+        *(letter + "</w>" for letter in alphabet),
+        *learned["vocab"],
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    return CLIPTokenizer(
+        vocab={word: index for index, word in enumerate(dict.fromkeys(words))},
+        merges=[tuple(pair) for pair in learned["merges"]],
+        model_max_length=MAX_TOKENS,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            hidden_act="gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=0,
+        )
+    )
+
+
+def build_unet() -> VDMiniUNet3DConditionModel:
+    """VideoCrafter2's four stages: told the frame rate, not the guidance. Heads of 16 channels, as the layer after
+    the first convolution always has eight of them, at full resolution."""
+    return VDMiniUNet3DConditionModel(
+        sample_size=16,
+        down_block_types=("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
+        up_block_types=("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3,
+        block_out_channels=(WIDTH,) * 4,
+        layers_per_block=2,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=16,
+        mid_block_type="UNetMidBlock3DCrossAttn",
+        time_cond_proj_dim=None,
+        motion_cond_proj_dim=None,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """VideoCrafter2's noise; the U-Net says v, as a small one cannot say the noise of the last levels well enough."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        timestep_spacing="trailing",
+    )
+
+
+def frame_by_frame(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKL:
+    """The same encoder; a decoder without layers in time, which starts at the other's layers in space.
+
+    The decoder's mid block has a ResBlock more, which starts as the identity.
+    """
+    config = vae.config
+    made = AutoencoderKL(
+        down_block_types=config.down_block_types,
+        up_block_types=("UpDecoderBlock2D",) * len(config.down_block_types),
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        sample_size=config.sample_size,
+        scaling_factor=config.scaling_factor,
+        use_post_quant_conv=False,
+    )
+    state_dict = made.state_dict()
+    nn.init.zeros_(state_dict["decoder.mid_block.resnets.1.conv2.weight"])
+    nn.init.zeros_(state_dict["decoder.mid_block.resnets.1.conv2.bias"])
+    state_dict |= {
+        name.replace(".spatial_res_block", ""): tensor
+        for name, tensor in vae.state_dict().items()
+        if ".temporal_res_block" not in name and "time_mixer" not in name and "time_conv_out" not in name
+    }
+    made.load_state_dict(state_dict)
+    return made
