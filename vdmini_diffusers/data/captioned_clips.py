@@ -1,7 +1,7 @@
 """Small clips with captions that say all there is to see: who, where, which way, how fast.
 
-They train and test the embedded text-to-video teacher, from the photographs and sprites of `moving_pictures`. A caption
-is one of 384; which thing is seen at which place varies freely, so that some pairs can be held out.
+They train and test the embedded text-to-video teacher, from the photographs and sprites of `moving_pictures`. There
+are 384 captions; which thing is seen at which place varies freely, so that some pairs can be held out.
 """
 
 from dataclasses import dataclass
