@@ -3,15 +3,17 @@
 
     python benchmarks/decode_vae.py
     python benchmarks/decode_vae.py --device cuda --compile --num_frames 14 --height 576 --width 1024 --rounds 10
-    python benchmarks/decode_vae.py --end_to_end
+    python benchmarks/decode_vae.py --end_to_end i2v
+    python benchmarks/decode_vae.py --end_to_end t2v --num_frames 16 --height 320 --width 512 --variants fp32 bf16
 
 Full width, random weights. The decoders take turns within each round, so that other load on the machine meets all of
 them; a time is the least of its rounds. Memory is the allocator's peak on a GPU, elsewhere what the process grew by:
 nothing in tiny clips, which fit where others were.
 Multiply-accumulates are counted on the meta device.
 
-`--end_to_end` has the components of Table A1, of the unpruned one-step pipeline (SF-V's) and of VDMini-I2V, one model
-in memory at a time; the U-Net runs one step without guidance, and the sums are what a video takes.
+`--end_to_end i2v` has the components of Table A1, of the unpruned one-step pipeline (SF-V's) and of VDMini-I2V,
+`--end_to_end t2v` those of Table A3, of T2V-Turbo-v2 and of VDMini-T2V. Both models of a component are in memory and
+take turns. The U-Nets run one step without guidance; the sums are what a video takes, in 1 and 16 steps.
 """
 
 import gc
@@ -20,15 +22,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, HfArgumentParser
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    HfArgumentParser,
+)
 
-from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder, VDMiniUNetSpatioTemporalConditionModel
+from vdmini_diffusers import (
+    VDMiniAutoencoderKLTemporalDecoder,
+    VDMiniUNet3DConditionModel,
+    VDMiniUNetSpatioTemporalConditionModel,
+)
 
 
 DTYPES = {"fp32": torch.float32, "channels_last": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,13 +64,37 @@ VAES: dict[str, Callable[[], Any]] = {
     "P1": lambda: VDMiniAutoencoderKLTemporalDecoder(),
     "Q2": lambda: VDMiniAutoencoderKLTemporalDecoder(**Q2),
 }
-# Table A1: milliseconds on an A100, of SF-V and VDMini-I2V
-PAPER = {
-    "image encoder": (35, 35),
-    "VAE encoder": (75, 75),
-    "U-Net, one step": (512, 345),
-    "VAE decoder": (2832, 840.5),
+T2V_TURBO_UNET = {
+    "down_block_types": ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
+    "up_block_types": ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "mid_block_type": "UNetMidBlock3DCrossAttn",
 }
+OPENCLIP_H = CLIPTextConfig(  # the layers that VideoCrafter2 runs
+    vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16
+)
+SD_VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+}
+# Tables A1 and A3: milliseconds on an A100 of the original and of VDMini. Table A3's U-Nets run 16 steps.
+PAPER = {
+    "i2v": {
+        "image encoder": (35, 35),
+        "VAE encoder": (75, 75),
+        "U-Net, one step": (512, 345),
+        "VAE decoder": (2832, 840.5),
+    },
+    "t2v": {
+        "text encoder": (13.57, 13.57),
+        "U-Net, one step": (2554.05 / 16, 1662.26 / 16),
+        "VAE decoder": (367.66, 367.66),
+    },
+}
+STEPS = {"i2v": 1, "t2v": 16}
 
 
 @dataclass
@@ -75,7 +111,9 @@ class Arguments:
         default="cpu", metadata={"help": "cpu or cuda; on cuda a round that is not measured comes first."}
     )
     compile: bool = field(default=False, metadata={"help": "Compiled decoders beside the eager ones."})
-    end_to_end: bool = field(default=False, metadata={"help": "Table A1's components, in the first variant."})
+    end_to_end: Literal["i2v", "t2v"] | None = field(
+        default=None, metadata={"help": "Table A1's (i2v) or A3's (t2v) components, in each variant."}
+    )
 
     def __post_init__(self):
         multiple = 64 if self.end_to_end else 8  # of the U-Net, which halves latents three times, and of the VAE
@@ -182,24 +220,37 @@ def decoders(args: Arguments) -> None:
                     )
 
 
-def components(args: Arguments) -> dict[str, tuple[list[Callable[[], nn.Module]], Callable[[nn.Module], object]]]:
+def without_encoder(vae: Any) -> nn.Module:
+    del vae.encoder
+    return vae
+
+
+def components(
+    args: Arguments, variant: str, device: str
+) -> dict[str, tuple[list[Callable[[], nn.Module]], Callable[[Any], object]]]:
     """Of each name the makers of the two pipelines' models (one, if they share it), and what such a model does."""
-    variant, device, frames = args.variants[0], args.device, args.num_frames
-    height, width = args.height // 8, args.width // 8
+    frames, height, width = args.num_frames, args.height // 8, args.width // 8
+    latents = inputs((frames, 4, height, width), variant, device)
+    if args.end_to_end == "t2v":
+        noisy = inputs((1, 4, frames, height, width), variant, device)
+        text, guidance = inputs((1, 77, 1024), variant, device), inputs((1, 256), variant, device)
+        told = {"timestep_cond": guidance, "motion_cond": guidance, "fps": 8}
+        tokens = torch.zeros(1, 77, dtype=torch.long, device=device)
+        return {
+            "text encoder": ([lambda: CLIPTextModel(OPENCLIP_H)], lambda model: model(tokens)),
+            "U-Net, one step": (
+                [lambda: VDMiniUNet3DConditionModel(**T2V_TURBO_UNET), VDMiniUNet3DConditionModel],
+                lambda model: model(noisy, 999, text, **told),
+            ),
+            "VAE decoder": (
+                [lambda: without_encoder(AutoencoderKL(**SD_VAE))],
+                lambda model: [model.decode(chunk) for chunk in latents.split(args.chunk_sizes[0])],
+            ),
+        }
     image = inputs((1, 3, args.height, args.width), variant, device)
     pixels = inputs((1, 3, 224, 224), variant, device)
     noisy = inputs((1, frames, 8, height, width), variant, device)
     embeds, ids = inputs((1, 1, 1024), variant, device), inputs((1, 3), variant, device)
-    latents = inputs((frames, 4, height, width), variant, device)
-
-    def decoder_of(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-        def make_decoder() -> nn.Module:
-            vae = make()
-            del vae.encoder
-            return vae
-
-        return make_decoder
-
     return {
         "image encoder": ([lambda: CLIPVisionModelWithProjection(CLIP_H)], lambda model: model(pixels)),
         "VAE encoder": ([lambda: VAES["original"]().encoder], lambda model: model(image)),
@@ -208,42 +259,66 @@ def components(args: Arguments) -> dict[str, tuple[list[Callable[[], nn.Module]]
             lambda model: model(noisy, 1.6378, embeds, added_time_ids=ids),
         ),
         "VAE decoder": (
-            [decoder_of(VAES["original"]), decoder_of(VAES["P1"])],
+            [lambda: without_encoder(VAES["original"]()), lambda: without_encoder(VAES["P1"]())],
             lambda model: decode(model, latents, args.chunk_sizes[0]),
         ),
     }
 
 
-def end_to_end(args: Arguments) -> None:
-    print(f"{args.num_frames} x {args.height} x {args.width} pixels, {args.variants[0]}, best of {args.rounds}\n")
-    print("| component | M parameters | VDMini | seconds | VDMini | faster | paper, A100, ms | VDMini | faster |")
-    print("| --- " * 9 + "|")
-    sums = [0.0, 0.0]
-    for name, (makers, work) in components(args).items():
-        sizes, seconds = [], []
-        for make in makers:
-            model = placed(make(), args.variants[0], args.device)
-            if args.compile:
-                (model.decoder if name == "VAE decoder" else model).compile()
-            sizes.append(num_values(model) / 1e6)
-            rounds = range(args.rounds + (args.device == "cuda" or args.compile))  # the first one warms up
-            times = [measure(partial(work, model), args.device)[0] for _ in rounds]
-            seconds.append(min(times[-args.rounds :]))
-            del model
-        (old, new), paper = (seconds[0], seconds[-1]), PAPER[name]
-        sums = [sums[0] + old, sums[1] + new]
+def tera_macs_of(make: Callable[[], nn.Module], work: Callable[[Any], object]) -> float:
+    """Of work on meta inputs. Fused attention of the CPU would not be counted; that of the meta device is."""
+    with torch.device("meta"):
+        model = make().to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work(model)
+    return counter.get_total_flops() / 2e12
+
+
+def end_to_end(args: Arguments, kind: Literal["i2v", "t2v"], variant: str) -> None:
+    print(f"\n{args.num_frames} x {args.height} x {args.width} pixels, {variant}, best of {args.rounds}\n")
+    print(
+        "| component | M parameters | VDMini | TMACs | VDMini | fewer | seconds | VDMini | faster |"
+        " paper, A100, ms | VDMini | faster |"
+    )
+    print("| --- " * 12 + "|")
+    counted = components(args, variant, "meta")
+    sums, paper_sums = [0.0, 0.0], [0.0, 0.0]
+    for name, (makers, work) in components(args, variant, args.device).items():
+        models = [placed(make(), variant, args.device) for make in makers]
+        times: list[list[float]] = [[] for _ in models]
+        for round_ in range(-(args.device == "cuda" or args.compile), args.rounds):
+            for model, found in zip(models, times, strict=True):
+                if args.compile and round_ < 0:
+                    getattr(model, "decoder", model).compile()
+                seconds = measure(partial(work, model), args.device)[0]
+                if round_ >= 0:
+                    found.append(seconds)
+        sizes = [num_values(model) / 1e6 for model in models]
+        macs = [tera_macs_of(make, counted[name][1]) for make in makers]
+        (old, new), paper = (min(times[0]), min(times[-1])), PAPER[kind][name]
+        steps = STEPS[kind] if name.startswith("U-Net") else 1
+        sums = [sums[0] + steps * old, sums[1] + steps * new]
+        paper_sums = [total + steps * value for total, value in zip(paper_sums, paper, strict=True)]
         print(
-            f"| {name} | {sizes[0]:.2f} | {sizes[-1]:.2f} | {old:.3f} | {new:.3f} | {old / new:.2f}"
-            f" | {paper[0]} | {paper[1]} | {paper[0] / paper[1]:.2f} |",
+            f"| {name} | {sizes[0]:.2f} | {sizes[-1]:.2f} | {macs[0]:.3f} | {macs[-1]:.3f} | {macs[0] / macs[-1]:.2f}"
+            f" | {old:.3f} | {new:.3f} | {old / new:.2f}"
+            f" | {paper[0]:.1f} | {paper[1]:.1f} | {paper[0] / paper[1]:.2f} |",
             flush=True,
         )
-    paper = [sum(times) for times in zip(*PAPER.values(), strict=True)]
+        del models, model
     print(
-        f"| sum | | | {sums[0]:.3f} | {sums[1]:.3f} | {sums[0] / sums[1]:.2f}"
-        f" | {paper[0]} | {paper[1]} | {paper[0] / paper[1]:.2f} |"
+        f"| sum, {STEPS[kind]} steps | | | | | | {sums[0]:.3f} | {sums[1]:.3f} | {sums[0] / sums[1]:.2f}"
+        f" | {paper_sums[0]:.1f} | {paper_sums[1]:.1f} | {paper_sums[0] / paper_sums[1]:.2f} |"
     )
 
 
+def main(args: Arguments) -> None:
+    if args.end_to_end is None:
+        decoders(args)
+        return
+    for variant in args.variants:
+        end_to_end(args, args.end_to_end, variant)
+
+
 if __name__ == "__main__":
-    arguments = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
-    (end_to_end if arguments.end_to_end else decoders)(arguments)
+    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])

@@ -5,9 +5,9 @@
 
 Stages, each of which saves its state and resumes when the same command is run again: the latents of a fixed set of
 clips, by the encoder of the embedded image-to-video teacher; the U-Net together with the text encoder, on single
-frames and then on clips; the VAE's decoder, without layers in time. The pipeline folder appears in `OUTPUT_DIR/pipeline` when
-all are done. `train_t2v_turbo.py` makes a teacher of few steps of it. Data: `vdmini_diffusers.data.captioned_clips`
-(extra `teacher`).
+frames and then on clips; the VAE's decoder, without layers in time. The pipeline folder appears in
+`OUTPUT_DIR/pipeline` when all are done. `train_t2v_turbo.py` makes a teacher of few steps of it. Data:
+`vdmini_diffusers.data.captioned_clips` (extra `teacher`).
 """
 
 import logging
@@ -22,19 +22,20 @@ import torch
 import torch.nn.functional as F
 from accelerate.logging import get_logger
 from accelerate.state import PartialState
-from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, HfArgumentParser, get_cosine_schedule_with_warmup, set_seed
 
 from vdmini_diffusers.data.captioned_clips import FPS, CaptionedClips, all_scenes
-from vdmini_diffusers.embedded import I2V_TEACHER
+from vdmini_diffusers.embedded import I2V_TEACHER, MULTI_STEP
 from vdmini_diffusers.embedded.text_to_video import (
     build_scheduler,
     build_text_encoder,
     build_tokenizer,
     build_unet,
     frame_by_frame,
+    start_from_image_to_video,
 )
 from vdmini_diffusers.models import VDMiniUNet3DConditionModel
 
@@ -102,8 +103,12 @@ def train_unet(
     path = args.output_dir / "unet.pt"
     set_seed(args.seed)
     tokenizer, noise_scheduler = build_tokenizer(scene.caption for scene in all_scenes()), build_scheduler()
-    unet, text_encoder = build_unet().to(device), build_text_encoder(tokenizer).to(device)
-    unet.eval(), text_encoder.eval()  # without dropout
+    unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+    image_to_video = UNetSpatioTemporalConditionModel.from_pretrained(
+        I2V_TEACHER, subfolder="unet", variant=MULTI_STEP, dtype=torch.float32
+    )
+    start_from_image_to_video(unet, image_to_video)
+    unet.to(device).eval(), text_encoder.to(device).eval()  # without dropout
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     total = args.image_steps + args.clip_steps
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=1e-3, fused=True)

@@ -3,7 +3,13 @@
 import json
 from collections.abc import Iterable
 
-from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, DDIMScheduler
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    DDIMScheduler,
+    UNetSpatioTemporalConditionModel,
+)
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -56,8 +62,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_unet() -> VDMiniUNet3DConditionModel:
-    """VideoCrafter2's four stages: told the frame rate, not the guidance. Heads of 16 channels, as the layer after
-    the first convolution always has eight of them, at full resolution."""
+    """VideoCrafter2's four stages: told the frame rate, not the guidance."""
     return VDMiniUNet3DConditionModel(
         sample_size=16,
         down_block_types=("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
@@ -65,11 +70,48 @@ def build_unet() -> VDMiniUNet3DConditionModel:
         block_out_channels=(WIDTH,) * 4,
         layers_per_block=2,
         cross_attention_dim=WIDTH,
-        attention_head_dim=16,
+        attention_head_dim=32,
         mid_block_type="UNetMidBlock3DCrossAttn",
         time_cond_proj_dim=None,
         motion_cond_proj_dim=None,
     )
+
+
+def start_from_image_to_video(unet: VDMiniUNet3DConditionModel, teacher: UNetSpatioTemporalConditionModel) -> None:
+    """Start at what an image-to-video U-Net of the same widths does without its image, in each frame by itself, as
+    VideoCrafter2 starts from Stable Diffusion's layers. Layers in time start as the identity.
+
+    The two say v in the same way, of the same noisy latents; the noise level they are told differently.
+    """
+    state_dict = unet.state_dict()
+    inherited = {name.replace(".spatial_res_block", ""): tensor for name, tensor in teacher.state_dict().items()}
+    inherited["conv_in.weight"] = inherited["conv_in.weight"][:, : unet.config.in_channels]
+    for name, tensor in state_dict.items():
+        if name in inherited:
+            tensor.copy_(inherited[name])
+        elif name.endswith(("proj_out.weight", "proj_out.bias")) or "fps_embedding.linear_2" in name:
+            tensor.zero_()  # of layers in time, each of which is added to what comes in
+    _learn_timesteps(unet, teacher)
+
+
+@torch.enable_grad()
+def _learn_timesteps(unet: VDMiniUNet3DConditionModel, teacher: UNetSpatioTemporalConditionModel) -> None:
+    """Embed timestep t as the teacher embeds the noise level that `build_scheduler` has there, at SVD's defaults."""
+    alphas_cumprod = build_scheduler().alphas_cumprod
+    timesteps = torch.arange(len(alphas_cumprod))
+    sigmas = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
+    added_time_ids = torch.tensor([6.0, 127.0, 0.02])
+    with torch.no_grad():
+        added = teacher.add_embedding(teacher.add_time_proj(added_time_ids).flatten()[None])
+        wanted = teacher.time_embedding(teacher.time_proj(0.25 * sigmas.log())) + added
+    told = unet.time_proj(timesteps)
+    layers = (unet.time_embedding.linear_1, unet.time_embedding.linear_2)
+    optimizer = torch.optim.Adam([p for layer in layers for p in layer.parameters()], lr=1e-3)
+    for _ in range(500):
+        embedded = layers[1](nn.functional.silu(layers[0](told)))
+        nn.functional.mse_loss(embedded, wanted).backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def build_scheduler() -> DDIMScheduler:
