@@ -84,7 +84,8 @@ class CaptionedClips:
 
     def __init__(self):
         self.photos = load_photos(tuple(PLACES))
-        self.sprites = dict(zip(SPRITES, load_sprites(), strict=True))
+        sprites = dict(zip(SPRITES, load_sprites(), strict=True))
+        self.sprites = {thing: sprites[thing] for thing in THINGS}
 
     def scene(self, rng: np.random.Generator, held_out: bool = False) -> Scene:
         """One to train on, or one of those that are held out."""
@@ -95,6 +96,12 @@ class CaptionedClips:
             scene = Scene(thing, str(rng.choice(list(PLACES))), way, str(rng.choice(list(PIXELS_PER_FRAME))))
             if scene.is_held_out == held_out:
                 return scene
+
+    def view(self, place: str) -> np.ndarray:
+        """The place as clips show it on average, uint8 `(64, 64, 3)`."""
+        scene = Scene(None, place, "in on", "slowly ")
+        views = [self.frames(scene, np.random.default_rng(i))[0] for i in range(5)]
+        return np.median(views, axis=0).astype(np.uint8)
 
     def frames(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
         """uint8 `(8, 64, 64, 3)`, RGB. The view of the place varies a little, where the thing starts varies much."""
