@@ -140,9 +140,7 @@ def train_unet(
     dataset, encode = open_data(base, args, data_args, accelerator)
     dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers)
     task = base.make_task(unet, critic_args, encode)
-    critics = make_critics(
-        teacher.config, base.critic_condition_dim, task, critic_args, icmd_args, accelerator.device
-    )
+    critics = make_critics(teacher.config, base.critic_condition_dim, task, critic_args, icmd_args, accelerator.device)
     if accelerator.is_main_process:
         record = {"teacher": base.teacher_name, "student": base.student_name}
         record |= {"plan": plan.name if plan is not None else None} | base.settings()

@@ -113,7 +113,9 @@ def predict(
     ):
         if bare.config.get(width) is not None:
             # In float32, and then cast: sinusoids of numbers in the thousands.
-            told[argument] = guidance_embedding(conditioning[name].float(), bare.config[width], torch.float32).to(dtype)
+            told[argument] = guidance_embedding(conditioning[name].float(), bare.config[width], torch.float32).to(
+                dtype
+            )
     if bare.config.get("fps_cond"):
         told["fps"] = conditioning["fps"]
     output = model(
@@ -164,9 +166,7 @@ class ODETeacher:
         cond = conditioning["prompt_embeds"]
         uncond = self.uncond_prompt_embeds.to(cond.device, cond.dtype).expand_as(cond)
         twice["prompt_embeds"] = torch.cat([cond, uncond])
-        both = predict(
-            self.unet, self.schedule, torch.cat([noisy_latents] * 2), torch.cat([timesteps] * 2), twice
-        )
+        both = predict(self.unet, self.schedule, torch.cat([noisy_latents] * 2), torch.cat([timesteps] * 2), twice)
         weight = per_sample(conditioning["guidance"], noisy_latents)
         guided = []
         for values in both:

@@ -53,7 +53,9 @@ class RewardMixture:
             ValueError: if there are fewer frames than a reward wants.
         """
         drawn = {}
-        wanted = max((self.image_rewards and self.num_image_frames) or 0, (self.video_rewards and self.num_video_frames) or 0)
+        wanted = max(
+            (self.image_rewards and self.num_image_frames) or 0, (self.video_rewards and self.num_video_frames) or 0
+        )
         if num_frames < wanted:
             raise ValueError(f"A reward wants {wanted} frames, and clips have {num_frames}.")
         if self.image_rewards:

@@ -48,7 +48,9 @@ def check_family(name: str, task: str) -> None:
     found = next((family for family, ending in families.items() if block.endswith(ending)), None)
     if found != task:
         what = {"i2v": "image to video", "t2v": "text to video"}
-        is_for = what.get(found, "something else") if found else f"something else (its U-Net has {block or 'no blocks'})"
+        is_for = (
+            what.get(found, "something else") if found else f"something else (its U-Net has {block or 'no blocks'})"
+        )
         raise ValueError(
             f"{name} is for {is_for}, and this run is for {what[task]} (`--task {task}`): teacher, student and ODE"
             " teacher are of one task."
