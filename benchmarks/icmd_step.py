@@ -31,7 +31,7 @@ from vdmini_diffusers.embedded import I2V_TEACHER
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
 from vdmini_diffusers.pruning import VDMINI_UNET, feature_pairs
-from vdmini_diffusers.train_image_to_video import make_critics
+from vdmini_diffusers.train_unet import make_critics
 
 
 @dataclass
@@ -95,8 +95,9 @@ def main(args: Arguments) -> None:
         student = VDMiniI2VPipeline.from_pretrained(student_folder, dtype=torch.float32).unet.train()
         teacher = teacher_pipe.unet.eval().requires_grad_(False).to(accelerator.device)
         task = SingleStepTask()
+        condition_dim = teacher_pipe.image_encoder.config.projection_dim
         critics = make_critics(
-            teacher_pipe, task, CriticArguments(), ICMDArguments(mca_start_step=0), accelerator.device
+            teacher.config, condition_dim, task, CriticArguments(), ICMDArguments(mca_start_step=0), accelerator.device
         )
         critic_features = CriticFeatures(task, teacher)
         optimizer = make_optimizer(training, student.parameters())

@@ -6,7 +6,8 @@ from PIL import Image
 
 from vdmini_diffusers.distillation.arguments import TrainingArguments
 from vdmini_diffusers.embedded import I2V_TEACHER
-from vdmini_diffusers.trained_pipeline import sf_v_card, show_on_trackers
+from vdmini_diffusers.image_to_video import sf_v_card
+from vdmini_diffusers.trained_pipeline import show_on_trackers
 
 
 def test_tensorboard_gets_the_frames_of_validation_videos(tmp_path):

@@ -19,7 +19,8 @@ from vdmini_diffusers.distillation.arguments import (
     parse_arguments,
     setting,
 )
-from vdmini_diffusers.train_image_to_video import train_image_to_video
+from vdmini_diffusers.image_to_video import ImageToVideo
+from vdmini_diffusers.train_unet import train_unet
 
 
 @dataclass
@@ -51,8 +52,8 @@ def main() -> None:
         (ModelArguments, SFVTrainingArguments, SFVCriticArguments, VideoDataArguments)
     )
     only_data = ICMDArguments(lambda_icd=0.0, lambda_mca=0.0, lambda_data_critic=1.0)
-    name = models.pretrained_model_name_or_path
-    train_image_to_video(args, critic_args, only_data, data_args, name, None, models.variant, models.revision)
+    base = ImageToVideo(models.pretrained_model_name_or_path, None, models.variant, models.revision)
+    train_unet(base, args, critic_args, only_data, data_args)
 
 
 if __name__ == "__main__":

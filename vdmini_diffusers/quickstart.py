@@ -26,10 +26,11 @@ from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, TrainingArguments
 from vdmini_diffusers.embedded import I2V_TEACHER, Example, load_examples
 from vdmini_diffusers.evaluation.continuation import motion_cosine, motion_ratio, psnr
+from vdmini_diffusers.image_to_video import ImageToVideo
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
 from vdmini_diffusers.pruning import PLANS
-from vdmini_diffusers.train_image_to_video import train_image_to_video
+from vdmini_diffusers.train_unet import train_unet
 from vdmini_diffusers.training_clips import write_training_latents
 
 
@@ -112,7 +113,8 @@ def distil(args: Arguments, pruned: Path) -> Path:
     for earlier in (latents, folder):
         shutil.rmtree(earlier, ignore_errors=True)
     write_training_latents(latents, I2V_TEACHER, args.num_train_clips)
-    return train_image_to_video(
+    return train_unet(
+        ImageToVideo(str(I2V_TEACHER), str(pruned)),
         TrainingArguments(
             output_dir=folder,
             seed=args.seed,
@@ -127,8 +129,6 @@ def distil(args: Arguments, pruned: Path) -> Path:
         CriticArguments(discriminator_learning_rate=1e-4),
         ICMDArguments(mca_start_step=round(0.3 * args.max_train_steps)),
         VideoDataArguments(precomputed_data_dir=latents),
-        teacher_name=str(I2V_TEACHER),
-        student_name=str(pruned),
     )
 
 

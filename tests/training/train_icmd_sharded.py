@@ -10,14 +10,14 @@ from pathlib import Path
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 
-from vdmini_diffusers import train_image_to_video
-from vdmini_diffusers.distillation.arguments import TrainingArguments
+from vdmini_diffusers import train_unet
+from vdmini_diffusers.distillation.arguments import RunArguments
 
 
-make_accelerator = train_image_to_video.make_accelerator
+make_accelerator = train_unet.make_accelerator
 
 
-def make_sharding_accelerator(args: TrainingArguments) -> Accelerator:
+def make_sharding_accelerator(args: RunArguments) -> Accelerator:
     accelerator = make_accelerator(args)
     for state in (PartialState(), accelerator.state):
         state.distributed_type = DistributedType.FSDP
@@ -30,5 +30,5 @@ def make_sharding_accelerator(args: TrainingArguments) -> Accelerator:
     return accelerator
 
 
-train_image_to_video.make_accelerator = make_sharding_accelerator
+train_unet.make_accelerator = make_sharding_accelerator
 runpy.run_path(str(Path(__file__).parents[2] / "training" / "train_icmd.py"), run_name="__main__")

@@ -66,3 +66,11 @@ class VideoDataArguments:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"--{name} must be at least {minimum}; got {value}.")
+
+
+@dataclass
+class TextToVideoDataArguments(VideoDataArguments):
+    num_frames: int = field(default=16, metadata={"help": "Frames of a clip (T2V-Turbo-v2: 16)."})
+    height: int = field(default=320, metadata={"help": "Height of a clip in pixels (section 4.2)."})
+    width: int = field(default=512, metadata={"help": "Width of a clip in pixels (section 4.2)."})
+    fps: int = field(default=8, metadata={"help": "Frames per second of a clip (T2V-Turbo-v2: 8)."})

@@ -59,12 +59,12 @@ def encode_image_to_video(
     Raises:
         ValueError: if the shape or number of something does not fit.
     """
-    videos = _videos(batch, vae)
+    videos = checked_videos(batch, vae)
     if generators is not None and len(generators) != len(videos):
         raise ValueError(f"One generator for each of the {len(videos)} samples is needed; got {len(generators)}.")
     first = videos[:, 0]
     noise = randn_tensor(first.shape, generator=generators, device=first.device, dtype=first.dtype)
-    with _upcast(vae):
+    with upcast(vae):
         latents = _modes(vae, videos.flatten(0, 1), encode_chunk_size).unflatten(0, videos.shape[:2])
         image_latents = _modes(vae, first + noise_aug_strength * noise, encode_chunk_size)
     time_ids = [[int(fps) - 1, int(bucket), noise_aug_strength] for fps, bucket in _conditions(batch)]
@@ -93,13 +93,14 @@ def encode_for_decoder(
     Raises:
         ValueError: if the shape does not fit.
     """
-    videos = _videos(batch, vae)
-    with _upcast(vae):
+    videos = checked_videos(batch, vae)
+    with upcast(vae):
         latents = _modes(vae, videos.flatten(0, 1), encode_chunk_size).unflatten(0, videos.shape[:2])
     return {"pixel_values": ((videos + 1) * 127.5).round().to(torch.uint8), "latents": latents}
 
 
-def _videos(batch: dict[str, Any], vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Tensor:
+def checked_videos(batch: dict[str, Any], vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Tensor:
+    """The batch's `pixel_values`. Raises `ValueError` if their shape does not fit."""
     videos = batch["pixel_values"]
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if videos.ndim != 5 or videos.shape[3] % factor or videos.shape[4] % factor:
@@ -121,7 +122,7 @@ def _modes(vae: AutoencoderKL | AutoencoderKLTemporalDecoder, images: Tensor, ch
 
 
 @contextmanager
-def _upcast(vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Iterator[None]:
+def upcast(vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Iterator[None]:
     """In float32 for a moment, where the VAE is in float16 and would overflow."""
     needed = vae.dtype == torch.float16 and vae.config.force_upcast
     if needed:
@@ -282,12 +283,15 @@ class PrecomputedLatents(torch.utils.data.Dataset):
 
     A sample is what `encode` gave, without the batch dimension. `settings` are those it was made with.
 
+    Args:
+        captions: whether a sample holds its `caption` as well.
+
     Raises:
         ValueError: if the folder holds no finished set of shards, or a file is missing or was cut short.
     """
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike, captions: bool = False):
+        self.folder, self.captions = Path(folder), captions
         if not (self.folder / MANIFEST).is_file():
             raise ValueError(f"{self.folder} has no {MANIFEST}: make it with training/precompute_latents.py.")
         manifest = json.loads((self.folder / MANIFEST).read_text("utf-8"))
@@ -310,10 +314,11 @@ class PrecomputedLatents(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         path, row = self._locate(index)
         with safe_open(path, "pt") as file:
-            return {name: file.get_slice(name)[row] for name in file.keys()}  # noqa: SIM118 - not a mapping
+            sample = {name: file.get_slice(name)[row] for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return sample | {"caption": self.info(index)["caption"]} if self.captions else sample
 
     def info(self, index: int) -> dict[str, str]:
         """`name` and `caption` of a sample."""

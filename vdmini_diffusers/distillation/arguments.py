@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -42,8 +43,7 @@ class RunArguments:
     checkpointing_steps: int = setting(500, "Save the state every so many steps.")
     checkpoints_total_limit: int | None = setting(None, "Keep only so many checkpoints, the newest.")
     resume_from_checkpoint: str = setting("latest", "'latest', a checkpoint's folder, or 'none' to start anew.")
-    validation_steps: int = setting(1000, "Make videos of the validation images every so many steps.")
-    validation_images: list[Path] = field(default_factory=list, metadata={"help": "Pictures to animate on the way."})
+    validation_steps: int = setting(1000, "Make videos of what is to be validated every so many steps.")
     logging_steps: int = setting(10, "Report losses every so many steps.")
     report_to: str | None = setting(None, "Tracker: tensorboard, wandb, ...")
     push_to_hub: bool = setting(False, "Upload the finished pipeline.")
@@ -57,13 +57,20 @@ class RunArguments:
 
 
 @dataclass
-class TrainingArguments(RunArguments):
+class UNetTrainingArguments(RunArguments):
     """Of the scripts that train a U-Net."""
 
     shard_teacher: bool = setting(
         False, "Divide the teacher over the processes as FSDP divides the student; otherwise each holds all of it."
     )
     rank: int | None = setting(None, "Train LoRA matrices of this rank instead of all weights.")
+
+
+@dataclass
+class TrainingArguments(UNetTrainingArguments):
+    """Of the scripts that train an image-to-video U-Net."""
+
+    validation_images: list[Path] = field(default_factory=list, metadata={"help": "Pictures to animate on the way."})
 
 
 @dataclass
@@ -106,20 +113,32 @@ def parse_arguments(kinds: Sequence[type], argv: Sequence[str] | None = None) ->
     Raises:
         ValueError: if the file names a setting that does not exist.
     """
-    parser = HfArgumentParser(list(kinds))
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        import yaml
+    config, flags = _split(argv)
+    known = {setting.name for kind in kinds for setting in fields(kind)}
+    if unknown := sorted(set(config) - known):
+        raise ValueError(f"The YAML file names settings that do not exist: {', '.join(unknown)}.")
+    given = [
+        [f"--{name}", *(value if isinstance(value, list) else [value])]
+        for name, value in config.items()
+        if value not in ("null", "~", "")
+    ]
+    return HfArgumentParser(list(kinds)).parse_args_into_dataclasses([*itertools.chain.from_iterable(given), *flags])
 
-        # Text throughout: the parser checks it as it checks flags, and `no` is not False.
-        config = yaml.load(Path(argv.pop(0)).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-        known = {setting.name for kind in kinds for setting in fields(kind)}
-        if unknown := sorted(set(config) - known):
-            raise ValueError(f"The YAML file names settings that do not exist: {', '.join(unknown)}.")
-        given = [
-            [f"--{name}", *(value if isinstance(value, list) else [value])]
-            for name, value in config.items()
-            if value not in ("null", "~", "")
-        ]
-        argv = [*itertools.chain.from_iterable(given), *argv]
-    return parser.parse_args_into_dataclasses(argv)
+
+def asked_for(name: str, default: str, argv: Sequence[str] | None = None) -> str:
+    """One setting, read ahead of the others, where it decides which others there are."""
+    config, flags = _split(argv)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}", default=config.get(name, default))
+    return getattr(parser.parse_known_args(flags)[0], name)
+
+
+def _split(argv: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
+    """What the YAML file says, if there is one, and the flags."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not (argv and argv[0].endswith((".yaml", ".yml"))):
+        return {}, argv
+    import yaml
+
+    # Text throughout: the parser checks it as it checks flags, and `no` is not False.
+    return yaml.load(Path(argv.pop(0)).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}, argv

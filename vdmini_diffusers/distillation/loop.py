@@ -84,7 +84,6 @@ def icmd_training_loop(
     )
 
     while progress.step < settings.max_train_steps:
-        torch.manual_seed(settings.seed + progress.step)  # of dropout, if there is any; all other draws: generators
         active = [critic for critic in critics if progress.step >= critic.start_step]
         uses_teacher = bool(pairs) or any(critic.real == "teacher" for critic in active)
 
@@ -92,6 +91,9 @@ def icmd_training_loop(
             batch = next(batches)
             position = (micro_step * accelerator.num_processes + accelerator.process_index) * settings.train_batch_size
             generators = sample_generators(settings.seed, progress.step, position, settings.train_batch_size)
+            # Of dropout, if there is any; other numbers than the generators'. Only now that the batch is there: a loader
+            # that begins anew, as in a resumed run, draws as well.
+            torch.manual_seed(generators[0].initial_seed() ^ 1)
             with accelerator.accumulate(student):
                 # What both models are given
                 inputs = task.prepare(batch, generators)

@@ -86,5 +86,11 @@ def pseudo_huber_loss(predicted: torch.Tensor, target: torch.Tensor, c: float | 
     return ((squared.sum(dim=1) + offset**2).sqrt() - offset).mean()
 
 
+def consistency_loss(predicted: torch.Tensor, target: torch.Tensor, c: float = 0.001) -> torch.Tensor:
+    """`sqrt((a - b)^2 + c^2) - c` per value, then the mean: the distance of Eq. 3, as T2V-Turbo and LCM have it."""
+    squared = (predicted.float() - target.float()).square()
+    return ((squared + c**2).sqrt() - c).mean()
+
+
 def _mean(values: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.stack([value.mean() for value in values]).mean()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from diffusers import UNet3DConditionModel
 
 from vdmini_diffusers.pruning.plan import PruningPlan, PruningPlanError
 from vdmini_diffusers.pruning.student_config import student_config
@@ -34,6 +35,26 @@ def student_file(student_name: str, file: str) -> Path:
             " `conversion/convert_svd_to_vdmini.py` writes them."
         )
     return Path(huggingface_hub.hf_hub_download(student_name, file))
+
+
+def check_family(name: str, task: str) -> None:
+    """Raises `ValueError` if a pipeline, a folder or a Hub id, is of another task than `"i2v"` or `"t2v"`.
+
+    Only its U-Net's config is read.
+    """
+    config = UNet3DConditionModel.load_config(name, subfolder="unet")
+    (block, *_) = config.get("down_block_types") or [""]
+    families = {"i2v": "SpatioTemporal", "t2v": "3D"}
+    found = next((family for family, ending in families.items() if block.endswith(ending)), None)
+    if found != task:
+        what = {"i2v": "image to video", "t2v": "text to video"}
+        is_for = (
+            what.get(found, "something else") if found else f"something else (its U-Net has {block or 'no blocks'})"
+        )
+        raise ValueError(
+            f"{name} is for {is_for}, and this run is for {what[task]} (`--task {task}`): teacher, student and ODE"
+            " teacher are of one task."
+        )
 
 
 def check_student(

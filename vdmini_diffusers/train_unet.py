@@ -1,28 +1,27 @@
-"""Training an image-to-video U-Net: a pruned student towards its teacher (ICMD), or a teacher to one step (SF-V).
+"""Training a U-Net: a pruned student towards its teacher (ICMD), or a teacher of few steps (SF-V, T2V-Turbo).
 
-`training/train_icmd.py` and `training/train_sf_v.py` parse their arguments and call `train_image_to_video`.
+The scripts in `training/` parse their arguments and call `train_unet` with what their base model brings:
+[`ImageToVideo`] or [`TextToVideo`].
 """
 
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
-from diffusers import UNetSpatioTemporalConditionModel
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.optimization import get_scheduler
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
-from vdmini_diffusers.data.latents import PrecomputedLatents, encode_image_to_video
 from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.video_dataset import load_video_dataset
-from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, TrainingArguments
+from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, UNetTrainingArguments
 from vdmini_diffusers.distillation.averaging import ShardedEMA, averaged
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
 from vdmini_diffusers.distillation.critics import Critic, CriticFeatures
@@ -36,81 +35,115 @@ from vdmini_diffusers.distillation.engine import (
     shard_frozen,
 )
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
-from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
-from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
-from vdmini_diffusers.pipelines import VDMiniI2VPipeline
+from vdmini_diffusers.distillation.tasks.base import Generators, Task
 from vdmini_diffusers.pruning import PruningPlan, feature_pairs
-from vdmini_diffusers.pruning.student_folder import check_student, read_plan
-from vdmini_diffusers.trained_pipeline import (
-    ClipShape,
-    push,
-    save_trained_pipeline,
-    show_on_trackers,
-    write_validation_videos,
-)
+from vdmini_diffusers.trained_pipeline import push, show_on_trackers
 
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Encode = Callable[[Mapping[str, Any], Generators], Mapping[str, Any]]
 
 
-def train_image_to_video(
-    args: TrainingArguments,
+class BaseModel(Protocol):
+    """A pair of teacher and student of one family of models, by their names. No inheritance is needed.
+
+    Attributes:
+        teacher_name: folder or Hub id. Frozen; the teacher also carries the critics' features.
+        student_name: of a pruned one. None: the teacher's own U-Net is trained, to fewer steps.
+        teacher: the teacher's pipeline, once loaded.
+    """
+
+    teacher_name: str
+    student_name: str | None
+    teacher: DiffusionPipeline
+
+    def load_teacher(self, args: Any, dtype: torch.dtype) -> list[nn.Module]:
+        """Read the teacher, and what else is frozen; all that is to go to the device. Wrong names are refused first."""
+        ...
+
+    def load_student(self, args: Any) -> tuple[ModelMixin, PruningPlan | None]:
+        """The U-Net to train, in float32, and the plan that it was pruned by, if it was."""
+        ...
+
+    def precomputed(self, folder: str) -> Dataset:
+        """Read what `training/precompute_latents.py` wrote."""
+        ...
+
+    def describe(self, data_args: VideoDataArguments | None, sample: Mapping[str, Any] | None) -> None:
+        """Note what the clips are like, from the arguments or from a precomputed sample, for validation."""
+        ...
+
+    def encode(self, batch: Mapping[str, Any], generators: Generators) -> Mapping[str, Any]:
+        """A batch of videos to one of latents and conditions."""
+        ...
+
+    def make_task(self, unet: nn.Module, critic_args: CriticArguments, encode: Encode | None) -> Task:
+        """The objective of the U-Net to train, wrapped or not."""
+        ...
+
+    @property
+    def critic_condition_dim(self) -> int:
+        """Width of what critics are conditioned on."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Of its own, for the record."""
+        ...
+
+    def wants_validation(self, args: Any) -> bool:
+        """Whether there is something to validate."""
+        ...
+
+    def write_validation_videos(self, args: Any, unet: nn.Module, state_dict: Any, step: int) -> list[Path]:
+        """With these weights, in `output_dir/validation`."""
+        ...
+
+    def save(self, args: Any, unet: nn.Module, state_dict: Any) -> None:
+        """The whole pipeline with these weights, its plan and its card, in `output_dir`."""
+        ...
+
+
+def train_unet(
+    base: BaseModel,
+    args: UNetTrainingArguments,
     critic_args: CriticArguments,
     icmd_args: ICMDArguments,
     data_args: VideoDataArguments,
-    teacher_name: str,
-    student_name: str | None,
-    variant: str | None = None,
-    revision: str | None = None,
-    student_variant: str | None = None,
 ) -> Path:
     """Train, and write a whole pipeline to `args.output_dir`, which is returned.
-
-    Args:
-        teacher_name: folder or Hub id of an SVD-style pipeline. Frozen; it also carries the critics' features.
-        student_name: of a pruned one, as `conversion/convert_svd_to_vdmini.py` writes it. None: the teacher's own
-            U-Net is trained to one step (SF-V).
-        variant: of the teacher's weight files, e.g. `"fp16"`.
-        revision: of the teacher on the Hub.
-        student_variant: of the student's weight files.
 
     Raises:
         FloatingPointError: if a loss is not finite.
         PruningPlanError: a `ValueError`; if the student's plan does not lead from this teacher to this student.
-        ValueError: for data or settings that cannot be meant.
+        ValueError: for models, data or settings that cannot be meant.
     """
     accelerator = make_accelerator(args)
     torch.manual_seed(args.seed)
 
     # Models
-    for image in args.validation_images:
-        if not image.is_file():
-            raise ValueError(f"`--validation_images`: there is no file {image}.")
-    load_teacher = partial(VDMiniI2VPipeline.from_pretrained, teacher_name, variant=variant, revision=revision)
-    teacher = load_teacher(dtype=DTYPES[accelerator.mixed_precision])
-    unet, plan = load_student(load_teacher, teacher, student_name, student_variant)
-    pairs = feature_pairs(plan, teacher.unet.config) if plan is not None and icmd_args.lambda_icd > 0 else ()
-    for model in (teacher.unet, teacher.vae, teacher.image_encoder):
+    frozen = base.load_teacher(args, DTYPES[accelerator.mixed_precision])
+    unet, plan = base.load_student(args)
+    teacher = base.teacher.unet
+    pairs = feature_pairs(plan, teacher.config) if plan is not None and icmd_args.lambda_icd > 0 else ()
+    for model in frozen:
         model.to(accelerator.device).eval().requires_grad_(False)
     if args.shard_teacher:
-        shard_frozen(teacher.unet)
+        shard_frozen(teacher)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if args.rank is not None:
         add_lora(unet, args.rank)
 
     # Objective
-    dataloader, encode, shape = open_data(args, data_args, teacher, accelerator)
-    task = SingleStepTask(
-        instance_noise_mean=critic_args.instance_noise_mean,
-        instance_noise_std=critic_args.instance_noise_std,
-        encode=encode,
-    )
-    critics = make_critics(teacher, task, critic_args, icmd_args, accelerator.device)
+    dataset, encode = open_data(base, args, data_args, accelerator)
+    dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers)
+    task = base.make_task(unet, critic_args, encode)
+    critics = make_critics(teacher.config, base.critic_condition_dim, task, critic_args, icmd_args, accelerator.device)
     if accelerator.is_main_process:
-        record = {"teacher": teacher_name, "student": student_name, "plan": plan.name if plan is not None else None}
+        record = {"teacher": base.teacher_name, "student": base.student_name}
+        record |= {"plan": plan.name if plan is not None else None} | base.settings()
         for group in (args, critic_args, icmd_args, data_args):
             record |= asdict(group)
         report_run(record, unet, critics, pairs, None if args.dry_run else args.output_dir)
@@ -135,7 +168,7 @@ def train_image_to_video(
         with averaged(ema, trained):
             state_dict = accelerator.get_state_dict(prepared)  # of all processes, where it is sharded
             if accelerator.is_main_process:
-                paths = write_validation_videos(args, shape, teacher, unet, state_dict, step)
+                paths = base.write_validation_videos(args, unet, state_dict, step)
                 show_on_trackers(accelerator.trackers, paths, step)
         accelerator.wait_for_everyone()
 
@@ -143,7 +176,7 @@ def train_image_to_video(
         accelerator=accelerator,
         task=task,
         student=prepared,
-        teacher=teacher.unet,
+        teacher=teacher,
         dataloader=dataloader,
         optimizer=optimizer,
         lr_scheduler=lr_scheduler,
@@ -167,17 +200,15 @@ def train_image_to_video(
         ),
         pairs=pairs,
         critics=critics,
-        critic_features=CriticFeatures(
-            task, teacher.unet if critic_args.discriminator_backbone == "teacher" else None
-        ),
+        critic_features=CriticFeatures(task, teacher if critic_args.discriminator_backbone == "teacher" else None),
         ema=ema,
-        validate=validate if args.validation_images else None,
+        validate=validate if base.wants_validation(args) else None,
     )
 
     with averaged(ema, trained):
         state_dict = accelerator.get_state_dict(prepared)
         if accelerator.is_main_process:
-            save_trained_pipeline(args, load_teacher, unet, state_dict, teacher_name, student_name)
+            base.save(args, unet, state_dict)
             if args.push_to_hub:
                 push(args)
     accelerator.wait_for_everyone()
@@ -189,82 +220,54 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def load_student(
-    load_teacher: Callable[..., VDMiniI2VPipeline],
-    teacher: VDMiniI2VPipeline,
-    student_name: str | None,
-    variant: str | None,
-) -> tuple[UNetSpatioTemporalConditionModel, PruningPlan | None]:
-    """The U-Net to train, in float32, and the plan that it was pruned by; without a name, a copy of the teacher's."""
-    if student_name is None:
-        return load_teacher(dtype=torch.float32).unet, None
-    unet = VDMiniUNetSpatioTemporalConditionModel.from_pretrained(
-        student_name, subfolder="unet", variant=variant, dtype=torch.float32
-    )
-    plan = read_plan(student_name)
-    check_student(plan, teacher.unet.config, unet.config, student_name)
-    return unet, plan
-
-
-def add_lora(unet: UNetSpatioTemporalConditionModel, rank: int) -> None:
+def add_lora(unet: ModelMixin, rank: int) -> None:
     """Freeze the U-Net, and add LoRA to its attention."""
     try:
         from peft import LoraConfig
     except ImportError as error:
         raise ImportError("`--rank` needs peft: `pip install vdmini_diffusers[train]`.") from error
     if not isinstance(unet, PeftAdapterMixin):
-        raise ValueError("`--rank` trains a pruned student; diffusers' own class of SVD's U-Net takes no adapter.")
+        raise ValueError("`--rank` trains a pruned student; diffusers' own U-Net classes take no adapter.")
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
 
 
 def open_data(
-    args: TrainingArguments, data_args: VideoDataArguments, teacher: VDMiniI2VPipeline, accelerator: Accelerator
-) -> tuple[DataLoader, Any, ClipShape]:
-    """Batches, what makes latents of them if they are videos, and what the clips are like."""
+    base: BaseModel, args: UNetTrainingArguments, data_args: VideoDataArguments, accelerator: Accelerator
+) -> tuple[Dataset, Encode | None]:
+    """Samples, and what makes latents of a batch of them if they are videos."""
     if data_args.precomputed_data_dir is not None:
-        dataset = PrecomputedLatents(data_args.precomputed_data_dir)
-        encode = None
-        if missing := sorted({"latents", "image_latents", "image_embeds", "added_time_ids"} - set(dataset[0])):
-            raise ValueError(
-                f"{data_args.precomputed_data_dir} has no {', '.join(missing)}: it was not made by"
-                " training/precompute_latents.py for image to video."
-            )
-        shape = ClipShape.of_latents(dataset[0], 2 ** (len(teacher.vae.config.block_out_channels) - 1))
-    else:
-        dataset = load_video_dataset(
-            data_args,
-            SkipLog(args.output_dir / "skipped_videos"),
-            seed=args.seed,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-        )
+        dataset = base.precomputed(data_args.precomputed_data_dir)
+        base.describe(None, dataset[0])
+        return dataset, None
+    dataset = load_video_dataset(
+        data_args,
+        SkipLog(args.output_dir / "skipped_videos"),
+        seed=args.seed,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    base.describe(data_args, None)
 
-        def encode_batch(batch: Mapping[str, Any], generators: list[torch.Generator]) -> Mapping[str, torch.Tensor]:
-            encoded = encode_image_to_video(
-                dict(batch), teacher.vae, teacher.image_encoder, teacher.feature_extractor, generators=generators
-            )
-            return {name: tensor.to(accelerator.device) for name, tensor in encoded.items()}
+    def encode(batch: Mapping[str, Any], generators: Generators) -> Mapping[str, Any]:
+        encoded = base.encode(batch, generators)
+        return {
+            name: value.to(accelerator.device) if isinstance(value, torch.Tensor) else value
+            for name, value in encoded.items()
+        }
 
-        encode = encode_batch
-
-        shape = ClipShape(
-            data_args.num_frames, data_args.height, data_args.width, data_args.fps, data_args.motion_bucket_id
-        )
-
-    return make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers), encode, shape
+    return dataset, encode
 
 
 def make_critics(
-    teacher: VDMiniI2VPipeline,
-    task: SingleStepTask,
+    config: Mapping[str, Any],
+    condition_dim: int,
+    task: Task,
     critic_args: CriticArguments,
     icmd_args: ICMDArguments,
     device: torch.device,
 ) -> list[Critic]:
-    """MCA's critic, and the task's own; those whose weight is 0 are left out."""
-    config = teacher.unet.config
-    condition_dim = teacher.image_encoder.config.projection_dim
+    """MCA's critic, and the task's own; those whose weight is 0 are left out. `config`: of the teacher's U-Net."""
     wanted: tuple[tuple[str, Literal["teacher", "data"], float, int], ...] = (
         ("mca", "teacher", icmd_args.lambda_mca, icmd_args.mca_start_step),
         ("sf_v", "data", icmd_args.lambda_data_critic, 0),
@@ -274,7 +277,7 @@ def make_critics(
         if weight == 0:
             continue
         if critic_args.discriminator_backbone == "teacher":
-            channels = dict(zip(task.critic_taps, config.block_out_channels, strict=True))
+            channels = dict(zip(task.critic_taps, config["block_out_channels"], strict=True))
             heads = DiscriminatorHeads(
                 channels,
                 condition_dim,
@@ -284,7 +287,7 @@ def make_critics(
         else:
             width = critic_args.discriminator_width
             heads = LatentDiscriminator(
-                config.out_channels,
+                config["out_channels"],
                 condition_dim,
                 (width // 4, width // 2, width),
                 temporal_kernel_size=critic_args.temporal_kernel_size,

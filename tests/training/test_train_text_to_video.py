@@ -1,0 +1,223 @@
+"""The training scripts for text to video, as users start them: processes of their own, on tiny components."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from forked_scripts import start
+from PIL import Image
+from safetensors.torch import load_file
+from scripts_run import command_of, largest_difference, logged_losses, run
+from tiny import student_of
+from tiny_text_to_video import VIDEOCRAFTER2, tiny_t2v_pipeline, tiny_t2v_teacher
+from written_latents import write_text_to_video_latents
+from written_videos import write_video
+
+from vdmini_diffusers import VDMiniT2VPipeline
+from vdmini_diffusers.pruning import VDMINI_UNET
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+CARD = "---\nlicense: apache-2.0\n---\n# Student\n<!-- training -->pruned and not yet trained<!-- /training -->\n"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Teacher, pruned student, precomputed latents, and the teacher's own teacher."""
+    folder = tmp_path_factory.mktemp("t2v")
+    teacher = tiny_t2v_teacher()
+    tiny_t2v_pipeline(teacher).save_pretrained(folder / "teacher")
+    tiny_t2v_pipeline(student_of(teacher, VDMINI_UNET)).save_pretrained(folder / "student")
+    (folder / "student" / "unet" / "pruning_plan.json").write_text(VDMINI_UNET.to_json_string())
+    (folder / "student" / "unet" / "pruning_provenance.json").write_text("{}")
+    (folder / "student" / "README.md").write_text(CARD)
+    tiny_t2v_pipeline(tiny_t2v_teacher(**VIDEOCRAFTER2)).save_pretrained(folder / "base")
+    latents = write_text_to_video_latents(folder / "latents", num_samples=8)
+    return folder / "teacher", folder / "student", latents, folder / "base"
+
+
+def command(folders, output_dir: Path, **settings: object) -> list[object]:
+    teacher, student, latents, base = folders
+    chosen = {
+        "task": "t2v",
+        "pretrained_teacher_model_name_or_path": teacher,
+        "pretrained_student_model_name_or_path": student,
+        "ode_teacher_model_name_or_path": base,
+        "precomputed_data_dir": latents,
+        "output_dir": output_dir,
+        "max_train_steps": 2,
+        "train_batch_size": 1,
+        "checkpointing_steps": 1,
+        "logging_steps": 1,
+        "discriminator_width": 32,
+        "mca_start_step": 1,
+        **settings,
+    }
+    return command_of("train_icmd.py", chosen)
+
+
+def turbo_command(folders, output_dir: Path, **settings: object) -> list[object]:
+    names = {"pretrained_model_name_or_path": folders[3], "precomputed_data_dir": folders[2]}
+    few = {"max_train_steps": 2, "train_batch_size": 2, "logging_steps": 1, "time_cond_proj_dim": 16}
+    chosen = {**names, "output_dir": output_dir, **few, "motion_cond_proj_dim": 8, **settings}
+    return command_of("train_t2v_turbo.py", chosen)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / WEIGHTS)
+
+
+WHOLE = {"max_train_steps": 4, "use_ema": True, "learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def trained(folders, tmp_path_factory):
+    """The student after four steps without a stop, and what was printed."""
+    output_dir = tmp_path_factory.mktemp("trained")
+    return output_dir, run(command(folders, output_dir, **WHOLE), output_dir / "log")
+
+
+def test_a_trained_student_is_a_pipeline_that_films_texts(folders, trained):
+    pipe = VDMiniT2VPipeline.from_pretrained(trained[0])
+    assert largest_difference(pipe.unet.state_dict(), weights(folders[1])) > 0
+    plans = [(folder / "unet" / "pruning_plan.json").read_text() for folder in (trained[0], folders[1])]
+    assert plans[0] == plans[1]
+    assert "by ICMD (section 3.3) for 4 steps" in (trained[0] / "README.md").read_text()
+    frames = pipe(
+        "a photo of a cat", height=16, width=16, num_frames=2, num_inference_steps=2, output_type="np"
+    ).frames
+    assert frames.shape == (1, 2, 16, 16, 3)
+
+
+def test_the_settings_are_those_of_the_task(folders, tmp_path):
+    none = {"max_train_steps": None, "train_batch_size": None, "mca_start_step": None}
+    output = run(command(folders, tmp_path / "none", dry_run=True, **none), tmp_path / "log")
+    for setting in (
+        '"learning_rate": 1e-05',
+        '"max_train_steps": 8000',
+        '"train_batch_size": 2',
+        '"gradient_accumulation_steps": 1',
+        '"discriminator_learning_rate": 1e-05',
+        '"lambda_icd": 0.1',
+        '"lambda_mca": 1.0',
+        '"lambda_data_critic": 0.0',
+        '"height": 320',
+        '"width": 512',
+        '"huber_c": 0.001',
+    ):
+        assert setting in output
+    assert "ICD: student down_blocks.2.temp_attentions.1, teacher down_blocks.2.temp_attentions.1" in output
+    assert not (tmp_path / "none").exists()
+
+
+def test_its_losses_are_consistency_icd_and_mca(trained):
+    losses = logged_losses(trained[1])
+    assert set(losses[-1]) == {"consistency", "icd", "mca", "mca_discriminator", "lr"}
+
+
+def test_killed_in_a_step_the_same_command_ends_bit_equal(folders, trained, tmp_path):
+    arguments = command(folders, tmp_path, **WHOLE)
+    process = start(arguments)
+    while process.is_alive() and not (tmp_path / "checkpoint-000001").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (tmp_path / WEIGHTS).exists()
+    assert "going on from" in run(arguments, tmp_path / "log")
+    assert largest_difference(weights(tmp_path), weights(trained[0])) == 0
+
+
+def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(folders, tmp_path):
+    settings = {"temporal_dropout": 0, "gradient_checkpointing": True}
+    one = run(command(folders, tmp_path / "one", train_batch_size=2, temporal_dropout=0), tmp_path / "log-one")
+    two = run(command(folders, tmp_path / "two", **settings), tmp_path / "log-two", processes=2)
+    losses = logged_losses(one)
+    assert len(losses) == 2 and set(losses[1]) > {"consistency", "icd", "mca", "mca_discriminator"}
+    for a, b in zip(losses, logged_losses(two), strict=True):
+        assert b == pytest.approx(a, rel=1e-4)
+    assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-4
+
+
+def test_the_teacher_may_solve_the_ode_itself(folders, tmp_path):
+    settings = {"ode_teacher_model_name_or_path": None, "max_train_steps": 1}
+    assert logged_losses(run(command(folders, tmp_path, **settings), tmp_path / "log"))[0]["consistency"] > 0
+
+
+def test_t2v_turbo_is_made_of_a_model_that_is_guided_at_run_time(folders, tmp_path):
+    output = run(turbo_command(folders, tmp_path, learning_rate=1e-3), tmp_path / "log")
+    assert set(logged_losses(output)[0]) == {"consistency", "lr"}
+    pipe = VDMiniT2VPipeline.from_pretrained(tmp_path)
+    assert type(pipe.scheduler).__name__ == "LCMScheduler" and pipe.scheduler.config.original_inference_steps == 200
+    config = pipe.unet.config
+    assert (config.time_cond_proj_dim, config.motion_cond_proj_dim, config.fps_cond) == (16, 8, True)
+    before, after = weights(folders[3]), weights(tmp_path)
+    assert set(after) - set(before) == {
+        f"time_embedding.{name}.weight" for name in ("cond_proj", "motion_cond_proj", "combine_proj")
+    }
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+    assert after["time_embedding.combine_proj.weight"].abs().max() > 0  # which began at zero
+    assert "T2V-Turbo" in (tmp_path / "README.md").read_text()
+
+
+def test_t2v_turbo_is_not_made_of_itself(folders, tmp_path):
+    output = run(
+        turbo_command(folders, tmp_path / "out", pretrained_model_name_or_path=folders[0]),
+        tmp_path / "log",
+        fails=True,
+    )
+    assert "it was distilled already" in output
+
+
+def test_a_teacher_that_is_not_told_guidance_is_refused(folders, tmp_path):
+    teacher, student, latents, base = folders
+    output = run(command((base, student, latents, base), tmp_path / "out"), tmp_path / "log", fails=True)
+    assert "is not told guidance" in output and "train_t2v_turbo.py" in output
+
+
+@pytest.mark.parametrize("task", ["i2v", "t2v"])
+def test_models_of_the_other_task_are_refused(folders, teacher_folder, tmp_path, task):
+    settings = {"ode_teacher_model_name_or_path": None, "task": task}
+    if task == "t2v":
+        settings["pretrained_teacher_model_name_or_path"] = teacher_folder
+    output = run(command(folders, tmp_path / "out", **settings), tmp_path / "log", fails=True)
+    assert ("is for image to video" if task == "t2v" else "is for text to video") in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_on_videos_and_their_captions_shows_validation_prompts(folders, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for i in range(3):
+        write_video(videos / f"{i}.mp4", 10, 8)
+    lines = [json.dumps({"file_name": f"{i}.mp4", "caption": f"a photo of {i} cats"}) for i in range(3)]
+    (videos / "metadata.jsonl").write_text("\n".join(lines))
+    size = {"num_frames": 2, "height": 16, "width": 16}
+    data = {"precomputed_data_dir": None, "train_data_dir": videos, "cache_dir": tmp_path / "cache", **size}
+    validation = {"validation_prompts": "a cat", "validation_steps": 2}
+    run(command(folders, tmp_path / "out", **data, **validation), tmp_path / "log")
+    assert (tmp_path / "out" / WEIGHTS).exists()
+    with Image.open(tmp_path / "out" / "validation" / "step-000002-0.gif") as gif:
+        assert gif.n_frames == 2 and gif.size == (16, 16)
+
+
+def test_a_yaml_file_may_name_the_task(folders, tmp_path):
+    (tmp_path / "run.yaml").write_text("task: t2v\nhuber_c: 0.01\n")
+    script, *flags = command(folders, tmp_path / "none", dry_run=True, task=None)
+    assert '"huber_c": 0.01' in run([script, tmp_path / "run.yaml", *flags], tmp_path / "log")
+
+
+def test_a_student_of_another_teacher_is_refused(folders, tmp_path):
+    teacher, student, *rest = folders
+    other = tmp_path / "other"
+    shutil.copytree(student, other)
+    config = json.loads((other / "unet" / "config.json").read_text())
+    plan = json.loads((other / "unet" / "pruning_plan.json").read_text())
+    (other / "unet" / "config.json").write_text(json.dumps(config | {"layers_per_block": [1, 1, 2], "norm_eps": 1e-6}))
+    assert plan
+    output = run(command((teacher, other, *rest), tmp_path / "out"), tmp_path / "log", fails=True)
+    assert "makes a U-Net with `norm_eps`" in output

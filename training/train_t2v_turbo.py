@@ -1,0 +1,66 @@
+#!/usr/bin/env python
+"""T2V-Turbo (Li et al., 2024): a text-to-video model to a few steps, the teacher of VDMini-T2V, by consistency (Eq. 3).
+
+    accelerate launch training/train_t2v_turbo.py \
+        --pretrained_model_name_or_path path/to/videocrafter2 \
+        --train_data_dir path/to/videos --output_dir t2v-turbo
+
+The student is the model itself, told the guidance weight from now on; the frozen model solves the ODE.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vdmini_diffusers.data.arguments import TextToVideoDataArguments
+from vdmini_diffusers.distillation.arguments import CriticArguments, parse_arguments, setting
+from vdmini_diffusers.distillation.consistency_arguments import (
+    ConsistencyArguments,
+    RewardArguments,
+    TextToVideoICMDArguments,
+    TextToVideoTrainingArguments,
+)
+from vdmini_diffusers.text_to_video import TextToVideo
+from vdmini_diffusers.train_unet import train_unet
+
+
+@dataclass
+class ModelArguments:
+    pretrained_model_name_or_path: str = field(
+        metadata={"help": "Pipeline folder or Hub id of a model that is guided at run time, e.g. VideoCrafter2."}
+    )
+    variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
+    revision: str | None = field(default=None, metadata={"help": "Of the model on the Hub."})
+    time_cond_proj_dim: int = field(default=256, metadata={"help": "Channels of the guidance weight's embedding."})
+    motion_cond_proj_dim: int = field(
+        default=256, metadata={"help": "Channels of the embedding of motion guidance; 0 for a model without."}
+    )
+
+
+@dataclass
+class T2VTurboTrainingArguments(TextToVideoTrainingArguments):
+    output_dir: Path = field(default=Path("t2v-turbo"), metadata={"help": "Where checkpoints and the pipeline go."})
+    max_train_steps: int = setting(8_000, "Optimiser steps (T2V-Turbo-v2).")
+    train_batch_size: int = setting(3, "Videos per process and step (T2V-Turbo-v2).")
+
+
+def main() -> None:
+    models, args, consistency_args, reward_args, data_args = parse_arguments(
+        (ModelArguments, T2VTurboTrainingArguments, ConsistencyArguments, RewardArguments, TextToVideoDataArguments)
+    )
+    if models.motion_cond_proj_dim < 0 or models.time_cond_proj_dim < 4:
+        raise ValueError("`--time_cond_proj_dim` must be at least 4, `--motion_cond_proj_dim` 0 or as much.")
+    base = TextToVideo(
+        models.pretrained_model_name_or_path,
+        None,
+        consistency_args,
+        reward_args,
+        models.variant,
+        models.revision,
+        guidance_dims=(models.time_cond_proj_dim, models.motion_cond_proj_dim or None),
+    )
+    alone = TextToVideoICMDArguments(lambda_icd=0.0, lambda_mca=0.0, lambda_data_critic=0.0)
+    train_unet(base, args, CriticArguments(), alone, data_args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""A mixture of rewards on decoded frames (T2V-Turbo-v2; section 3.1): what is decoded, and how gradients come back.
+
+A reward is any callable that takes frames `(n, frames, 3, height, width)`, 0 to 1, and `n` captions, and gives `(n,)`
+that can be differentiated by the frames. Those of CLIP's kind are in `reward_models.py`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from vdmini_diffusers.distillation.tasks.base import Generators
+
+
+Reward = Callable[[torch.Tensor, list[str]], torch.Tensor]
+WeightedRewards = Sequence[tuple[float, Reward]]
+
+
+@dataclass(frozen=True)
+class RewardMixture:
+    """`-beta_img J_img - beta_vid J_vid`, to be added to the loss.
+
+    Every sample with a short caption counts, so that what a sample gets does not depend on its neighbours; T2V-Turbo-v2
+    takes one of each process. Long captions are left to the consistency loss, as there: rewards read little text.
+
+    Memory: samples go through decoder and rewards one after the other, forward and backward, before the student's own
+    backward pass begins, and within a sample the decoder holds the activations of one frame at a time.
+
+    Attributes:
+        vae: frozen; decodes frame by frame, as `AutoencoderKL`.
+        image_rewards, video_rewards: with weights within the sum.
+        image_weight, video_weight: beta_img and beta_vid.
+        num_image_frames: drawn at random, for the image rewards.
+        num_video_frames: evenly spaced from a random one on, for the video rewards.
+        max_caption_words: of a short caption.
+    """
+
+    vae: nn.Module
+    image_rewards: WeightedRewards = ()
+    video_rewards: WeightedRewards = ()
+    image_weight: float = 0.2
+    video_weight: float = 0.5
+    num_image_frames: int = 2
+    num_video_frames: int = 4
+    max_caption_words: int = 40
+
+    def draw_frames(self, num_frames: int, generators: Generators) -> dict[str, torch.Tensor]:
+        """Of clips of `num_frames`: those that each kind of reward will see, `(batch, n)`.
+
+        Raises:
+            ValueError: if there are fewer frames than a reward wants.
+        """
+        drawn = {}
+        wanted = max(
+            (self.image_rewards and self.num_image_frames) or 0, (self.video_rewards and self.num_video_frames) or 0
+        )
+        if num_frames < wanted:
+            raise ValueError(f"A reward wants {wanted} frames, and clips have {num_frames}.")
+        if self.image_rewards:
+            orders = [torch.randperm(num_frames, generator=generator) for generator in generators]
+            drawn["image"] = torch.stack([order[: self.num_image_frames] for order in orders])
+        if self.video_rewards:
+            stride = num_frames // self.num_video_frames
+            starts = [torch.randint(stride, (1,), generator=generator) for generator in generators]
+            drawn["video"] = torch.cat(starts)[:, None] + stride * torch.arange(self.num_video_frames)
+        return drawn
+
+    def losses(
+        self, denoised: torch.Tensor, captions: Sequence[str], frames: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The mean over the batch of the negative, weighted rewards.
+
+        Args:
+            denoised: `(batch, frames, channels, h, w)`, scaled as U-Nets see latents.
+        """
+        kinds = {"image": (self.image_weight, self.image_rewards), "video": (self.video_weight, self.video_rewards)}
+        losses = {}
+        for kind, indices in frames.items():
+            weight, rewards = kinds[kind]
+            total = denoised.new_zeros(())
+            for latents, caption, index in zip(denoised, captions, indices, strict=True):
+                if 0 < len(caption.split()) <= self.max_caption_words:
+                    total = total + self.reward(latents[index.to(latents.device)], caption, rewards)
+            losses[f"{kind}_reward"] = -weight / len(denoised) * total
+        return losses
+
+    def reward(self, latents: torch.Tensor, caption: str, rewards: WeightedRewards) -> torch.Tensor:
+        """Of one sample's frames. Its gradient by the latents is taken here; the graph of the decoder does not last."""
+        leaf = latents.detach().requires_grad_()
+        decoded = self.decode(leaf)[None]
+        reward = torch.stack([factor * rate(decoded, [caption]).float().sum() for factor, rate in rewards]).sum()
+        (gradient,) = torch.autograd.grad(reward, leaf)
+        return reward.detach() + ((latents - leaf.detach()) * gradient).sum()
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """`(n, channels, h, w)` to `(n, 3, height, width)`, 0 to 1."""
+        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        pictures = [checkpoint(self._decode_one, frame[None], use_reentrant=False) for frame in latents]
+        return (torch.cat(pictures).float() / 2 + 0.5).clamp(0, 1)
+
+    def _decode_one(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(latents, return_dict=False)[0]
