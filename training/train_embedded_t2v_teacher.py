@@ -38,6 +38,7 @@ from vdmini_diffusers.embedded.text_to_video import (
     start_from_image_to_video,
 )
 from vdmini_diffusers.models import VDMiniUNet3DConditionModel
+from vdmini_diffusers.pipelines import VDMiniT2VPipeline
 
 
 logger = get_logger(__name__, log_level="INFO")
@@ -233,6 +234,17 @@ def main(args: Arguments) -> None:
     unet, text_encoder = train_unet(args, latents, scaling_factor, device)
     vae = train_decoder(args, frame_by_frame(encoder), latents, device)
     vae.register_to_config(scaling_factor=scaling_factor)
+    for model in (vae, unet, text_encoder):
+        model.half()
+    pipeline = VDMiniT2VPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=build_tokenizer(scene.caption for scene in all_scenes()),
+        unet=unet,
+        scheduler=build_scheduler(),
+    )
+    pipeline.save_pretrained(args.output_dir / "pipeline")
+    logger.info("saved %s", args.output_dir / "pipeline")
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ class HeldOutMeasure(VideoMeasure):
     def __init__(self, num_clips: int, seed: int = 0, detector: I3D | None = None):
         self.seed = seed
         self.clips = held_out_clips(num_clips, seed)
+        self.captions = [clip.caption for clip in self.clips]
         others = held_out_clips(num_clips, seed + 1)
         super().__init__(*(np.stack([clip.frames for clip in clips]) for clips in (self.clips, others)), detector)
 
@@ -147,6 +148,7 @@ class HeldOutPrompts(VideoMeasure):
         self.pictures = CaptionedClips()
         self.recognise = Recogniser(self.pictures.sprites, {name: self.pictures.view(name) for name in PLACES})
         self.scenes, real = self._draw(num_clips, seed)
+        self.captions = [scene.caption for scene in self.scenes]
         super().__init__(real, self._draw(num_clips, seed + 1)[1], detector)
 
     def _draw(self, num_clips: int, seed: int) -> tuple[list[Scene], np.ndarray]:
@@ -172,9 +174,9 @@ class HeldOutPrompts(VideoMeasure):
         pipe.set_progress_bar_config(disable=True)
         videos = []
         for start in tqdm(range(0, len(self.scenes), batch_size), desc="clips", unit="batch", leave=False):
-            batch = self.scenes[start : start + batch_size]
+            batch = self.captions[start : start + batch_size]
             frames = pipe(
-                [scene.caption for scene in batch],
+                batch,
                 num_frames=self.real.frames.shape[1],
                 num_inference_steps=num_inference_steps,
                 generator=[torch.Generator().manual_seed(self.seed + start + i) for i in range(len(batch))],

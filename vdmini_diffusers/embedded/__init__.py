@@ -3,6 +3,9 @@
 `I2V_TEACHER` is a small pipeline folder in Stable Video Diffusion's layout. Its U-Net makes a video in one step, as
 SF-V's does; with `variant=MULTI_STEP` it is the one before that, as Stable Video Diffusion's own. The card
 (`i2v_teacher/README.md`) says what both were made of. `load_examples` gives held-out clips.
+
+`T2V_TEACHER` is a small pipeline folder of T2V-Turbo's kind, which makes a video of a caption in four steps. `T2V_BASE`
+has the U-Net and scheduler that it was made of, of VideoCrafter2's kind, without the parts that both share.
 """
 
 import json
@@ -15,6 +18,8 @@ from PIL import Image
 
 I2V_TEACHER = Path(__file__).parent / "i2v_teacher"
 MULTI_STEP = "multi_step"
+T2V_TEACHER = Path(__file__).parent / "t2v_teacher"
+T2V_BASE = Path(__file__).parent / "t2v_base"
 EXAMPLES = Path(__file__).parent / "examples"
 
 
