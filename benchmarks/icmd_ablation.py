@@ -6,8 +6,9 @@
     python benchmarks/icmd_ablation.py --task t2v --output_dir outputs/icmd_ablation_t2v
 
 Trains the pruned student with `training/train_icmd.py` once per row and seed, animates held-out pictures in one step,
-or films held-out captions in four, and writes `table.md`, `results.json`, `plot.png` and `contact_sheet.png`. Finished runs are kept: run it again after a
-stop. FVD is that of generated against other held-out clips; its floor, of real clips against those, stands beside it.
+or films held-out captions in four, and writes `table.md`, `results.json`, `plot.png` and `contact_sheet.png`. Finished
+runs are kept: run it again after a stop. FVD is that of generated against other held-out clips; its floor, of real
+clips against those, stands beside it.
 """
 
 import json
