@@ -16,12 +16,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from transformers import HfArgumentParser
 
+from vdmini_diffusers.contact_sheet import write_contact_sheet
 from vdmini_diffusers.embedded import I2V_TEACHER, MULTI_STEP
 from vdmini_diffusers.evaluation.continuation import motion_cosine, motion_ratio, psnr
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.held_out import KINDS, HeldOutMeasure
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
-from vdmini_diffusers.quickstart import write_contact_sheet
 
 
 @dataclass

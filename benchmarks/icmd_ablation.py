@@ -26,12 +26,12 @@ from typing import Literal
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
+from vdmini_diffusers.contact_sheet import write_contact_sheet
 from vdmini_diffusers.embedded import I2V_TEACHER, T2V_BASE, T2V_TEACHER
 from vdmini_diffusers.embedded.text_to_video import GUIDANCE_SCALE, W_RANGE
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.held_out import HeldOutMeasure, HeldOutPrompts
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, prune_t2v_pipeline
-from vdmini_diffusers.quickstart import write_contact_sheet
 from vdmini_diffusers.training_clips import write_captioned_latents, write_training_latents
 
 

@@ -21,6 +21,7 @@ PACKAGE = ROOT / "vdmini_diffusers"
 FLOORS = {
     "models": 1,
     "pipelines": 1,
+    "contact_sheet": 2,
     "data": 2,
     "distillation": 2,
     "embedded": 2,

@@ -7,8 +7,9 @@ from diffusers import UNetSpatioTemporalConditionModel
 from PIL import Image
 
 from vdmini_diffusers import quickstart
+from vdmini_diffusers.contact_sheet import SCALE
 from vdmini_diffusers.embedded import I2V_TEACHER
-from vdmini_diffusers.quickstart import Arguments, read_image
+from vdmini_diffusers.quickstart import Arguments, FromPictures, count_macs, read_image
 
 
 SHORT = {"max_train_steps": 2, "num_train_clips": 2}
@@ -29,7 +30,7 @@ def test_the_first_command_of_the_readme_writes_pictures_and_a_report(tmp_path):
         with Image.open(tmp_path / "out" / f"{name}.gif") as gif:
             assert gif.n_frames == 8
     with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
-        assert sheet.width == 8 * 64 * quickstart.SCALE
+        assert sheet.width == 8 * 64 * SCALE
     pruned, distilled = (tmp_path / "out" / name / "model_index.json" for name in ("pruned", "vdmini-i2v"))
     assert pruned.is_file() and distilled.is_file()
 
@@ -56,13 +57,13 @@ def test_a_picture_is_cut_to_its_centre_square(tmp_path):
 
 def test_macs_grow_with_the_frames():
     unet = UNetSpatioTemporalConditionModel.from_pretrained(I2V_TEACHER, subfolder="unet")
-    one, two = (quickstart.count_macs(unet, unet.config.cross_attention_dim, num_frames) for num_frames in (1, 2))
+    one, two = (count_macs(unet, FromPictures.unet_inputs(unet.config, num_frames)) for num_frames in (1, 2))
     assert two == pytest.approx(2 * one, rel=0.05)  # all but the embeddings, and attention over frames
     assert one > unet.num_parameters()  # convolutions use their weights at every position
 
 
 def test_macs_count_attention_which_grows_with_the_square_of_the_picture():
     unet = UNetSpatioTemporalConditionModel.from_pretrained(I2V_TEACHER, subfolder="unet")
-    small = quickstart.count_macs(unet, unet.config.cross_attention_dim, num_frames=1)
+    small = count_macs(unet, FromPictures.unet_inputs(unet.config, num_frames=1))
     unet.register_to_config(sample_size=2 * unet.config.sample_size)
-    assert quickstart.count_macs(unet, unet.config.cross_attention_dim, num_frames=1) > 4.1 * small
+    assert count_macs(unet, FromPictures.unet_inputs(unet.config, num_frames=1)) > 4.1 * small

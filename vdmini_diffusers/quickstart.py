@@ -1,104 +1,184 @@
-"""The main job on what ships with the package: prune the embedded teacher, distil, animate, and show all three.
+"""The main job on what ships with the package: prune an embedded teacher, distil, sample, and show all three.
 
     python -m vdmini_diffusers.quickstart --output_dir outputs/quickstart
+    python -m vdmini_diffusers.quickstart --task t2v --output_dir outputs/quickstart_t2v
 
 Writes a GIF for each model, `contact_sheet.png`, `report.md` and `report.json` into the output folder, and into
-folders inside it the pruned pipeline (`pruned`) and the distilled one (`vdmini-i2v`). Distillation is a short one.
+folders inside it the pruned pipeline (`pruned`) and the distilled one (`vdmini-i2v`, `vdmini-t2v`). Distillation is a
+short one.
 """
 
 import json
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from torch import nn
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageOps
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import HfArgumentParser
 
-from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.contact_sheet import write_contact_sheet, write_gif
+from vdmini_diffusers.data.arguments import TextToVideoDataArguments, VideoDataArguments
 from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, TrainingArguments
-from vdmini_diffusers.embedded import I2V_TEACHER, Example, load_examples
+from vdmini_diffusers.distillation.consistency_arguments import (
+    ConsistencyArguments,
+    RewardArguments,
+    TextToVideoICMDArguments,
+    TextToVideoTrainingArguments,
+)
+from vdmini_diffusers.embedded import I2V_TEACHER, T2V_BASE, T2V_TEACHER, Example, load_examples
+from vdmini_diffusers.embedded.text_to_video import GUIDANCE_SCALE, W_RANGE
 from vdmini_diffusers.evaluation.continuation import motion_cosine, motion_ratio, psnr
 from vdmini_diffusers.image_to_video import ImageToVideo
-from vdmini_diffusers.pipelines import VDMiniI2VPipeline
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
+from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline
+from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, prune_t2v_pipeline
 from vdmini_diffusers.pruning import PLANS
+from vdmini_diffusers.text_to_video import TextToVideo
 from vdmini_diffusers.train_unet import train_unet
-from vdmini_diffusers.training_clips import write_training_latents
+from vdmini_diffusers.training_clips import write_captioned_latents, write_training_latents
 
 
 logger = logging.getLogger(__name__)
 
-SCALE = 3  # the clips are small: each pixel is shown as 3 x 3
+NUM_FRAMES, SIZE = 8, 64  # of the embedded teachers' clips
+PROMPTS = (  # of things at places where the teacher was not shown them
+    "a red car moves right past an astronaut",
+    "a tractor moves left past the stars",
+    "an elephant moves slowly left past an eye",
+    "a balloon moves up past a cup of coffee",
+)
 
 
 @dataclass
 class Arguments:
     output_dir: Path = field(default=Path("outputs/quickstart"), metadata={"help": "Where the results go."})
+    task: Literal["i2v", "t2v"] = field(default="i2v", metadata={"help": "Image or text to video."})
     image: Path | None = field(default=None, metadata={"help": "Animate this picture instead of the shipped ones."})
-    num_inference_steps: int = field(default=1, metadata={"help": "Sampling steps; all three are one-step models."})
+    prompts: list[str] = field(
+        default_factory=lambda: list(PROMPTS), metadata={"help": "What to film with --task t2v."}
+    )
+    num_inference_steps: int | None = field(
+        default=None, metadata={"help": "Sampling steps; by default 1 from pictures and 4 from texts."}
+    )
     max_train_steps: int = field(default=100, metadata={"help": "Steps of distillation; 0 for none."})
     num_train_clips: int = field(default=128, metadata={"help": "Clips to distil on."})
     motion_bucket_id: int = field(default=127, metadata={"help": "Speed of --image, 32 to 255."})
     seed: int = field(default=0, metadata={"help": "Seed of the training, and of the noise that all start from."})
 
 
-def count_macs(unet: nn.Module, cross_attention_dim: int, num_frames: int) -> int:
-    """Multiply-accumulates of one U-Net call on one clip (matrix products, convolutions and attention)."""
-    size = unet.config.sample_size
-    sample = torch.zeros(1, num_frames, unet.config.in_channels, size, size)
+class FromPictures:
+    """The embedded image-to-video teacher, and what it is given.
+
+    Attributes:
+        captions: of the samples.
+        real: what really came, uint8 `(n, frames, height, width, 3)`, if that is known.
+    """
+
+    teacher, student_name = I2V_TEACHER, "vdmini-i2v"
+    prune: Callable[..., Path] = staticmethod(prune_svd_pipeline)
+    write_latents: Callable[..., Path] = staticmethod(write_training_latents)
+    pipeline: type[DiffusionPipeline] = VDMiniI2VPipeline
+
+    def __init__(self, args: Arguments):
+        self.num_inference_steps = args.num_inference_steps or 1
+        self.examples = load_examples()
+        if args.image is not None:
+            first = read_image(args.image, SIZE)
+            still = np.repeat(first[None], NUM_FRAMES, axis=0)
+            self.examples = [Example(args.image.stem, args.motion_bucket_id, still)]
+        self.captions = [example.caption for example in self.examples]
+        self.real = None if args.image is not None else np.stack([example.frames for example in self.examples])
+
+    def distil(self, pruned: Path, latents: Path, settings: dict[str, Any]) -> None:
+        train_unet(
+            ImageToVideo(str(self.teacher), str(pruned)),
+            TrainingArguments(**settings, learning_rate=3e-4),
+            CriticArguments(discriminator_learning_rate=1e-4),
+            ICMDArguments(mca_start_step=round(0.3 * settings["max_train_steps"])),
+            VideoDataArguments(precomputed_data_dir=latents),
+        )
+
+    def sample(self, pipe: Any, index: int, generator: torch.Generator) -> np.ndarray:
+        """One video, `(frames, height, width, 3)`, 0 to 1."""
+        example = self.examples[index]
+        return pipe(
+            Image.fromarray(example.frames[0]),
+            num_inference_steps=self.num_inference_steps,
+            motion_bucket_id=example.motion_bucket_id,
+            generator=generator,
+            output_type="np",
+        ).frames[0]
+
+    @staticmethod
+    def unet_inputs(config: Any, num_frames: int) -> dict[str, torch.Tensor]:
+        """Of one call on one clip."""
+        return {
+            "sample": torch.zeros(1, num_frames, config.in_channels, config.sample_size, config.sample_size),
+            "timestep": torch.zeros(()),
+            "encoder_hidden_states": torch.zeros(1, 1, config.cross_attention_dim),
+            "added_time_ids": torch.zeros(1, 3),
+        }
+
+
+class FromTexts:
+    """The embedded text-to-video teacher; attributes and methods as those of [`FromPictures`]."""
+
+    teacher, student_name = T2V_TEACHER, "vdmini-t2v"
+    prune: Callable[..., Path] = staticmethod(prune_t2v_pipeline)
+    write_latents: Callable[..., Path] = staticmethod(write_captioned_latents)
+    pipeline: type[DiffusionPipeline] = VDMiniT2VPipeline
+    real = None
+
+    def __init__(self, args: Arguments):
+        self.num_inference_steps = args.num_inference_steps or 4
+        self.captions = args.prompts
+
+    def distil(self, pruned: Path, latents: Path, settings: dict[str, Any]) -> None:
+        solver = ConsistencyArguments(str(T2V_BASE), w_min=W_RANGE[0], w_max=W_RANGE[1])
+        train_unet(
+            TextToVideo(str(self.teacher), str(pruned), solver, RewardArguments()),
+            TextToVideoTrainingArguments(**settings, learning_rate=1e-3, temporal_dropout=0.0),
+            CriticArguments(discriminator_learning_rate=1e-3),
+            TextToVideoICMDArguments(mca_start_step=round(0.3 * settings["max_train_steps"])),
+            TextToVideoDataArguments(precomputed_data_dir=latents),
+        )
+
+    def sample(self, pipe: Any, index: int, generator: torch.Generator) -> np.ndarray:
+        return pipe(
+            self.captions[index],
+            num_frames=NUM_FRAMES,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=GUIDANCE_SCALE,
+            generator=generator,
+            output_type="np",
+        ).frames[0]
+
+    @staticmethod
+    def unet_inputs(config: Any, num_frames: int) -> dict[str, torch.Tensor]:
+        return {
+            "sample": torch.zeros(1, config.in_channels, num_frames, config.sample_size, config.sample_size),
+            "timestep": torch.zeros(()),
+            "encoder_hidden_states": torch.zeros(1, 77, config.cross_attention_dim),
+            "timestep_cond": torch.zeros(1, config.time_cond_proj_dim),
+            "motion_cond": torch.zeros(1, config.motion_cond_proj_dim),
+            "fps": torch.full((1,), 8.0),
+        }
+
+
+def count_macs(unet: Any, inputs: dict[str, torch.Tensor]) -> int:
+    """Multiply-accumulates of one U-Net call (matrix products, convolutions and attention)."""
     # The counter does not know the CPU's fused attention, and would count it as nothing.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        unet(sample, torch.zeros(()), torch.zeros(1, 1, cross_attention_dim), torch.zeros(1, 3))
+        unet(**inputs)
     return counter.get_total_flops() // 2
-
-
-def animate(
-    pipe: VDMiniI2VPipeline, examples: list[Example], num_inference_steps: int, seed: int
-) -> tuple[list[np.ndarray], float]:
-    """The pipeline's clips for the first frames of `examples`, as uint8, and its seconds per clip."""
-    clips, started = [], time.perf_counter()
-    for example in examples:
-        frames = pipe(
-            Image.fromarray(example.frames[0]),
-            num_inference_steps=num_inference_steps,
-            motion_bucket_id=example.motion_bucket_id,
-            generator=torch.manual_seed(seed),
-            output_type="np",
-            return_dict=False,
-        )
-        clips.append((np.asarray(frames)[0] * 255).round().astype(np.uint8))
-    return clips, (time.perf_counter() - started) / len(examples)
-
-
-def enlarge(frame: np.ndarray) -> Image.Image:
-    return Image.fromarray(frame).resize((frame.shape[1] * SCALE, frame.shape[0] * SCALE), Image.Resampling.NEAREST)
-
-
-def write_gif(clips: list[np.ndarray], path: Path, fps: int = 7) -> None:
-    """All clips side by side, in a loop."""
-    frames = [enlarge(np.concatenate(frames, axis=1)) for frames in zip(*clips, strict=True)]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
-
-
-def write_contact_sheet(rows: list[tuple[str, np.ndarray]], path: Path) -> None:
-    """One row a clip, time to the right, with its label above."""
-    font, label_height = ImageFont.load_default(14), 20
-    strips = [enlarge(np.concatenate(list(clip), axis=1)) for _, clip in rows]
-    sheet = Image.new("RGB", (strips[0].width, sum(strip.height + label_height for strip in strips)), "white")
-    draw, y = ImageDraw.Draw(sheet), 0
-    for (label, _), strip in zip(rows, strips, strict=True):
-        draw.text((4, y + 2), label, fill="black", font=font)
-        sheet.paste(strip, (0, y + label_height))
-        y += label_height + strip.height
-    sheet.save(path)
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
@@ -107,82 +187,76 @@ def read_image(path: Path, size: int) -> np.ndarray:
         return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
 
 
-def distil(args: Arguments, pruned: Path) -> Path:
+def distil(task: FromPictures | FromTexts, args: Arguments, pruned: Path) -> Path:
     """ICMD as `training/train_icmd.py` does it, on clips drawn from photographs of the extra `teacher`."""
-    latents, folder = args.output_dir / "latents", args.output_dir / "vdmini-i2v"
+    latents, folder = args.output_dir / "latents", args.output_dir / task.student_name
     for earlier in (latents, folder):
         shutil.rmtree(earlier, ignore_errors=True)
-    write_training_latents(latents, I2V_TEACHER, args.num_train_clips)
-    return train_unet(
-        ImageToVideo(str(I2V_TEACHER), str(pruned)),
-        TrainingArguments(
-            output_dir=folder,
-            seed=args.seed,
-            max_train_steps=args.max_train_steps,
-            train_batch_size=2,
-            gradient_accumulation_steps=1,
-            learning_rate=3e-4,
-            lr_scheduler="cosine",
-            checkpointing_steps=args.max_train_steps,
-            resume_from_checkpoint="none",
-        ),
-        CriticArguments(discriminator_learning_rate=1e-4),
-        ICMDArguments(mca_start_step=round(0.3 * args.max_train_steps)),
-        VideoDataArguments(precomputed_data_dir=latents),
-    )
+    task.write_latents(latents, task.teacher, args.num_train_clips)
+    settings = {
+        "output_dir": folder,
+        "seed": args.seed,
+        "max_train_steps": args.max_train_steps,
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "lr_scheduler": "cosine",
+        "checkpointing_steps": args.max_train_steps,
+        "resume_from_checkpoint": "none",
+    }
+    task.distil(pruned, latents, settings)
+    return folder
 
 
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
     plan = PLANS["vdmini"]
-    examples = load_examples()
-    if args.image is not None:
-        first = read_image(args.image, size=64)
-        examples = [Example(args.image.stem, args.motion_bucket_id, np.repeat(first[None], 8, axis=0))]
+    task = {"i2v": FromPictures, "t2v": FromTexts}[args.task](args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
     logger.info("1/4 Pruning the embedded teacher by the plan %r (paper, Table A4)", plan.name)
-    folders = {"teacher": I2V_TEACHER}
-    folders["pruned"] = prune_svd_pipeline(I2V_TEACHER, args.output_dir / "pruned", plan=plan, overwrite=True)
+    folders = {"teacher": task.teacher}
+    folders["pruned"] = task.prune(task.teacher, args.output_dir / "pruned", plan=plan, overwrite=True)
     if args.max_train_steps > 0:
         logger.info("2/4 Distilling: %d steps of ICMD (paper, section 3.3)", args.max_train_steps)
-        folders["distilled"] = distil(args, folders["pruned"])
+        folders["distilled"] = distil(task, args, folders["pruned"])
 
-    logger.info("3/4 Animating %d pictures with each model", len(examples))
-    clips, models = {}, {}
+    logger.info("3/4 Making %d videos with each model", len(task.captions))
+    clips: dict[str, np.ndarray] = {}
+    models: dict[str, dict[str, Any]] = {}
     for name, folder in folders.items():
         # The weights are stored in half precision, which CPUs do not compute in.
-        pipe = VDMiniI2VPipeline.from_pretrained(folder, dtype=torch.float32)
-        clips[name], seconds = animate(pipe, examples, args.num_inference_steps, args.seed)
-        unet = pipe.unet
+        pipe = task.pipeline.from_pretrained(folder, dtype=torch.float32)
+        started = time.perf_counter()
+        videos = [task.sample(pipe, i, torch.manual_seed(args.seed)) for i in range(len(task.captions))]
+        seconds = (time.perf_counter() - started) / len(videos)
+        clips[name] = (np.stack(videos) * 255).round().astype(np.uint8)
         models[name] = {
-            "unet_parameters": unet.num_parameters(),
-            "unet_macs_per_step": count_macs(unet, unet.config.cross_attention_dim, unet.config.num_frames),
+            "unet_parameters": pipe.unet.num_parameters(),
+            "unet_macs_per_step": count_macs(pipe.unet, task.unet_inputs(pipe.unet.config, NUM_FRAMES)),
             "seconds_per_video": round(seconds, 2),
-            "psnr_to_teacher_db": round(psnr(np.stack(clips[name]), np.stack(clips["teacher"])), 2),
+            "psnr_to_teacher_db": round(psnr(clips[name], clips["teacher"]), 2),
         }
     models["teacher"]["psnr_to_teacher_db"] = "-"
 
     logger.info("4/4 Writing pictures and report to %s", args.output_dir)
     rows = []
-    for index, example in enumerate(examples):
-        if args.image is None:
-            rows.append((f"{example.caption}: what really came (held out)", example.frames))
-        rows += [(f"{example.caption}: {name}", clips[name][index]) for name in folders]
+    for i, caption in enumerate(task.captions):
+        if task.real is not None:
+            rows.append((f"{caption}: what really came (held out)", task.real[i]))
+        rows += [(f"{caption}: {name}", clips[name][i]) for name in folders]
     write_contact_sheet(rows, args.output_dir / "contact_sheet.png")
     for name in folders:
         write_gif(clips[name], args.output_dir / f"{name}.gif")
 
-    if args.image is None:
-        real = np.stack([example.frames for example in examples])
+    if task.real is not None:
         for name in folders:
-            models[name] |= against_real(np.stack(clips[name]), real)
-        still = np.repeat(real[:, :1], real.shape[1], axis=1)
-        models["first frame repeated"] = {"psnr_to_real_db": round(psnr(still[:, 1:], real[:, 1:]), 2)}
+            models[name] |= against_real(clips[name], task.real)
+        still = np.repeat(task.real[:, :1], NUM_FRAMES, axis=1)
+        models["first frame repeated"] = {"psnr_to_real_db": round(psnr(still[:, 1:], task.real[:, 1:]), 2)}
     report = {
         "plan": plan.name,
-        "num_inference_steps": args.num_inference_steps,
+        "num_inference_steps": task.num_inference_steps,
         "max_train_steps": args.max_train_steps,
         "models": models,
     }

@@ -5,7 +5,7 @@ SF-V's does; with `variant=MULTI_STEP` it is the one before that, as Stable Vide
 (`i2v_teacher/README.md`) says what both were made of. `load_examples` gives held-out clips.
 
 `T2V_TEACHER` is a small pipeline folder of T2V-Turbo's kind, which makes a video of a caption in a few steps.
-`T2V_BASE` has the U-Net and the scheduler that it was made of, of VideoCrafter2's kind, without the parts that the two share.
+`T2V_BASE` has the U-Net and the scheduler that it was made of, of VideoCrafter2's kind, without what the two share.
 """
 
 import json
