@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import torch
 from torch import nn
-from transformers import CLIPModel, CLIPTokenizerFast, XCLIPModel
+from transformers import CLIPModel, CLIPTokenizer, XCLIPModel
 
 from vdmini_diffusers.distillation.consistency_arguments import RewardArguments
 from vdmini_diffusers.distillation.reward_models import CLIPReward, XCLIPReward
@@ -77,7 +77,7 @@ def _load(
 
 
 def _clip(name: str, fit: str, dtype: torch.dtype) -> CLIPReward:
-    return CLIPReward(CLIPModel.from_pretrained(name, dtype=dtype), CLIPTokenizerFast.from_pretrained(name), fit)
+    return CLIPReward(CLIPModel.from_pretrained(name, dtype=dtype), CLIPTokenizer.from_pretrained(name), fit)
 
 
 def _hps(args: RewardArguments, dtype: torch.dtype) -> CLIPReward:
@@ -86,9 +86,9 @@ def _hps(args: RewardArguments, dtype: torch.dtype) -> CLIPReward:
         file = Path(huggingface_hub.hf_hub_download(args.hps_checkpoint, HPS_FILE))
     tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     model = clip_model({name.removeprefix("module."): tensor for name, tensor in tensors.items()}).to(dtype)
-    return CLIPReward(model, CLIPTokenizerFast.from_pretrained(args.clip_score_model), "pad")
+    return CLIPReward(model, CLIPTokenizer.from_pretrained(args.clip_score_model), "pad")
 
 
 def _xclip(args: RewardArguments, dtype: torch.dtype) -> XCLIPReward:
     name = args.xclip_model
-    return XCLIPReward(XCLIPModel.from_pretrained(name, dtype=dtype), CLIPTokenizerFast.from_pretrained(name))
+    return XCLIPReward(XCLIPModel.from_pretrained(name, dtype=dtype), CLIPTokenizer.from_pretrained(name))
