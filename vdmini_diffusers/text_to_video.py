@@ -131,6 +131,8 @@ class TextToVideo:
                 f"{folder} has no {', '.join(missing)}: it was not made by `training/precompute_latents.py"
                 " --latents_for text_to_video`."
             )
+        if self.rewards is not None and not any(dataset.info(i)["caption"] for i in range(min(len(dataset), 100))):
+            raise ValueError(f"{folder} has no captions, which rewards compare videos with: leave out the rewards.")
         if found := sorted(set(MOTION_GUIDANCE) & set(sample)):
             if absent := sorted(set(MOTION_GUIDANCE) - set(sample)):
                 raise ValueError(f"{folder} has {', '.join(found)} without {', '.join(absent)}: they go together.")

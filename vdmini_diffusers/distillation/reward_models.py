@@ -85,10 +85,6 @@ class XCLIPReward:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
 
-    @property
-    def num_frames(self) -> int:
-        return self.model.config.vision_config.num_frames
-
     def __call__(self, frames: torch.Tensor, captions: list[str]) -> torch.Tensor:
         size = self.model.config.vision_config.image_size
         pixels = fit_square(frames.flatten(0, 1), size, "crop", mode="bilinear")
