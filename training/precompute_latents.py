@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Encode training videos once: VAE latents and image embeddings in safetensors shards, which training then reads.
+"""Encode training videos once: latents and image or text embeddings in safetensors shards, which training then reads.
 
     accelerate launch training/precompute_latents.py \
         --pretrained_model_name_or_path stabilityai/stable-video-diffusion-img2vid --variant fp16 \
@@ -7,7 +7,8 @@
 
 One clip of each video, at a random moment that the seed decides. Run the same command again after a stop: finished
 shards stay. Train with `--precomputed_data_dir OpenVid-1M-latents`. For `train_vae_decoder.py` write the frames beside
-their latents: `--latents_for vae_decoder --num_frames 25`.
+their latents: `--latents_for vae_decoder --num_frames 25`; for text to video `--latents_for text_to_video`, with a
+pipeline of that kind.
 """
 
 import logging
@@ -24,10 +25,13 @@ from diffusers import AutoencoderKLTemporalDecoder
 from tqdm.auto import tqdm
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection, HfArgumentParser
 
-from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.data.arguments import TextToVideoDataArguments, VideoDataArguments
 from vdmini_diffusers.data.latents import LatentShards, encode_for_decoder, encode_image_to_video, write_shard
 from vdmini_diffusers.data.skipped_videos import SkipLog, summarize
+from vdmini_diffusers.data.text_to_video import encode_text_to_video
 from vdmini_diffusers.data.video_dataset import VideoDataset, VideoStream, load_video_dataset, seed_of
+from vdmini_diffusers.distillation.arguments import asked_for
+from vdmini_diffusers.pipelines import VDMiniT2VPipeline
 from vdmini_diffusers.pruning.vae_folder import find_vae
 
 
@@ -38,16 +42,16 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 @dataclass
 class PrecomputeArguments:
     pretrained_model_name_or_path: str = field(
-        metadata={"help": "Stable Video Diffusion pipeline (folder or Hub id) whose VAE and image encoder are used."}
+        metadata={"help": "Pipeline (folder or Hub id) of SVD or T2V-Turbo whose encoders are used."}
     )
     output_dir: Path = field(metadata={"help": "Folder for the shards; new, or one to go on with."})
-    latents_for: Literal["image_to_video", "vae_decoder"] = field(
+    latents_for: Literal["image_to_video", "text_to_video", "vae_decoder"] = field(
         default="image_to_video",
         metadata={"help": "What will be trained on them. For vae_decoder a VAE suffices, of either class, alone."},
     )
     variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the pipeline on the Hub."})
-    seed: int = field(default=0, metadata={"help": "Decides moments, crops and the noise on the first frame."})
+    seed: int = field(default=0, metadata={"help": "Decides moments, crops and noise."})
     noise_aug_strength: float = field(default=0.02, metadata={"help": "Noise on the first frame (SVD: 0.02)."})
     save_dtype: str = field(default="fp16", metadata={"help": "Of the stored latents.", "choices": list(DTYPES)})
     samples_per_shard: int = field(default=64, metadata={"help": "Videos of a file; what a stop can cost at most."})
@@ -101,6 +105,8 @@ def make_encode(args: PrecomputeArguments) -> Callable[[dict[str, Any]], dict[st
 
         return encode_frames
 
+    if args.latents_for == "text_to_video":
+        return make_text_to_video_encode(args)
     vae, image_encoder, feature_extractor = load_encoders(args)
 
     def encode(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -117,6 +123,22 @@ def make_encode(args: PrecomputeArguments) -> Callable[[dict[str, Any]], dict[st
         conditions = tensors.pop("added_time_ids")
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         return tensors | {"added_time_ids": conditions}  # three small numbers, kept exact
+
+    return encode
+
+
+def make_text_to_video_encode(args: PrecomputeArguments) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
+    weights = {"variant": args.variant, "revision": args.revision, "dtype": torch.float32}
+    pipe = VDMiniT2VPipeline.from_pretrained(args.pretrained_model_name_or_path, unet=None, **weights)
+    pipe.to(PartialState().device)
+    dtype = DTYPES[args.save_dtype]
+
+    def encode(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        generators = [torch.Generator().manual_seed(seed_of(args.seed, "noise", name)) for name in batch["name"]]
+        tensors = encode_text_to_video(batch, pipe, generators, args.encode_chunk_size)
+        fps = {"fps": tensors.pop("fps")}  # kept exact
+        del tensors["caption"]  # which the shard lists
+        return {name: tensor.to(dtype) for name, tensor in tensors.items()} | fps
 
     return encode
 
@@ -182,4 +204,6 @@ def main(args: PrecomputeArguments, data_args: VideoDataArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser((PrecomputeArguments, VideoDataArguments)).parse_args_into_dataclasses())
+    text_to_video = asked_for("latents_for", default="image_to_video") == "text_to_video"
+    kinds = (PrecomputeArguments, TextToVideoDataArguments if text_to_video else VideoDataArguments)
+    main(*HfArgumentParser(kinds).parse_args_into_dataclasses())

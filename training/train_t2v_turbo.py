@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""T2V-Turbo (Li et al., 2024): a text-to-video model to a few steps, the teacher of VDMini-T2V, by consistency (Eq. 3).
+"""T2V-Turbo (Li et al., 2024): a text-to-video model to a few steps by consistency (Eq. 3), the teacher of VDMini-T2V.
 
     accelerate launch training/train_t2v_turbo.py \
         --pretrained_model_name_or_path path/to/videocrafter2 \

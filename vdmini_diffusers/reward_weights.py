@@ -1,12 +1,12 @@
 """The rewards that were asked for by name, with their published weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import huggingface_hub
 import torch
 from torch import nn
-from transformers import CLIPModel, CLIPTokenizerFast, XCLIPModel
+from transformers import CLIPModel, CLIPTokenizer, XCLIPModel
 
 from vdmini_diffusers.distillation.consistency_arguments import RewardArguments
 from vdmini_diffusers.distillation.reward_models import CLIPReward, XCLIPReward
@@ -15,6 +15,9 @@ from vdmini_diffusers.t2v_turbo.open_clip import clip_model
 
 
 HPS_FILE = "HPS_v2.1_compressed.pt"
+# The argument that says where the weights of a reward are.
+IMAGE_REWARDS = {"clip_score": "clip_score_model", "pick_score": "pick_score_model", "hpsv2.1": "hps_checkpoint"}
+VIDEO_REWARDS = {"xclip": "xclip_model"}
 
 
 def load_rewards(args: RewardArguments, vae: nn.Module, dtype: torch.dtype = torch.float32) -> RewardMixture | None:
@@ -26,35 +29,43 @@ def load_rewards(args: RewardArguments, vae: nn.Module, dtype: torch.dtype = tor
     """
     if not args.image_rewards and not args.video_rewards:
         return None
-    image_rewards: dict[str, Callable[[RewardArguments], Reward]] = {
-        "clip_score": lambda args: _clip(args.clip_score_model, "squash", dtype),
-        "pick_score": lambda args: _clip(args.pick_score_model, "crop", dtype),
-        "hpsv2.1": lambda args: _hps(args, dtype),
+    weights = {
+        "image": _weights("image_rewards", args.image_rewards, IMAGE_REWARDS),
+        "video": _weights("video_rewards", args.video_rewards, VIDEO_REWARDS),
     }
-    video_rewards: dict[str, Callable[[RewardArguments], Reward]] = {"xclip": lambda args: _xclip(args, dtype)}
-    mixture = RewardMixture(
+    make: dict[str, Callable[[str], Reward]] = {
+        "clip_score": lambda place: _clip(place, "squash", dtype),
+        "pick_score": lambda place: _clip(place, "crop", dtype),
+        "hpsv2.1": lambda place: _hps(place, args.clip_score_model, dtype),
+        "xclip": lambda place: _xclip(place, args.num_video_reward_frames, dtype),
+    }
+    rewards = {"image": [], "video": []}
+    for kind, sources in (("image", IMAGE_REWARDS), ("video", VIDEO_REWARDS)):
+        for name, weight in weights[kind].items():
+            flag = sources[name]
+            place = getattr(args, flag)
+            try:
+                rewards[kind].append((weight, make[name](place)))
+            except OSError as error:
+                raise OSError(
+                    f"The weights of the reward {name!r} cannot be had from {place}: {error}\nDownload them and say"
+                    f" where they are with `--{flag}`, or leave {name!r} out of `--{kind}_rewards`: training goes"
+                    " without rewards, too."
+                ) from error
+    return RewardMixture(
         vae,
-        _load("image_rewards", args.image_rewards, image_rewards, args),
-        _load("video_rewards", args.video_rewards, video_rewards, args),
+        rewards["image"],
+        rewards["video"],
         args.image_reward_weight,
         args.video_reward_weight,
         args.num_reward_frames,
         args.num_video_reward_frames,
         args.max_caption_words,
     )
-    for _, reward in mixture.video_rewards:
-        if (wanted := reward.num_frames) != args.num_video_reward_frames:
-            raise ValueError(
-                f"{args.xclip_model} takes {wanted} frames: `--num_video_reward_frames {wanted}`, not"
-                f" {args.num_video_reward_frames}."
-            )
-    return mixture
 
 
-def _load(
-    flag: str, asked: list[str], known: dict[str, Callable[[RewardArguments], Reward]], args: RewardArguments
-) -> list[tuple[float, Reward]]:
-    """`["name:weight", ...]` to rewards with their weights."""
+def _weights(flag: str, asked: list[str], known: Mapping[str, str]) -> dict[str, float]:
+    """Of `["name:weight", ...]`."""
     weights = {}
     for entry in asked:
         name, _, weight = entry.partition(":")
@@ -64,31 +75,25 @@ def _load(
             weights[name] = float(weight or 1)
         except ValueError:
             raise ValueError(f"`--{flag}`: the weight of {entry!r} is no number.") from None
-    rewards = []
-    for name, weight in weights.items():
-        try:
-            rewards.append((weight, known[name](args)))
-        except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
-            raise OSError(
-                f"The weights of the reward {name!r} cannot be had: {error} Download them and name their place (see"
-                f" `--help`), or leave {name!r} out of `--{flag}`: training goes without rewards, too."
-            ) from error
-    return rewards
+    return weights
 
 
-def _clip(name: str, fit: str, dtype: torch.dtype) -> CLIPReward:
-    return CLIPReward(CLIPModel.from_pretrained(name, dtype=dtype), CLIPTokenizerFast.from_pretrained(name), fit)
+def _clip(place: str, fit: str, dtype: torch.dtype) -> CLIPReward:
+    return CLIPReward(CLIPModel.from_pretrained(place, dtype=dtype), CLIPTokenizer.from_pretrained(place), fit)
 
 
-def _hps(args: RewardArguments, dtype: torch.dtype) -> CLIPReward:
-    file = Path(args.hps_checkpoint)
+def _hps(place: str, tokenizer: str, dtype: torch.dtype) -> CLIPReward:
+    """HPSv2.1 is OpenCLIP's ViT-H/14, fine-tuned: the CLIP score's texts become the same tokens."""
+    file = Path(place)
     if not file.is_file():
-        file = Path(huggingface_hub.hf_hub_download(args.hps_checkpoint, HPS_FILE))
-    tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    model = clip_model({name.removeprefix("module."): tensor for name, tensor in tensors.items()}).to(dtype)
-    return CLIPReward(model, CLIPTokenizerFast.from_pretrained(args.clip_score_model), "pad")
+        file = Path(huggingface_hub.hf_hub_download(place, HPS_FILE))
+    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    model = clip_model(content.get("state_dict", content)).to(dtype)
+    return CLIPReward(model, CLIPTokenizer.from_pretrained(tokenizer), "pad")
 
 
-def _xclip(args: RewardArguments, dtype: torch.dtype) -> XCLIPReward:
-    name = args.xclip_model
-    return XCLIPReward(XCLIPModel.from_pretrained(name, dtype=dtype), CLIPTokenizerFast.from_pretrained(name))
+def _xclip(place: str, num_frames: int, dtype: torch.dtype) -> XCLIPReward:
+    model = XCLIPModel.from_pretrained(place, dtype=dtype)
+    if (wanted := model.config.vision_config.num_frames) != num_frames:
+        raise ValueError(f"{place} takes {wanted} frames: `--num_video_reward_frames {wanted}`, not {num_frames}.")
+    return XCLIPReward(model, CLIPTokenizer.from_pretrained(place))

@@ -82,8 +82,8 @@ class TextToVideo:
         is_told = unet.config.get("time_cond_proj_dim") is not None
         if self.student_name is not None and not is_told:
             raise ValueError(
-                f"The U-Net of {self.teacher_name} is not told guidance (`time_cond_proj_dim`): it is no teacher of few"
-                " steps. Make one of it with training/train_t2v_turbo.py; it can be the ODE teacher then."
+                f"The U-Net of {self.teacher_name} is not told guidance (`time_cond_proj_dim`): it needs many steps."
+                " Make one of it with training/train_t2v_turbo.py; it can be the ODE teacher then."
             )
         if self.student_name is None and is_told:
             raise ValueError(f"The U-Net of {self.teacher_name} is told guidance: it was distilled already.")
@@ -128,9 +128,11 @@ class TextToVideo:
         sample = dataset[0]
         if missing := sorted({"latents", "prompt_embeds", "pooled_prompt_embeds", "fps"} - set(sample)):
             raise ValueError(
-                f"{folder} has no {', '.join(missing)}: it was not made by training/precompute_latents.py --latents_for"
-                " text_to_video."
+                f"{folder} has no {', '.join(missing)}: it was not made by `training/precompute_latents.py"
+                " --latents_for text_to_video`."
             )
+        if self.rewards is not None and not any(dataset.info(i)["caption"] for i in range(min(len(dataset), 100))):
+            raise ValueError(f"{folder} has no captions, which rewards compare videos with: leave out the rewards.")
         if found := sorted(set(MOTION_GUIDANCE) & set(sample)):
             if absent := sorted(set(MOTION_GUIDANCE) - set(sample)):
                 raise ValueError(f"{folder} has {', '.join(found)} without {', '.join(absent)}: they go together.")

@@ -60,7 +60,7 @@ class BaseModel(Protocol):
     teacher: DiffusionPipeline
 
     def load_teacher(self, args: Any, dtype: torch.dtype) -> list[nn.Module]:
-        """Read the teacher, and what else is frozen; all that is to go to the device. Wrong names are refused first."""
+        """Read the teacher, and give all that is frozen and goes to the device. Wrong names are refused first."""
         ...
 
     def load_student(self, args: Any) -> tuple[ModelMixin, PruningPlan | None]:

@@ -14,6 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKLTemporalDecoder
 from forked_scripts import start
+from tiny_text_to_video import tiny_t2v_pipeline
 from written_videos import write_video
 
 from vdmini_diffusers.data.latents import PrecomputedLatents
@@ -181,3 +182,25 @@ def test_bad_data(run, tmp_path):
     (tmp_path / "bad/a.mp4").write_bytes(b"nothing")
     with pytest.raises(TooFewUsableVideos, match="1 broken"):
         run(tmp_path / "b", train_data_dir=tmp_path / "bad")
+
+
+def test_for_text_to_video_it_writes_text_embeddings_and_draws_the_latents(run, videos, tmp_path):
+    pipe = tiny_t2v_pipeline()
+    pipe.save_pretrained(tmp_path / "pipe")
+    captioned = shutil.copytree(videos, tmp_path / "videos")
+    lines = [json.dumps({"file_name": f"{i:02}.mp4", "caption": f"a photo of {i} cats"}) for i in range(NUM_VIDEOS)]
+    (captioned / "metadata.jsonl").write_text("\n".join(lines))
+    settings = {"pretrained_model_name_or_path": tmp_path / "pipe", "train_data_dir": captioned, "save_dtype": "fp32"}
+    output = run(tmp_path / "latents", latents_for="text_to_video", **settings)
+    data = PrecomputedLatents(output, captions=True)
+    assert data.settings["fps"] == 8 and len(data) == NUM_VIDEOS - 1
+    sample = data[6]  # the broken one is left out
+    assert sample["caption"] == "a photo of 7 cats" and sample["fps"].item() == 8
+    with torch.no_grad():
+        ids = pipe.tokenize(["a photo of 7 cats"])
+        expected = pipe.text_encoder(ids)[0][0]
+    torch.testing.assert_close(sample["prompt_embeds"], expected)
+    (end,) = (ids[0] == 49407).nonzero()
+    torch.testing.assert_close(sample["pooled_prompt_embeds"], expected[end.item()])
+    assert sample["latents"].shape == (4, 4, 8, 8)
+    assert "caption" not in PrecomputedLatents(output)[0]

@@ -174,7 +174,7 @@ def test_t2v_turbo_is_not_made_of_itself(folders, tmp_path):
 
 
 def test_a_teacher_that_is_not_told_guidance_is_refused(folders, tmp_path):
-    teacher, student, latents, base = folders
+    _, student, latents, base = folders
     output = run(command((base, student, latents, base), tmp_path / "out"), tmp_path / "log", fails=True)
     assert "is not told guidance" in output and "train_t2v_turbo.py" in output
 
@@ -216,8 +216,6 @@ def test_a_student_of_another_teacher_is_refused(folders, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(student, other)
     config = json.loads((other / "unet" / "config.json").read_text())
-    plan = json.loads((other / "unet" / "pruning_plan.json").read_text())
-    (other / "unet" / "config.json").write_text(json.dumps(config | {"layers_per_block": [1, 1, 2], "norm_eps": 1e-6}))
-    assert plan
+    (other / "unet" / "config.json").write_text(json.dumps(config | {"norm_eps": 1e-6}))
     output = run(command((teacher, other, *rest), tmp_path / "out"), tmp_path / "log", fails=True)
     assert "makes a U-Net with `norm_eps`" in output

@@ -1,4 +1,4 @@
-"""What training a text-to-video U-Net can be told. The defaults are T2V-Turbo-v2's, where the paper names no others."""
+"""What training a text-to-video U-Net can be told. The defaults are T2V-Turbo-v2's, where the paper has no others."""
 
 from dataclasses import dataclass, field
 

@@ -91,7 +91,7 @@ def icmd_training_loop(
             batch = next(batches)
             position = (micro_step * accelerator.num_processes + accelerator.process_index) * settings.train_batch_size
             generators = sample_generators(settings.seed, progress.step, position, settings.train_batch_size)
-            # Of dropout, if there is any; other numbers than the generators'. Only now that the batch is there: a loader
+            # Of dropout, if there is any; other numbers than the generators'. Not before the batch is there: a loader
             # that begins anew, as in a resumed run, draws as well.
             torch.manual_seed(generators[0].initial_seed() ^ 1)
             with accelerator.accumulate(student):

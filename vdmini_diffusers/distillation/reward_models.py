@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPModel, CLIPTokenizerFast, XCLIPModel
+from transformers import CLIPModel, CLIPTokenizer, XCLIPModel
 
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -24,7 +24,7 @@ def fit_square(
     """Frames `(n, 3, height, width)`, 0 to 1, as squares, with antialiasing as PIL's and so image processors'.
 
     Args:
-        fit: `"crop"`: the short side becomes `size`, and the centre is kept, as CLIP's processor does. `"squash"`: both
+        fit: `"crop"`: the short side becomes `size`, and the centre is kept, as by CLIP's processor. `"squash"`: both
             sides become `size` (T2V-Turbo's CLIP score). `"pad"`: the long side does, with black beside (HPSv2).
     """
     height, width = frames.shape[-2:]
@@ -58,7 +58,7 @@ class CLIPReward:
         fit: how frames become squares.
     """
 
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizerFast, fit: Fit):
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, fit: Fit):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.fit = tokenizer, fit
 
@@ -81,13 +81,9 @@ class XCLIPReward:
         tokenizer: as for [`CLIPReward`].
     """
 
-    def __init__(self, model: XCLIPModel, tokenizer: CLIPTokenizerFast):
+    def __init__(self, model: XCLIPModel, tokenizer: CLIPTokenizer):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-
-    @property
-    def num_frames(self) -> int:
-        return self.model.config.vision_config.num_frames
 
     def __call__(self, frames: torch.Tensor, captions: list[str]) -> torch.Tensor:
         size = self.model.config.vision_config.image_size
@@ -101,7 +97,7 @@ class XCLIPReward:
         return torch.stack(scores)
 
 
-def tokens_of(tokenizer: CLIPTokenizerFast, captions: list[str], model: nn.Module) -> dict[str, torch.Tensor]:
+def tokens_of(tokenizer: CLIPTokenizer, captions: list[str], model: nn.Module) -> dict[str, torch.Tensor]:
     length = model.config.text_config.max_position_embeddings
     tokens = tokenizer(captions, padding=True, truncation=True, max_length=length, return_tensors="pt")
     return {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}

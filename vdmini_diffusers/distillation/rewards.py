@@ -22,8 +22,8 @@ WeightedRewards = Sequence[tuple[float, Reward]]
 class RewardMixture:
     """`-beta_img J_img - beta_vid J_vid`, to be added to the loss.
 
-    Every sample with a short caption counts, so that what a sample gets does not depend on its neighbours; T2V-Turbo-v2
-    takes one of each process. Long captions are left to the consistency loss, as there: rewards read little text.
+    Every sample with a short caption counts, so that what a sample gets does not depend on its neighbours; of each
+    process T2V-Turbo-v2 takes one. Long captions are left to the consistency loss, as there: rewards read little text.
 
     Memory: samples go through decoder and rewards one after the other, forward and backward, before the student's own
     backward pass begins, and within a sample the decoder holds the activations of one frame at a time.
@@ -87,7 +87,7 @@ class RewardMixture:
         return losses
 
     def reward(self, latents: torch.Tensor, caption: str, rewards: WeightedRewards) -> torch.Tensor:
-        """Of one sample's frames. Its gradient by the latents is taken here; the graph of the decoder does not last."""
+        """Of one sample's frames. Its gradient by the latents is taken here: the decoder's graph does not last."""
         leaf = latents.detach().requires_grad_()
         decoded = self.decode(leaf)[None]
         reward = torch.stack([factor * rate(decoded, [caption]).float().sum() for factor, rate in rewards]).sum()

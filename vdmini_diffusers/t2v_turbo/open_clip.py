@@ -53,7 +53,7 @@ def clip_model(tensors: Mapping[str, Tensor]) -> CLIPModel:
         raise OriginalCheckpointError(f"These are not the tensors of an OpenCLIP model: {', '.join(absent)} missing.")
     with torch.device("meta"):
         model = CLIPModel(CLIPConfig(**clip_config(tensors)))
-    turned = {name: tensors[name].T for name in PROJECTIONS.values()}  # applied from the other side
+    turned = {name: tensors[name].T for name in PROJECTIONS.values() if name in tensors}  # applied from the right
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if "position_ids" not in name}
     converted = convert_tensors({**tensors, **turned}, shapes, original_clip_key, ("attn_mask",), "OpenCLIP model")
     model = model.to_empty(device="cpu")
