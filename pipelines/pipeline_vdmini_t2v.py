@@ -244,7 +244,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
 
     def decode_latents(self, latents: torch.Tensor, decode_chunk_size: int) -> torch.Tensor:
         """Latents `(batch, channels, frames, h, w)` to pixels `(batch, 3, frames, height, width)` in [-1, 1]."""
-        frames = latents.transpose(1, 2).flatten(0, 1) / self.vae.config.scaling_factor
+        frames = 1 / self.vae.config.scaling_factor * latents.transpose(1, 2).flatten(0, 1)
         chunks = frames.to(self.vae.dtype).split(decode_chunk_size)
         pixels = torch.cat([self.vae.decode(chunk).sample.float() for chunk in chunks])
         return pixels.unflatten(0, (latents.shape[0], latents.shape[2])).transpose(1, 2)
