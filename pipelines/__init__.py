@@ -1,4 +1,5 @@
 from vdmini_diffusers.pipelines.pipeline_vdmini_i2v import VDMiniI2VPipeline
+from vdmini_diffusers.pipelines.pipeline_vdmini_t2v import VDMiniT2VPipeline
 
 
-__all__ = ["VDMiniI2VPipeline"]
+__all__ = ["VDMiniI2VPipeline", "VDMiniT2VPipeline"]

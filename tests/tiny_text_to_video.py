@@ -1,11 +1,19 @@
-"""Tiny text-to-video U-Nets with the four stages of VideoCrafter2, and what their forward pass takes."""
+"""Tiny text-to-video U-Nets with the four stages of VideoCrafter2, what their forward pass takes, and pipelines."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import randomise
+from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler
+from tiny import randomise, student_of
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from vdmini_diffusers import VDMiniUNet3DConditionModel
+from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel
+from vdmini_diffusers.pruning import VDMINI_UNET
+
+
+# A part of CLIP's vocabulary, under its true ids: any text can be written with it.
+CLIP_EXCERPT = Path(__file__).parent / "clip_excerpt"
 
 
 # Two channels in each group of the norms: with one, a norm takes away every bias before it.
@@ -60,3 +68,49 @@ def tiny_t2v_inputs(
     if config.get("fps_cond"):
         inputs["fps"] = torch.tensor([8, 24])[:batch]
     return inputs
+
+
+def tiny_t2v_student(**config: Any) -> VDMiniUNet3DConditionModel:
+    return student_of(tiny_t2v_teacher(**config), VDMINI_UNET)
+
+
+def tiny_t2v_components(unet: Any = None) -> dict[str, Any]:
+    """Of a pipeline with `unet`, by default the student; 16 x 16 pixels. Its scheduler is that of the U-Net's kind."""
+    unet = tiny_t2v_student() if unet is None else unet
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            hidden_act="gelu",
+        )
+    )
+    if unet.config.time_cond_proj_dim is None:
+        scheduler = DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        )
+    else:
+        scheduler = LCMScheduler(original_inference_steps=200)
+    return {
+        "vae": randomise(vae, 1).eval(),
+        "text_encoder": randomise(text_encoder, 2).eval(),
+        "tokenizer": CLIPTokenizer.from_pretrained(CLIP_EXCERPT),
+        "unet": unet,
+        "scheduler": scheduler,
+    }
+
+
+def tiny_t2v_pipeline(unet: Any = None) -> VDMiniT2VPipeline:
+    pipe = VDMiniT2VPipeline(**tiny_t2v_components(unet))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

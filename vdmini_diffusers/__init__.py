@@ -9,7 +9,7 @@ from vdmini_diffusers.models import (
     VDMiniUNet3DConditionModel,
     VDMiniUNetSpatioTemporalConditionModel,
 )
-from vdmini_diffusers.pipelines import VDMiniI2VPipeline
+from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline
 
 
 __version__ = "0.1.0"
@@ -17,6 +17,7 @@ __all__ = [
     "VDMiniAutoencoderKL",
     "VDMiniAutoencoderKLTemporalDecoder",
     "VDMiniI2VPipeline",
+    "VDMiniT2VPipeline",
     "VDMiniUNet3DConditionModel",
     "VDMiniUNetSpatioTemporalConditionModel",
     "__version__",

@@ -1,0 +1,618 @@
+"""Text to video: T2V-Turbo's consistency sampling with embedded guidance, and DDIM with guidance at run time.
+
+This file is also published beside the weights, where it runs without the package: it imports third-party code only,
+and repeats what it shares with the image-to-video pipeline.
+"""
+
+import html
+import inspect
+import json
+import os
+import re
+import sys
+import uuid
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, LCMScheduler, UNet3DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import BaseOutput, is_ftfy_available, logging
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+if is_ftfy_available():
+    import ftfy
+
+logger = logging.get_logger(__name__)
+
+T2V_TURBO_SIZE = (320, 512)  # pixels
+# Steps and guidance: T2V-Turbo-v2's demo, which agrees with its training; and the stock pipeline for ModelScope.
+EMBEDDED_DEFAULTS = (16, 7.5)
+RUN_TIME_DEFAULTS = (50, 9.0)
+MOTION_GUIDANCE_SCALE = 0.05
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# What may lie beside the weights and describes them; diffusers neither reads nor saves these files.
+UNET_COMPANIONS = ("pruning_plan.json", "pruning_provenance.json")
+
+
+def guidance_embedding(w: torch.Tensor, embedding_dim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """What a U-Net is told of guidance weights `w`, or of strengths of motion guidance, of shape `(batch,)`.
+
+    Sine, then cosine, of `1000 w` at `embedding_dim / 2` frequencies. T2V-Turbo embeds the weight as it is, where
+    diffusers' latent consistency pipelines embed `w - 1`. Computed in float32: in bfloat16 the phases would be lost.
+
+    Returns:
+        `(batch, embedding_dim)`, of `dtype`.
+    """
+    embedding = get_timestep_embedding(1000 * w.float(), embedding_dim, flip_sin_to_cos=False, downscale_freq_shift=1)
+    return embedding.to(dtype)
+
+
+def consistency_timesteps(
+    num_inference_steps: int, original_inference_steps: int = 200, num_train_timesteps: int = 1000
+) -> list[int]:
+    """T2V-Turbo's timesteps: 999, 939, ..., 99 for 16 steps, from the grid 4, 9, ..., 999 that it was trained on.
+
+    [`LCMScheduler`] by itself rounds another way where the grid does not divide: 999, 939, 874, ..., 64 for 16 steps.
+
+    Raises:
+        ValueError: if the grid has fewer points than there are steps.
+    """
+    if not 1 <= num_inference_steps <= original_inference_steps <= num_train_timesteps:
+        raise ValueError(
+            f"{num_inference_steps} steps cannot be taken from a grid of {original_inference_steps} points in"
+            f" {num_train_timesteps} timesteps: `num_inference_steps` goes from 1 to the scheduler's"
+            " `original_inference_steps`."
+        )
+    grid = range(num_train_timesteps // original_inference_steps, num_train_timesteps + 1)
+    grid = [t - 1 for t in grid[:: num_train_timesteps // original_inference_steps]][:original_inference_steps]
+    return grid[:: -(original_inference_steps // num_inference_steps)][:num_inference_steps]
+
+
+def publish_class(cls: type, folder: str | os.PathLike) -> tuple[str, str]:
+    """Copy the source file of `cls` into `folder`, made if need be, and return its entry for `model_index.json`.
+
+    The entry is `(file stem, class name)`, such as `("unet_spatio_temporal_vdmini",
+    "VDMiniUNetSpatioTemporalConditionModel")`: diffusers reads it as "that class, from that file beside the weights".
+
+    Raises:
+        OSError: if `folder` cannot be written, or the source file is not there.
+        TypeError: if `cls` was not defined in a Python file.
+    """
+    source = Path(inspect.getsourcefile(cls))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    _replace_file(Path(folder) / source.name, source.read_bytes())
+    return source.stem, cls.__name__
+
+
+@dataclass
+class VDMiniT2VPipelineOutput(BaseOutput):
+    """`frames`: a list of PIL images per video, or an array or tensor with all videos. As other pipelines' outputs."""
+
+    frames: torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]
+
+
+class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin):
+    r"""
+    Text to video with a VDMini student, T2V-Turbo, VideoCrafter2 or ModelScope's model; the components' configs say
+    what the sampling has to do:
+
+    - A U-Net with `time_cond_proj_dim` (T2V-Turbo and its students) is told the guidance weight and runs once a step.
+      Others are guided at run time, on a doubled batch.
+    - With [`LCMScheduler`], the timesteps are those that T2V-Turbo was trained on (`consistency_timesteps`), with the
+      scheduler's own step. Other schedulers choose their timesteps themselves.
+    - A U-Net with `fps_cond` is told the frame rate, one with `motion_cond_proj_dim` the strength of motion guidance.
+
+    The scheduler computes in float32 whatever the weights' dtype: at timestep 999 it divides by 0.068.
+
+    Saving (`save_pretrained`, `push_to_hub`) writes the Python files of this class and of non-stock components beside
+    the weights. Such a folder opens in two ways:
+
+    - `VDMiniT2VPipeline.from_pretrained(...)`, with the package installed: runs the installed code, and needs no
+      `trust_remote_code`. Code files of a repository are not executed, except those of components that the package
+      does not have, which diffusers refuses without `trust_remote_code=True`.
+    - `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`, with or without the package: runs the files.
+
+    A folder of the stock text-to-video pipeline, as ModelScope's, opens in the first way.
+
+    Args:
+        vae ([`AutoencoderKL`]): Decodes the video frame by frame.
+        text_encoder ([`~transformers.CLIPTextModel`]):
+            OpenCLIP ViT-H/14 without its last layer (VideoCrafter2 and ModelScope use the one before it).
+        tokenizer ([`~transformers.CLIPTokenizer`]): CLIP's vocabulary.
+        unet ([`UNet3DConditionModel`]): A student (a subclass) or a teacher.
+        scheduler ([`SchedulerMixin`]): [`LCMScheduler`] for T2V-Turbo, [`DDIMScheduler`] or another for the others.
+
+    Example:
+
+        >>> import torch
+        >>> from diffusers.utils import export_to_video
+        >>> from vdmini_diffusers import VDMiniT2VPipeline
+
+        >>> pipe = VDMiniT2VPipeline.from_pretrained("org/vdmini-t2v", dtype=torch.float16, variant="fp16")
+        >>> frames = pipe.to("cuda")("A corgi surfs a wave at sunset").frames[0]
+        >>> export_to_video(frames, "video.mp4", fps=8)
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet3DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+    ):
+        super().__init__()
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        self.video_processor = VideoProcessor(do_resize=False, vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Height and width in pixels that suit the loaded U-Net: its `sample_size` where it has one, or 320 x 512."""
+        sample_size = self.unet.config.sample_size
+        if sample_size is None:
+            return T2V_TURBO_SIZE
+        height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the U-Net is told the guidance weight."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1 and not self.embeds_guidance
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    def tokenize(self, prompts: list[str]) -> torch.Tensor:
+        """Token ids as `open_clip.tokenize` makes them, with which these models were trained: `(len(prompts), 77)`.
+
+        Broken text is repaired, HTML is unescaped, and what follows the end token is 0. No text is taken for a special
+        token; Stable Diffusion 2's tokenizer, also ModelScope's, takes each "!" for padding otherwise.
+        """
+        length = self.text_encoder.config.max_position_embeddings
+        ids = torch.zeros(len(prompts), length, dtype=torch.long)
+        for row, prompt in zip(ids, self.maybe_convert_prompt(list(prompts), self.tokenizer), strict=True):
+            tokens = self.tokenizer(_clean(prompt), split_special_tokens=True, verbose=False).input_ids
+            if len(tokens) > length:
+                logger.warning(
+                    f"The end of a prompt is cut off, as the text encoder takes {length} tokens:"
+                    f" {self.tokenizer.decode(tokens[length - 1 : -1])!r}"
+                )
+                tokens = [*tokens[: length - 1], tokens[-1]]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return ids
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = False,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings of prompt and negative prompt, by default an empty text, for `num_images_per_prompt` videos each.
+
+        Returns:
+            Two tensors `(batch * num_images_per_prompt, 77, channels)`; for the second `None`, without guidance at run
+            time.
+        """
+        device = device or self._execution_device
+        if prompt_embeds is None:
+            prompts = [prompt] if isinstance(prompt, str) else prompt
+            prompt_embeds = self.text_encoder(self.tokenize(prompts).to(device))[0]
+        prompt_embeds = prompt_embeds.to(device)
+        if not do_classifier_free_guidance:
+            return prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0), None
+        if negative_prompt_embeds is None:
+            several = isinstance(negative_prompt, list)
+            negative_prompts = negative_prompt if several else [negative_prompt or ""] * len(prompt_embeds)
+            negative_prompt_embeds = self.text_encoder(self.tokenize(negative_prompts).to(device))[0]
+        both = (prompt_embeds, negative_prompt_embeds.to(prompt_embeds))
+        return tuple(embeds.repeat_interleave(num_images_per_prompt, dim=0) for embeds in both)
+
+    def prepare_latents(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Noise of the scheduler's first level."""
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        return latents.to(device, dtype) * self.scheduler.init_noise_sigma
+
+    def decode_latents(self, latents: torch.Tensor, decode_chunk_size: int) -> torch.Tensor:
+        """Latents `(batch, channels, frames, h, w)` to pixels `(batch, 3, frames, height, width)` in [-1, 1]."""
+        frames = latents.transpose(1, 2).flatten(0, 1) / self.vae.config.scaling_factor
+        chunks = frames.to(self.vae.dtype).split(decode_chunk_size)
+        pixels = torch.cat([self.vae.decode(chunk).sample.float() for chunk in chunks])
+        return pixels.unflatten(0, (latents.shape[0], latents.shape[2])).transpose(1, 2)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int = 16,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | list[str] | None = None,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006, diffusers' own default
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        num_videos_per_prompt: int = 1,
+        fps: float = 8,
+        motion_guidance_scale: float | None = None,
+        motion_guidance_percentage: float = 0.5,
+        decode_chunk_size: int | None = None,
+        timesteps: list[int] | None = None,
+    ) -> VDMiniT2VPipelineOutput | tuple[list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor]:
+        r"""
+        Args:
+            prompt (`str` or `list[str]`, *optional*): Or `prompt_embeds`.
+            height, width (`int`, *optional*):
+                In pixels; multiples of what VAE and U-Net downsample by together: 64 for T2V-Turbo, 32 for VDMini-T2V.
+                By default the U-Net's `sample_size`, or 320 and 512.
+            num_frames (`int`, defaults to 16): At least 1.
+            num_inference_steps (`int`, *optional*):
+                At least 1. By default 16 with embedded guidance (T2V-Turbo-v2; 8 and 4 work as well), otherwise 50.
+            guidance_scale (`float`, *optional*):
+                At least 0; by default 7.5 with embedded guidance, otherwise 9. Embedded, it is T2V-Turbo's `w` in
+                `cond + w (cond - uncond)`. At run time it is the usual `w + 1`, and there is no guidance up to 1.
+            negative_prompt (`str` or `list[str]`, *optional*): Only for guidance at run time.
+            eta (`float`, defaults to 0.0): Of DDIM; other schedulers do not use it.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*): One, or one per video.
+            latents (`torch.Tensor`, *optional*):
+                Noise of unit variance, `(batch * num_videos_per_prompt, 4, num_frames, height / 8, width / 8)` for the
+                models' own VAE.
+            prompt_embeds, negative_prompt_embeds (`torch.Tensor`, *optional*):
+                `(batch, tokens, channels)`, instead of the prompts. From `encode_prompt`, for example.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict (`bool`, defaults to `True`): An output object with `frames`, or a tuple.
+            callback_on_step_end (`Callable`, *optional*): `callback(pipe, step, timestep, callback_kwargs) -> dict`.
+            callback_on_step_end_tensor_inputs (`list[str]`): What it gets in `callback_kwargs`: `"latents"`,
+                `"prompt_embeds"`, `"negative_prompt_embeds"`. With guidance at run time, the first embeddings are
+                those of both, negative ones first.
+            cross_attention_kwargs (`dict`, *optional*): For the U-Net's attention processors.
+            num_videos_per_prompt (`int`, defaults to 1): At least 1. Videos of one prompt are neighbours.
+            fps (`float`, defaults to 8): At least 1; told to a U-Net that has `fps_cond`.
+            motion_guidance_scale (`float`, *optional*):
+                At least 0, by default 0.05: the strength that a U-Net with `motion_cond_proj_dim` is told. Others are
+                not told it, and refuse it.
+            motion_guidance_percentage (`float`, defaults to 0.5):
+                In which part of the noise levels, from the highest on, it is told this strength; then it is told 0.
+            decode_chunk_size (`int`, *optional*): Frames that the VAE decodes at once; by default `num_frames`.
+            timesteps (`list[int]`, *optional*): Falling timesteps instead of the default ones, where the scheduler
+                takes them.
+
+        Returns:
+            [`VDMiniT2VPipelineOutput`] or a tuple with its `frames`: for `"pil"` a list of images per video, for
+            `"np"` `(batch, num_frames, height, width, 3)`, for `"pt"` `(batch, num_frames, 3, height, width)`, both in
+            `[0, 1]`; for `"latent"` as `latents`, in float32.
+
+        Raises:
+            TypeError: if an argument has the wrong type.
+            ValueError: if an argument is out of range, or shapes do not fit. Both before anything is computed.
+        """
+        config = self.unet.config
+        motion_dim = config.get("motion_cond_proj_dim")  # stock U-Nets have neither this nor `fps_cond`
+        defaults = EMBEDDED_DEFAULTS if self.embeds_guidance else RUN_TIME_DEFAULTS
+        height = self.default_size[0] if height is None else height
+        width = self.default_size[1] if width is None else width
+        num_inference_steps = defaults[0] if num_inference_steps is None else num_inference_steps
+        guidance_scale = defaults[1] if guidance_scale is None else guidance_scale
+        decode_chunk_size = num_frames if decode_chunk_size is None else decode_chunk_size
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        _check_numbers(Integral, 1, height=height, width=width, num_frames=num_frames)
+        _check_numbers(Integral, 1, num_inference_steps=num_inference_steps, decode_chunk_size=decode_chunk_size)
+        _check_numbers(Integral, 1, num_videos_per_prompt=num_videos_per_prompt)
+        _check_numbers(Real, 1, fps=fps)
+        _check_numbers(Real, 0, guidance_scale=guidance_scale, eta=eta)
+        _check_numbers(Real, 0, motion_guidance_scale=motion_guidance_scale or 0)
+        _check_numbers(Real, 0, motion_guidance_percentage=motion_guidance_percentage)
+        if motion_guidance_percentage > 1:
+            raise ValueError(f"`motion_guidance_percentage` is at most 1, not {motion_guidance_percentage}.")
+        if motion_guidance_scale is not None and motion_dim is None:
+            raise ValueError("This U-Net has no embedding of `motion_guidance_scale`: leave it out.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, not {output_type!r}.")
+        strangers = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if strangers:
+            known = self._callback_tensor_inputs
+            raise ValueError(f"`callback_on_step_end_tensor_inputs` may name {known}, not {sorted(strangers)}.")
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        batch_size = self._check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        num_videos = batch_size * num_videos_per_prompt
+        shape = self._check_shapes(num_videos, num_frames, height, width, generator, latents)
+
+        device = self._execution_device
+        timesteps = self._set_timesteps(num_inference_steps, timesteps, device)
+        self._num_timesteps = len(timesteps)
+
+        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+            prompt,
+            device,
+            num_videos_per_prompt,
+            self.do_classifier_free_guidance,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+        )
+        if self.do_classifier_free_guidance:
+            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
+
+        # What the U-Net is told beyond text and timestep, as far as it was built for it.
+        told = {"fps": fps} if config.get("fps_cond") else {}
+        if self.embeds_guidance:
+            told["timestep_cond"] = self._embed(guidance_scale, config.time_cond_proj_dim, num_videos)
+        motion_cond = None
+        if motion_dim is not None:
+            strength = MOTION_GUIDANCE_SCALE if motion_guidance_scale is None else motion_guidance_scale
+            motion_cond = [self._embed(x, motion_dim, num_videos) for x in (0.0, strength)]
+            motion_ends = self.scheduler.config.num_train_timesteps * (1 - motion_guidance_percentage)
+
+        # The sampler's own numbers are float32 at least.
+        dtype = torch.promote_types(self.unet.dtype, torch.float32)
+        latents = self.prepare_latents(shape, dtype, device, generator, latents)
+        takes = inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in takes}
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                if motion_cond is not None:
+                    # Never left out: no embedding is another input than the embedding of 0.
+                    told["motion_cond"] = motion_cond[bool(t >= motion_ends)]
+                model_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
+                model_input = self.scheduler.scale_model_input(model_input, t)
+                model_output = self.unet(
+                    model_input.to(self.unet.dtype),
+                    t,
+                    encoder_hidden_states=prompt_embeds.to(self.unet.dtype),
+                    cross_attention_kwargs=cross_attention_kwargs,
+                    return_dict=False,
+                    **told,
+                )[0].to(dtype)
+                if self.do_classifier_free_guidance:
+                    unguided, guided = model_output.chunk(2)
+                    model_output = unguided + self.guidance_scale * (guided - unguided)
+                latents = self.scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    tensors = {
+                        "latents": latents,
+                        "prompt_embeds": prompt_embeds,
+                        "negative_prompt_embeds": negative_prompt_embeds,
+                    }
+                    chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    tensors |= callback_on_step_end(self, i, t, chosen)
+                    latents, prompt_embeds, negative_prompt_embeds = (
+                        tensors[name] for name in self._callback_tensor_inputs
+                    )
+                progress_bar.update()
+
+        frames = latents
+        if output_type != "latent":
+            pixels = self.decode_latents(latents, decode_chunk_size)
+            frames = self.video_processor.postprocess_video(pixels, output_type=output_type)
+        self.maybe_free_model_hooks()
+        return VDMiniT2VPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def _embed(self, value: float, embedding_dim: int, batch_size: int) -> torch.Tensor:
+        values = torch.full((batch_size,), value, dtype=torch.float32, device=self._execution_device)
+        return guidance_embedding(values, embedding_dim, self.unet.dtype)
+
+    def _set_timesteps(
+        self, num_inference_steps: int, timesteps: list[int] | None, device: torch.device
+    ) -> torch.Tensor:
+        if timesteps is None and isinstance(self.scheduler, LCMScheduler):
+            config = self.scheduler.config
+            timesteps = consistency_timesteps(
+                num_inference_steps, config.original_inference_steps, config.num_train_timesteps
+            )
+        if timesteps is None:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+        elif "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            raise ValueError(f"{type(self.scheduler).__name__} takes no `timesteps`: pass `num_inference_steps`.")
+        else:
+            self.scheduler.set_timesteps(timesteps=timesteps, device=device)
+        return self.scheduler.timesteps
+
+    def _check_prompts(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        prompt_embeds: torch.Tensor | None,
+        negative_prompt_embeds: torch.Tensor | None,
+    ) -> int:
+        """The number of prompts."""
+        for name, texts in {"prompt": prompt, "negative_prompt": negative_prompt}.items():
+            strings = texts if isinstance(texts, list) and texts else [texts]
+            if texts is not None and not all(isinstance(text, str) for text in strings):
+                raise TypeError(f"`{name}` must be a string or a list of strings, not {texts!r}.")
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError("Pass either `prompt` or `prompt_embeds`.")
+        width = self.unet.config.cross_attention_dim
+        for name, embeds in {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}.items():
+            if embeds is not None and (embeds.ndim != 3 or embeds.shape[0] < 1 or embeds.shape[2] != width):
+                raise ValueError(f"`{name}` must have the shape (batch, tokens, {width}), not {tuple(embeds.shape)}.")
+        batch_size = 1 if isinstance(prompt, str) else len(prompt or prompt_embeds)
+
+        negative = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
+        if negative is not None and self.embeds_guidance:
+            raise ValueError(
+                "This U-Net is told the guidance weight and runs with the prompt only: it takes no negative prompt."
+            )
+        if negative_prompt is not None and negative_prompt_embeds is not None:
+            raise ValueError("Pass either `negative_prompt` or `negative_prompt_embeds`, not both.")
+        if negative is not None and not isinstance(negative, str) and len(negative) != batch_size:
+            raise ValueError(f"There are {len(negative)} negative prompts for {batch_size} prompts.")
+        given = [embeds for embeds in (prompt_embeds, negative_prompt_embeds) if embeds is not None]
+        lengths = {embeds.shape[1] for embeds in given}
+        if len(given) == 1 and self.do_classifier_free_guidance:
+            lengths.add(self.text_encoder.config.max_position_embeddings)  # of what is made of text
+        if len(lengths) > 1:
+            raise ValueError(f"Embeddings of prompt and negative prompt must have as many tokens, not {lengths}.")
+        return batch_size
+
+    def _check_shapes(
+        self,
+        num_videos: int,
+        num_frames: int,
+        height: int,
+        width: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+    ) -> tuple[int, ...]:
+        """The shape of the latents."""
+        # The last stage of the U-Net does not downsample.
+        multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.down_block_types) - 1)
+        if height % multiple or width % multiple:
+            raise ValueError(
+                f"`height` and `width` must be multiples of {multiple}, which VAE and U-Net downsample by; got"
+                f" {height} and {width}."
+            )
+        if isinstance(generator, list) and len(generator) != num_videos:
+            raise ValueError(f"`generator` lists {len(generator)} generators for {num_videos} videos.")
+        shape = (
+            num_videos,
+            self.unet.config.in_channels,
+            num_frames,
+            height // self.vae_scale_factor,
+            width // self.vae_scale_factor,
+        )
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` must have the shape {shape}, not {tuple(latents.shape)}.")
+        return shape
+
+    # How the folder is written. `save_pretrained` and `push_to_hub` save the components and then call `save_config`,
+    # which ends here: the index comes last, and only whole files take the place of others.
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """As the parent's, but a `model_index.json` names code files beside the weights, which are written with it."""
+        index_file = Path(json_file_path)
+        if index_file.name != self.config_name:
+            super().to_json_file(json_file_path)
+            return
+        folder = index_file.parent
+        index = json.loads(self.to_json_string())
+        for name, (library, class_name) in _components(index):
+            # Stock classes need no file. Nothing can be published of a class from a notebook or script (`__main__`).
+            if library.partition(".")[0] not in ("diffusers", "transformers", "__main__") and library in sys.modules:
+                index[name] = publish_class(getattr(sys.modules[library], class_name), folder / name)
+        if type(self).__module__ != "__main__":
+            index["_class_name"] = publish_class(type(self), folder)
+        self._copy_companions(folder)
+        _replace_file(index_file, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+
+    def _copy_companions(self, folder: Path) -> None:
+        """Model card and pruning plan, where the pipeline came from a local folder that has them."""
+        sources = [(self.unet.config.get("_name_or_path"), name, folder / "unet") for name in UNET_COMPANIONS]
+        if not (folder / "README.md").exists():  # a card that is there may have been edited
+            sources.append((self.name_or_path, "README.md", folder))
+        for source_folder, name, target_folder in sources:
+            if source_folder and (Path(source_folder) / name).is_file():
+                _replace_file(target_folder / name, (Path(source_folder) / name).read_bytes())
+
+    # How the folder is read: `from_pretrained` is the parent's, and takes from these two what it opens. Both leave
+    # alone what the package does not have.
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
+        index = super()._dict_from_json_file(json_file, **kwargs)
+        entry = index.get("_class_name")
+        # A file name would make diffusers run that file in place of the class that the user called.
+        if isinstance(entry, list) and entry[1] in {base.__name__ for base in cls.__mro__}:
+            index["_class_name"] = entry[1]
+        return index
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, with components that the installed package has named by their modules there.
+
+        Not done in `_dict_from_json_file`: the downloader checks the entries it gets there against the repository.
+        """
+        result = super().load_config(*args, **kwargs)
+        index = result[0] if isinstance(result, tuple) else result
+        package = sys.modules.get(__name__.partition(".")[0])  # nothing of the kind where this file is remote code
+        for name, (stem, class_name) in _components(index):
+            installed = getattr(package, class_name, None)
+            if isinstance(installed, type) and installed.__module__.rpartition(".")[2] == stem:
+                index[name] = [installed.__module__, class_name]
+        return result
+
+
+def _clean(text: str) -> str:
+    """As open_clip cleans: repaired, unescaped twice, with single spaces, in lower case."""
+    if is_ftfy_available():
+        text = ftfy.fix_text(text)
+    else:
+        warnings.warn("Prompts are not repaired as in training: curly quotes, for example. `pip install ftfy` for it.")
+    text = html.unescape(html.unescape(text))
+    return re.sub(r"\s+", " ", text).strip().lower()
+
+
+def _components(index: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
+    """Name and `(library or file stem, class name)` of each component that a `model_index.json` holds."""
+    entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and name != "_class_name"}
+    return [(name, (library, class_name)) for name, (library, class_name) in entries.items() if library is not None]
+
+
+def _check_numbers(kind: type, least: int, **arguments: Any) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"`{name}` must be {'an integer' if kind is Integral else 'a number'}, not {value!r}.")
+        if not value >= least:
+            raise ValueError(f"`{name}` must be at least {least}, not {value}.")
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    """Write `path` in one move: interrupted, it leaves the file that was there."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
