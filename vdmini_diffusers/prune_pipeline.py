@@ -145,9 +145,7 @@ def _prune(
     source: Mapping[str, Any],
 ) -> Path:
     with new_folder(output_dir, overwrite) as folder:
-        teacher = open_teacher(
-            name, kind, variant=options.variant, allow_pickle=options.allow_pickle, **source
-        )
+        teacher = open_teacher(name, kind, variant=options.variant, allow_pickle=options.allow_pickle, **source)
         if teacher.folder.resolve().is_relative_to(Path(output_dir).resolve()):
             raise ValueError(f"{output_dir} is or holds the teacher, which would be replaced by its student.")
         survey = survey_unet(teacher.folder / "unet", plan, kind)

@@ -138,9 +138,7 @@ def transformer(width: int, inner: int, context: int, convolution: bool = False)
 
     block = tree(
         attn1=attention(inner),
-        ff=tree(
-            net=nn.Sequential(tree(proj=nn.Linear(inner, 8 * inner)), nn.Dropout(), nn.Linear(4 * inner, inner))
-        ),
+        ff=tree(net=nn.Sequential(tree(proj=nn.Linear(inner, 8 * inner)), nn.Dropout(), nn.Linear(4 * inner, inner))),
         attn2=attention(context),
         norm1=nn.LayerNorm(inner),
         norm2=nn.LayerNorm(inner),
