@@ -57,8 +57,8 @@ def convert_t2v_turbo(
         unet_checkpoint_path: a U-Net that takes the place of the checkpoint's, T2V-Turbo-v2's `unet_mg.pt` or
             `unet_no_mg.pt`; or T2V-Turbo's `unet_lora.pt`, which is merged into it.
         tokenizer: CLIP's, which the files do not hold: a folder, or the id of a repository on the Hub.
-        expect: what the U-Net is meant to be: `"videocrafter2"`, `"v1"`, `"v2-no-mg"` or `"v2-mg"`. By default what the
-            name of its file says, where it is the original one.
+        expect: what the U-Net is meant to be: `"videocrafter2"`, `"v1"`, `"v2-no-mg"` or `"v2-mg"`. By default what
+            the name of its file says, where it is the original one.
         time_cond_proj_seed: for `unet_lora.pt`, see `merge_lora`.
         max_shard_size: as in `save_pretrained`.
         overwrite: replace `output_dir` if it is a pipeline folder.

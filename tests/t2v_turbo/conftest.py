@@ -49,7 +49,7 @@ def whole(originals):
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
-    """CLIP's bytes and marks, 514 tokens, in a folder like that of Stable Diffusion 2's tokenizer, which pads with `!`."""
+    """CLIP's bytes and marks, 514 tokens, in a folder like that of Stable Diffusion 2's, which pads with `!`."""
     folder = tmp_path_factory.mktemp("tokenizer")
     tokens = json.loads((CLIP_EXCERPT / "vocab.json").read_text())
     bytes_ = {token: number for token, number in tokens.items() if number < 512}

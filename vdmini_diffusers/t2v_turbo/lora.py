@@ -1,8 +1,9 @@
-"""The first T2V-Turbo as its authors publish it (`unet_lora.pt`): what training changed of VideoCrafter2, without names.
+"""The first T2V-Turbo as its authors publish it, `unet_lora.pt`: what training changed of VideoCrafter2.
 
-The file is a list. For each linear layer and each convolution over images or videos, in the order in which PyTorch
-walks through the original's modules, it holds two factors, `up` of `(out, rank)` and `down` of `(rank, in, ...)`, whose
-product is added to the weight. Established from `Ji4chenLi/t2v-turbo` at eaae323 (`utils/lora.py`, `predict.py`).
+The file is a list without names. For each linear layer and each convolution over images or videos, in the order in
+which PyTorch walks through the original's modules, it holds two factors, `up` of `(out, rank)` and `down` of
+`(rank, in, ...)`, whose product is added to the weight. Established from `utils/lora.py` and `predict.py` of
+`Ji4chenLi/t2v-turbo` at eaae323.
 """
 
 from collections.abc import Mapping, Sequence

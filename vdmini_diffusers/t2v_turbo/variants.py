@@ -17,8 +17,8 @@ class Layers(NamedTuple):
     motion: bool | None
 
 
-# Whether T2V-Turbo-v2's weights without motion guidance have the layers for it is not known: its training makes them on
-# request, and its own demo loads them with these layers only.
+# Whether T2V-Turbo-v2's weights without motion guidance have the layers for it is not known: its training makes them
+# on request, and its own demo loads no weights without them.
 VARIANTS: dict[Variant, Layers] = {
     "videocrafter2": Layers("VideoCrafter2", False, False),
     "v1": Layers("T2V-Turbo", True, False),
