@@ -1,4 +1,4 @@
-"""Teachers of both kinds. Tests that are not marked `BOTH` have Stable Video Diffusion's."""
+"""Teachers of both kinds. Tests without `BOTH` have Stable Video Diffusion's."""
 
 import shutil
 from collections.abc import Callable
@@ -30,11 +30,6 @@ def kind(request):
     text_to_video = getattr(request, "param", "i2v") == "t2v"
     folder = request.getfixturevalue("t2v_teacher_folder" if text_to_video else "teacher_folder")
     return Kind(folder, prune_t2v_pipeline if text_to_video else prune_svd_pipeline)
-
-
-@pytest.fixture
-def prune(kind):
-    return kind.prune
 
 
 @pytest.fixture

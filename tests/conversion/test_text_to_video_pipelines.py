@@ -3,10 +3,9 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forked_scripts
 import huggingface_hub
 import pytest
 import safetensors.torch
@@ -43,9 +42,8 @@ def modelscope_folder(tmp_path_factory):
     (folder / "tokenizer").mkdir()
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(CLIP_EXCERPT / name, folder / "tokenizer" / name)
-    (folder / "tokenizer" / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "CLIPTokenizer", "pad_token": "!"}'
-    )
+    config = {"tokenizer_class": "CLIPTokenizer", "pad_token": "!"}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -97,7 +95,7 @@ def test_both_doors_open_the_folder_and_give_the_same_video(student_folder):
     ):
         assert type(pipe).__name__ == "VDMiniT2VPipeline"
         pipe.set_progress_bar_config(disable=True)
-        settings = dict(height=16, width=16, num_frames=2, num_inference_steps=2, output_type="pt")
+        settings = {"height": 16, "width": 16, "num_frames": 2, "num_inference_steps": 2, "output_type": "pt"}
         videos.append(pipe("A corgi surfs!", **settings, generator=torch.Generator().manual_seed(0)).frames)
     assert videos[0].std() > 0.01
     assert torch.equal(*videos)
@@ -147,9 +145,7 @@ def test_provenance_has_real_hashes_and_the_card_is_of_this_conversion(t2v_teach
     counts, dropped = record["num_parameters"], record["dropped_blocks"]
     assert counts["teacher"] == counts["student"] + sum(dropped.values())
     blocks = "D.0.A.1 D.0.R.1 D.1.A.1 D.1.R.1 D.2.downsamplers D.3 M U.0 U.2.A.1 U.2.R.1 U.3.A.1 U.3.R.1"
-    assert {".".join(name.split(".")[:4]) for name in dropped} == set(blocks.split()) | {
-        f"{name}.{part}" for name in () for part in ()
-    }
+    assert list(dropped) == blocks.split()
     card = huggingface_hub.ModelCard.load(student_folder / "README.md")
     assert card.data.pipeline_tag == "text-to-video"
     assert f"{counts['student']:,}" in card.text and "VDMiniT2VPipeline.from_pretrained" in card.text
@@ -182,7 +178,7 @@ class TestRefusals:
         assert {path.name for path in teacher.parent.iterdir()} == before
 
     def test_a_student_does_not_fit_the_plan_again(self, student_folder):
-        self.refused(student_folder, "is not a stage of the teacher", PruningPlanError)
+        self.refused(student_folder, "is not a layer of the teacher", PruningPlanError)
 
     def test_a_teacher_of_the_other_kind(self, teacher_folder, t2v_teacher_folder, tmp_path):
         with pytest.raises(CheckpointError, match="'StableVideoDiffusionPipeline'; a teacher is a VDMiniT2VPipeline"):
@@ -215,7 +211,9 @@ class TestRefusals:
 
 def test_script_dry_run_prints_and_writes_nothing(t2v_teacher_folder, tmp_path):
     flags = ["--pretrained_model_name_or_path", t2v_teacher_folder, "--output_dir", tmp_path / "student", "--dry_run"]
-    done = subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "student " in done.stdout and "removes D.3 (" in done.stdout
-    assert not list(tmp_path.iterdir())
+    process = forked_scripts.start((SCRIPT, *flags), log=tmp_path / "log")
+    process.join()
+    printed = (tmp_path / "log").read_text()
+    assert process.exitcode == 0, printed
+    assert "student " in printed and "removes D.3 (" in printed
+    assert not (tmp_path / "student").exists()
