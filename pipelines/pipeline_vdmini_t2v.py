@@ -34,6 +34,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 if is_ftfy_available():
     import ftfy
+else:
+    ftfy = None
 
 logger = logging.get_logger(__name__)
 
@@ -117,15 +119,9 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
 
     The scheduler computes in float32 whatever the weights' dtype: at timestep 999 it divides by 0.068.
 
-    Saving (`save_pretrained`, `push_to_hub`) writes the Python files of this class and of non-stock components beside
-    the weights. Such a folder opens in two ways:
-
-    - `VDMiniT2VPipeline.from_pretrained(...)`, with the package installed: runs the installed code, and needs no
-      `trust_remote_code`. Code files of a repository are not executed, except those of components that the package
-      does not have, which diffusers refuses without `trust_remote_code=True`.
-    - `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`, with or without the package: runs the files.
-
-    A folder of the stock text-to-video pipeline, as ModelScope's, opens in the first way.
+    Saved folders and how they open are those of [`VDMiniI2VPipeline`]: Python files lie beside the weights; with the
+    package installed, `VDMiniT2VPipeline.from_pretrained` runs the installed code and needs no trust flag. It opens
+    folders of the stock text-to-video pipeline, such as ModelScope's, as well.
 
     Args:
         vae ([`AutoencoderKL`]): Decodes the video frame by frame.
@@ -147,7 +143,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]
 
     def __init__(
         self,
@@ -225,39 +221,30 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         """Embeddings of prompt and negative prompt, by default an empty text, for `num_images_per_prompt` videos each.
 
         Returns:
-            Two tensors `(batch * num_images_per_prompt, 77, channels)`; for the second `None`, without guidance at run
-            time.
+            Two tensors `(batch * num_images_per_prompt, 77, channels)`; `None` instead of the second without guidance
+            at run time.
         """
         device = device or self._execution_device
         if prompt_embeds is None:
             prompts = [prompt] if isinstance(prompt, str) else prompt
-            prompt_embeds = self.text_encoder(self.tokenize(prompts).to(device))[0]
-        prompt_embeds = prompt_embeds.to(device)
+            prompt_embeds = self.text_encoder(self.tokenize(prompts).to(device)).last_hidden_state
         if not do_classifier_free_guidance:
-            return prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0), None
-        if negative_prompt_embeds is None:
+            negative_prompt_embeds = None
+        elif negative_prompt_embeds is None:
             several = isinstance(negative_prompt, list)
             negative_prompts = negative_prompt if several else [negative_prompt or ""] * len(prompt_embeds)
-            negative_prompt_embeds = self.text_encoder(self.tokenize(negative_prompts).to(device))[0]
-        both = (prompt_embeds, negative_prompt_embeds.to(prompt_embeds))
-        return tuple(embeds.repeat_interleave(num_images_per_prompt, dim=0) for embeds in both)
+            negative_prompt_embeds = self.text_encoder(self.tokenize(negative_prompts).to(device)).last_hidden_state
 
-    def prepare_latents(
-        self,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Noise of the scheduler's first level."""
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        return latents.to(device, dtype) * self.scheduler.init_noise_sigma
+        def for_each_video(embeds: torch.Tensor) -> torch.Tensor:
+            return embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
+
+        if negative_prompt_embeds is None:
+            return for_each_video(prompt_embeds), None
+        return for_each_video(prompt_embeds), for_each_video(negative_prompt_embeds)
 
     def decode_latents(self, latents: torch.Tensor, decode_chunk_size: int) -> torch.Tensor:
         """Latents `(batch, channels, frames, h, w)` to pixels `(batch, 3, frames, height, width)` in [-1, 1]."""
-        frames = latents.transpose(1, 2).flatten(0, 1) / self.vae.config.scaling_factor
+        frames = 1 / self.vae.config.scaling_factor * latents.transpose(1, 2).flatten(0, 1)
         chunks = frames.to(self.vae.dtype).split(decode_chunk_size)
         pixels = torch.cat([self.vae.decode(chunk).sample.float() for chunk in chunks])
         return pixels.unflatten(0, (latents.shape[0], latents.shape[2])).transpose(1, 2)
@@ -288,7 +275,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         motion_guidance_percentage: float = 0.5,
         decode_chunk_size: int | None = None,
         timesteps: list[int] | None = None,
-    ) -> VDMiniT2VPipelineOutput | tuple[list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor]:
+    ) -> VDMiniT2VPipelineOutput | tuple:
         r"""
         Args:
             prompt (`str` or `list[str]`, *optional*): Or `prompt_embeds`.
@@ -312,9 +299,9 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, defaults to `True`): An output object with `frames`, or a tuple.
             callback_on_step_end (`Callable`, *optional*): `callback(pipe, step, timestep, callback_kwargs) -> dict`.
-            callback_on_step_end_tensor_inputs (`list[str]`): What it gets in `callback_kwargs`: `"latents"`,
-                `"prompt_embeds"`, `"negative_prompt_embeds"`. With guidance at run time, the first embeddings are
-                those of both, negative ones first.
+            callback_on_step_end_tensor_inputs (`list[str]`):
+                What it gets in `callback_kwargs`: `"latents"`, `"prompt_embeds"` (with guidance at run time after the
+                negative ones, in one tensor).
             cross_attention_kwargs (`dict`, *optional*): For the U-Net's attention processors.
             num_videos_per_prompt (`int`, defaults to 1): At least 1. Videos of one prompt are neighbours.
             fps (`float`, defaults to 8): At least 1; told to a U-Net that has `fps_cond`.
@@ -351,12 +338,14 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         _check_numbers(Integral, 1, num_videos_per_prompt=num_videos_per_prompt)
         _check_numbers(Real, 1, fps=fps)
         _check_numbers(Real, 0, guidance_scale=guidance_scale, eta=eta)
-        _check_numbers(Real, 0, motion_guidance_scale=motion_guidance_scale or 0)
+        if motion_guidance_scale is None:
+            motion_guidance_scale = MOTION_GUIDANCE_SCALE
+        elif motion_dim is None:
+            raise ValueError("This U-Net has no embedding of `motion_guidance_scale`: leave it out.")
+        _check_numbers(Real, 0, motion_guidance_scale=motion_guidance_scale)
         _check_numbers(Real, 0, motion_guidance_percentage=motion_guidance_percentage)
         if motion_guidance_percentage > 1:
-            raise ValueError(f"`motion_guidance_percentage` is at most 1, not {motion_guidance_percentage}.")
-        if motion_guidance_scale is not None and motion_dim is None:
-            raise ValueError("This U-Net has no embedding of `motion_guidance_scale`: leave it out.")
+            raise ValueError(f"`motion_guidance_percentage` must be at most 1, not {motion_guidance_percentage}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, not {output_type!r}.")
         strangers = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
@@ -369,10 +358,10 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         shape = self._check_shapes(num_videos, num_frames, height, width, generator, latents)
 
         device = self._execution_device
-        timesteps = self._set_timesteps(num_inference_steps, timesteps, device)
-        self._num_timesteps = len(timesteps)
+        steps = self._set_timesteps(num_inference_steps, timesteps, device)
+        self._num_timesteps = len(steps)
 
-        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+        context, negative_context = self.encode_prompt(
             prompt,
             device,
             num_videos_per_prompt,
@@ -381,37 +370,36 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             prompt_embeds,
             negative_prompt_embeds,
         )
-        if self.do_classifier_free_guidance:
-            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
+        if negative_context is not None:
+            context = torch.cat([negative_context.to(context), context])
 
         # What the U-Net is told beyond text and timestep, as far as it was built for it.
         told = {"fps": fps} if config.get("fps_cond") else {}
         if self.embeds_guidance:
             told["timestep_cond"] = self._embed(guidance_scale, config.time_cond_proj_dim, num_videos)
-        motion_cond = None
-        if motion_dim is not None:
-            strength = MOTION_GUIDANCE_SCALE if motion_guidance_scale is None else motion_guidance_scale
-            motion_cond = [self._embed(x, motion_dim, num_videos) for x in (0.0, strength)]
-            motion_ends = self.scheduler.config.num_train_timesteps * (1 - motion_guidance_percentage)
+        motion_ends = self.scheduler.config.num_train_timesteps * (1 - motion_guidance_percentage)
 
         # The sampler's own numbers are float32 at least.
         dtype = torch.promote_types(self.unet.dtype, torch.float32)
-        latents = self.prepare_latents(shape, dtype, device, generator, latents)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        latents = latents.to(device, dtype) * self.scheduler.init_noise_sigma
         takes = inspect.signature(self.scheduler.step).parameters
         step_kwargs = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in takes}
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
-            for i, t in enumerate(timesteps):
+        with self.progress_bar(total=len(steps)) as progress_bar:  # pyright: ignore[reportCallIssue] - decorated
+            for i, t in enumerate(steps):
                 if self.interrupt:
                     continue
-                if motion_cond is not None:
+                if motion_dim is not None:
                     # Never left out: no embedding is another input than the embedding of 0.
-                    told["motion_cond"] = motion_cond[bool(t >= motion_ends)]
+                    strength = motion_guidance_scale if t >= motion_ends else 0.0
+                    told["motion_cond"] = self._embed(strength, motion_dim, num_videos)
                 model_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
                 model_input = self.scheduler.scale_model_input(model_input, t)
                 model_output = self.unet(
                     model_input.to(self.unet.dtype),
                     t,
-                    encoder_hidden_states=prompt_embeds.to(self.unet.dtype),
+                    encoder_hidden_states=context.to(self.unet.dtype),
                     cross_attention_kwargs=cross_attention_kwargs,
                     return_dict=False,
                     **told,
@@ -421,16 +409,10 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
                     model_output = unguided + self.guidance_scale * (guided - unguided)
                 latents = self.scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    tensors = {
-                        "latents": latents,
-                        "prompt_embeds": prompt_embeds,
-                        "negative_prompt_embeds": negative_prompt_embeds,
-                    }
+                    tensors = {"latents": latents, "prompt_embeds": context}
                     chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     tensors |= callback_on_step_end(self, i, t, chosen)
-                    latents, prompt_embeds, negative_prompt_embeds = (
-                        tensors[name] for name in self._callback_tensor_inputs
-                    )
+                    latents, context = tensors["latents"], tensors["prompt_embeds"]
                 progress_bar.update()
 
         frames = latents
@@ -454,6 +436,8 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             )
         if timesteps is None:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
+        elif not (isinstance(timesteps, list) and timesteps and all(isinstance(t, Integral) for t in timesteps)):
+            raise TypeError(f"`timesteps` must be a list of integers, not {timesteps!r}.")
         elif "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             raise ValueError(f"{type(self.scheduler).__name__} takes no `timesteps`: pass `num_inference_steps`.")
         else:
@@ -506,7 +490,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         generator: torch.Generator | list[torch.Generator] | None,
         latents: torch.Tensor | None,
     ) -> tuple[int, ...]:
-        """The shape of the latents."""
+        """The latents' shape."""
         # The last stage of the U-Net does not downsample.
         multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.down_block_types) - 1)
         if height % multiple or width % multiple:
@@ -586,10 +570,10 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
 
 def _clean(text: str) -> str:
     """As open_clip cleans: repaired, unescaped twice, with single spaces, in lower case."""
-    if is_ftfy_available():
-        text = ftfy.fix_text(text)
+    if ftfy is None:
+        warnings.warn("Without ftfy, prompts are not repaired as in training: curly quotes, say. `pip install ftfy`")
     else:
-        warnings.warn("Prompts are not repaired as in training: curly quotes, for example. `pip install ftfy` for it.")
+        text = ftfy.fix_text(text)
     text = html.unescape(html.unescape(text))
     return re.sub(r"\s+", " ", text).strip().lower()
 
