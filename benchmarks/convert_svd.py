@@ -1,9 +1,9 @@
-"""Memory and time of converting a full-size Stable Video Diffusion teacher, against `cp` of the kept bytes.
+"""Memory and time of pruning a full-size teacher, against `cp` of the kept bytes.
 
-    python benchmarks/convert_svd.py --work_dir DISK_TO_MEASURE
+    python benchmarks/convert_svd.py --work_dir DISK_TO_MEASURE [--teacher t2v]
 
-Writes a teacher of 3 GB (random fp16 weights, tiny other components) and removes it at the end. Each round converts it
-and copies the student's U-Net with `cp`, one after the other, in turns:
+Writes a teacher of 3 GB (random fp16 weights, tiny other components), Stable Video Diffusion or T2V-Turbo-v2, and
+removes it at the end. Each round converts it and copies the student's U-Net with `cp`, one after the other, in turns:
 
 - from memory (the teacher and the copied file are in the page cache), or from disk (they are dropped from it first);
 - with the teacher's hashes computed (a local folder), or known (the same folder laid out as the Hub's cache, where
@@ -21,20 +21,34 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from diffusers import (
+    AutoencoderKL,
     AutoencoderKLTemporalDecoder,
     EulerDiscreteScheduler,
+    LCMScheduler,
+    ModelMixin,
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection, HfArgumentParser
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    HfArgumentParser,
+)
 
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
+from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel
+from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, prune_t2v_pipeline
 
 
 UNET_FILE = "unet/diffusion_pytorch_model.fp16.safetensors"
@@ -44,9 +58,10 @@ COMMIT = "0" * 40
 MEASURE = """
 import json, os, re, shutil, subprocess, sys, time
 from pathlib import Path
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
+from vdmini_diffusers import prune_pipeline
 
-name, options, work, weights, rounds, cached = json.loads(sys.argv[1])
+function, name, options, work, weights, rounds, cached = json.loads(sys.argv[1])
+prune = getattr(prune_pipeline, function)
 work = Path(work)
 
 def resident(field):
@@ -68,7 +83,7 @@ for _ in range(rounds):
     prepare(work / "teacher" / weights)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before, start = resident("VmRSS"), time.perf_counter()
-    prune_svd_pipeline(name, work / "student", variant="fp16", **options)
+    prune(name, work / "student", variant="fp16", **options)
     converted, peak = time.perf_counter() - start, resident("VmHWM") - before
     prepare(work / "kept")
     start = time.perf_counter()
@@ -82,12 +97,11 @@ print(json.dumps(results))
 class BenchmarkArguments:
     work_dir: str = field(metadata={"help": "A folder on the disk to measure, with 10 GB free."})
     rounds: int = field(default=7, metadata={"help": "Rounds per setting."})
+    teacher: Literal["svd", "t2v"] = field(default="svd", metadata={"help": "Of which kind."})
 
 
-def write_teacher(folder: Path) -> int:
-    """SVD's own U-Net config with random weights, never held in memory; returns the bytes of its largest tensor."""
-    with torch.device("meta"):
-        unet = UNetSpatioTemporalConditionModel(num_attention_heads=(5, 10, 20, 20), num_frames=25, sample_size=96)
+def write_svd(folder: Path) -> ModelMixin:
+    """The folder with a tiny U-Net, and SVD's own U-Net on the meta device."""
     clip = CLIPVisionConfig(
         hidden_size=16,
         intermediate_size=16,
@@ -103,6 +117,39 @@ def write_teacher(folder: Path) -> int:
         scheduler=EulerDiscreteScheduler(),
         feature_extractor=CLIPImageProcessor(),
     ).save_pretrained(folder, variant="fp16")
+    with torch.device("meta"):
+        return UNetSpatioTemporalConditionModel(num_attention_heads=(5, 10, 20, 20), num_frames=25, sample_size=96)
+
+
+def write_t2v(folder: Path) -> ModelMixin:
+    """As `write_svd`, T2V-Turbo-v2's with motion guidance."""
+    text = CLIPTextConfig(
+        vocab_size=3, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
+    )
+    tiny = {"block_out_channels": (32,) * 3, "cross_attention_dim": 16}
+    VDMiniT2VPipeline(
+        vae=AutoencoderKL(block_out_channels=(32,), layers_per_block=1).half(),
+        text_encoder=CLIPTextModel(text).half(),
+        tokenizer=CLIPTokenizer(),
+        unet=VDMiniUNet3DConditionModel(**tiny),
+        scheduler=LCMScheduler(),
+    ).save_pretrained(folder, variant="fp16")
+    with torch.device("meta"):
+        return VDMiniUNet3DConditionModel(
+            down_block_types=("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
+            up_block_types=("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3,
+            block_out_channels=(320, 640, 1280, 1280),
+            layers_per_block=2,
+            mid_block_type="UNetMidBlock3DCrossAttn",
+        )
+
+
+TEACHERS = {"svd": (write_svd, prune_svd_pipeline), "t2v": (write_t2v, prune_t2v_pipeline)}
+
+
+def write_teacher(folder: Path, write: Callable[[Path], ModelMixin]) -> int:
+    """A full-size U-Net with random weights, never held in memory; returns the bytes of its largest tensor."""
+    unet = write(folder)
     unet.save_config(folder / "unet")
     state = unet.state_dict()
     names = sorted(state)
@@ -139,8 +186,8 @@ def as_hub_cache(teacher: Path, cache: Path) -> None:
     (repo / "refs" / "main").write_text(COMMIT)
 
 
-def measure(name: str, options: dict[str, object], work: Path, rounds: int, cached: bool) -> str:
-    setting = json.dumps([name, options, str(work), UNET_FILE, rounds, cached])
+def measure(prune: Callable, name: str, options: dict[str, object], work: Path, rounds: int, cached: bool) -> str:
+    setting = json.dumps([prune.__name__, name, options, str(work), UNET_FILE, rounds, cached])
     command = [sys.executable, "-c", MEASURE, setting]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     converted, copied, peaks = zip(*json.loads(done.stdout.splitlines()[-1]), strict=True)
@@ -167,15 +214,16 @@ def main(args: BenchmarkArguments) -> None:
     work = (Path(args.work_dir) / "convert_svd_benchmark").absolute()
     work.mkdir(parents=True)
     try:
-        largest = write_teacher(work / "teacher")
+        write, prune = TEACHERS[args.teacher]
+        largest = write_teacher(work / "teacher", write)
         as_hub_cache(work / "teacher", work / "cache")
-        prune_svd_pipeline(work / "teacher", work / "student", variant="fp16")
+        prune(work / "teacher", work / "student", variant="fp16")
         shutil.move(work / "student" / UNET_FILE, work / "kept")
         print(f"kept {(work / 'kept').stat().st_size / 1e9:.2f} GB, largest tensor {largest / 2**20:.1f} MiB")
         hub = {"cache_dir": str(work / "cache"), "local_files_only": True}
         teachers = {"computed": (str(work / "teacher"), {}), "known": ("bench/svd", hub)}
         for cached, (hashes, (name, options)) in itertools.product((True, False), teachers.items()):
-            figures = measure(name, options, work, args.rounds, cached)
+            figures = measure(prune, name, options, work, args.rounds, cached)
             print(f"from {'memory' if cached else 'disk'}, hashes {hashes}: {figures}", flush=True)
         print(
             f"SHA-256 of the teacher's U-Net alone, from memory: {seconds_to_hash(work / 'teacher' / UNET_FILE):.2f} s"

@@ -31,6 +31,7 @@ FLOORS = {
     "t2v_turbo": 2,
     "convert_t2v_turbo": 3,
     "held_out": 3,
+    "prune_command": 3,
     "prune_pipeline": 3,
     "prune_vae": 3,
     "reward_weights": 3,

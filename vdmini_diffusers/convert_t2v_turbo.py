@@ -1,7 +1,8 @@
-"""T2V-Turbo's and VideoCrafter2's own files in, diffusers' component folders out."""
+"""T2V-Turbo's and VideoCrafter2's own files in, the folder of a diffusers pipeline out."""
 
+import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,29 @@ from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from vdmini_diffusers import __version__
 from vdmini_diffusers.models import VDMiniUNet3DConditionModel
+from vdmini_diffusers.pipelines import VDMiniT2VPipeline
 from vdmini_diffusers.pruning.output_folder import check_free_space, new_folder
-from vdmini_diffusers.t2v_turbo.checkpoint import read_original
+from vdmini_diffusers.pruning.teacher_folder import sha256_of
+from vdmini_diffusers.t2v_turbo.card import teacher_card
+from vdmini_diffusers.t2v_turbo.checkpoint import OriginalCheckpoint, read_original
+from vdmini_diffusers.t2v_turbo.lora import merge_lora
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError, convert_tensors
 from vdmini_diffusers.t2v_turbo.text_encoder import (
     original_text_encoder_key,
     text_encoder_config,
     unused_text_encoder_keys,
 )
+from vdmini_diffusers.t2v_turbo.tokenizer import TOKENIZER, read_tokenizer
 from vdmini_diffusers.t2v_turbo.unet import original_unet_key, unet_config
 from vdmini_diffusers.t2v_turbo.vae import original_vae_key, vae_config
+from vdmini_diffusers.t2v_turbo.variants import Variant, describe
 
 
 # Both original networks are trained on it.
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-MARKER = "unet/config.json"
+PROVENANCE = "conversion_provenance.json"
 
 
 def convert_t2v_turbo(
@@ -33,46 +41,75 @@ def convert_t2v_turbo(
     output_dir: str | os.PathLike,
     *,
     unet_checkpoint_path: str | os.PathLike | None = None,
+    tokenizer: str | os.PathLike = TOKENIZER,
+    expect: Variant | None = None,
+    time_cond_proj_seed: int | None = None,
     max_shard_size: int | str = "10GB",
     overwrite: bool = False,
 ) -> Path:
-    """Write `unet`, `vae`, `text_encoder` and `scheduler` as diffusers and transformers store them, in their dtypes.
+    """Write the pipeline that these files are, in their dtypes; [`VDMiniT2VPipeline`] opens it.
 
     Which network a file holds is known by the names in it. `output_dir` appears when it is complete.
 
     Args:
         checkpoint_path: a whole checkpoint: VideoCrafter2's `model.ckpt`, or T2V-Turbo's `t2v_turbo_vc2.pt`.
         output_dir: made by this function.
-        unet_checkpoint_path: a U-Net that takes the place of the checkpoint's: T2V-Turbo-v2's `unet_mg.pt` or
-            `unet_no_mg.pt`.
+        unet_checkpoint_path: a U-Net that takes the place of the checkpoint's, T2V-Turbo-v2's `unet_mg.pt` or
+            `unet_no_mg.pt`; or T2V-Turbo's `unet_lora.pt`, which is merged into it.
+        tokenizer: CLIP's, which the files do not hold: a folder, or the id of a repository on the Hub.
+        expect: what the U-Net is meant to be: `"videocrafter2"`, `"v1"`, `"v2-no-mg"` or `"v2-mg"`. By default what
+            the name of its file says, where it is the original one.
+        time_cond_proj_seed: for `unet_lora.pt`, see `merge_lora`.
         max_shard_size: as in `save_pretrained`.
-        overwrite: replace `output_dir` if this function wrote it.
+        overwrite: replace `output_dir` if it is a pipeline folder.
 
     Returns:
         `output_dir`.
 
     Raises:
         OriginalCheckpointError: a `ValueError`; if a file is something else, lacks tensors, has others, or holds NaN
-            or infinity.
+            or infinity; if the U-Net is not what it is meant to be; if the tokenizer is not the text encoder's.
         FileExistsError: if `output_dir` exists and may not be replaced.
         OSError: if a file cannot be read or written, or the disk is too small.
     """
-    with new_folder(output_dir, overwrite, "component", MARKER) as folder:
+    with new_folder(output_dir, overwrite) as folder:
         checkpoint = read_original(Path(checkpoint_path))
         if not checkpoint.is_whole:
             raise OriginalCheckpointError(
-                f"{checkpoint_path} is a U-Net alone: give VideoCrafter2's `model.ckpt`, which has the VAE and the"
-                " text encoder, as the checkpoint, and this file as the U-Net's."
+                f"{checkpoint_path} is a {'LoRA' if checkpoint.lora else 'U-Net'} alone: give VideoCrafter2's"
+                " `model.ckpt`, which has the VAE and the text encoder, as the checkpoint, and this file as the"
+                " U-Net's."
             )
-        components = dict(checkpoint.components)
-        if unet_checkpoint_path is not None:
-            components["unet"] = read_original(Path(unet_checkpoint_path)).components["unet"]
+        unet_checkpoint = None if unet_checkpoint_path is None else read_original(Path(unet_checkpoint_path))
+        components = {**checkpoint.components, **(unet_checkpoint.components if unet_checkpoint else {})}
+        words = read_tokenizer(tokenizer, text_encoder_config(components["text_encoder"]))
         models = {name: build(components[name]) for name, build in BUILDERS.items()}
+        sources = [checkpoint] if unet_checkpoint is None else [checkpoint, unet_checkpoint]
+        if factors := sources[-1].lora:
+            models["unet"] = build_unet(merge_lora(components["unet"], factors, time_cond_proj_seed))
+        config = models["unet"].config
+        title, doubt = describe(config, sources[-1].file.name, expect)
         check_free_space(folder, sum(_num_bytes(model) for model in models.values()))
         for name, model in models.items():
             _check_finite(model, name)
-            model.save_pretrained(folder / name, max_shard_size=max_shard_size)
-        scheduler(models["unet"].config).save_pretrained(folder / "scheduler")
+        noise = scheduler(config)
+        VDMiniT2VPipeline(**models, tokenizer=words, scheduler=noise).save_pretrained(
+            folder, max_shard_size=max_shard_size
+        )
+        record = {
+            "package_version": __version__,
+            "unet": title,
+            "doubt": doubt or None,
+            "num_parameters": models["unet"].num_parameters(),
+            "tokenizer": Path(tokenizer).resolve().name if os.path.isdir(tokenizer) else str(tokenizer),
+            "lora": bool(factors),
+            # VideoCrafter2, the base, has no layer for the guidance: one that is there now was drawn.
+            "time_cond_proj_seed": time_cond_proj_seed if factors and config["time_cond_proj_dim"] else None,
+            "files": _files(sources),
+        }
+        text = json.dumps(record, indent=2) + "\n"
+        (folder / PROVENANCE).write_text(text, encoding="utf-8")
+        (folder / "README.md").write_text(teacher_card(record), encoding="utf-8")
     return Path(output_dir)
 
 
@@ -123,3 +160,8 @@ def _check_finite(model: nn.Module, network: str) -> None:
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise OriginalCheckpointError(f"The {network} holds NaN or infinity, in what becomes {name!r}.")
+
+
+def _files(sources: Sequence[OriginalCheckpoint]) -> dict[str, dict[str, Any]]:
+    files = [source.file for source in sources]
+    return {file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in files}

@@ -22,7 +22,7 @@ from vdmini_diffusers.pruning.pickled_weights import unpickle
 from vdmini_diffusers.pruning.plan import PruningPlan
 from vdmini_diffusers.pruning.provenance import provenance, relative_names, vae_card
 from vdmini_diffusers.pruning.teacher_folder import (
-    COMPONENTS,
+    STEMS,
     Teacher,
     download,
     find_weights,
@@ -42,7 +42,7 @@ from vdmini_diffusers.pruning.vae_survey import (
 )
 
 
-STEM = COMPONENTS["vae"][1]
+STEM = STEMS["diffusers"][0]
 PRUNED = "pruned."  # before the names of the decoder's tensors, while the teacher's are there as well
 
 
@@ -108,7 +108,7 @@ def prune_vae_decoder(
         ValueError: for an unknown importance, or `"taylor"` without clips.
     """
     with new_folder(output_dir, overwrite, kind="pruned VAE", marker="pruning_provenance.json") as folder:
-        patterns = weight_patterns("vae", variant, allow_pickle)
+        patterns = weight_patterns("diffusers", variant, allow_pickle)
         teacher = _open_vae(pretrained_model_name_or_path, subfolder, revision, patterns, **download_kwargs)
         if teacher.folder.resolve().is_relative_to(Path(output_dir).resolve()):
             raise ValueError(f"{output_dir} is or holds the teacher, which would be replaced by its student.")
@@ -120,7 +120,7 @@ def prune_vae_decoder(
         config_file = teacher.folder / subfolder / "config.json"
         files[config_file] = _hash(config_file)
 
-        found, pickles = find_weights(teacher, "vae", variant, allow_pickle, subfolder)
+        found, pickles = find_weights(teacher, subfolder, "diffusers", variant, allow_pickle)
         check_free_space(folder, sum(file.stat().st_size for file in pickles))
         scratch = folder / ".scratch"
         scratch.mkdir()

@@ -11,30 +11,41 @@ import safetensors.torch
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
+from vdmini_diffusers import VDMiniUNet3DConditionModel
+from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, prune_t2v_pipeline
 from vdmini_diffusers.pruning import PruningPlanError, TransformerPruningPlan, UNetPruningPlan
 from vdmini_diffusers.pruning.checkpoint_reader import CheckpointError
 
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
-KEPT = "down_blocks.0.resnets.0.spatial_res_block.conv1.weight"
-DROPPED = "mid_block.resnets.0.spatial_res_block.conv1.weight"
+KEPT = "down_blocks.0.attentions.0.proj_in.weight"
+DROPPED = "mid_block.attentions.0.proj_in.weight"
+BOTH = pytest.mark.parametrize("kind", ["i2v", "t2v"], indirect=True)
 
 
 @pytest.fixture
 def sharded(teacher):
     """The same with the U-Net in shards; returns its folder and index."""
     state = safetensors.torch.load_file(teacher / "unet" / UNET_FILE)
-    unet = UNetSpatioTemporalConditionModel.from_config(UNetSpatioTemporalConditionModel.load_config(teacher / "unet"))
+    cls = VDMiniUNet3DConditionModel if is_text_to_video(teacher) else UNetSpatioTemporalConditionModel
+    unet = cls.from_config(cls.load_config(teacher / "unet"))
     unet.load_state_dict(state)
     (teacher / "unet" / UNET_FILE).unlink()
-    unet.save_pretrained(teacher / "unet", max_shard_size="5MB")
+    unet.save_pretrained(teacher / "unet", max_shard_size="1MB")
     return teacher
+
+
+def is_text_to_video(teacher: Path) -> bool:
+    return (teacher / "tokenizer").is_dir()
+
+
+def prune(teacher: Path, output_dir: Path, **kwargs) -> Path:
+    return (prune_t2v_pipeline if is_text_to_video(teacher) else prune_svd_pipeline)(teacher, output_dir, **kwargs)
 
 
 def refused(teacher: Path, match: str, error: type[Exception] = CheckpointError, **kwargs) -> None:
     with pytest.raises(error, match=match):
-        prune_svd_pipeline(teacher, teacher.parent / "student", **kwargs)
+        prune(teacher, teacher.parent / "student", **kwargs)
     assert [path.name for path in teacher.parent.iterdir()] == [teacher.name]
 
 
@@ -145,7 +156,7 @@ class TestWeightFiles:
 
     def test_nan_in_a_tensor_that_is_dropped_does_not_matter(self, teacher):
         edit_tensors(teacher / "unet" / UNET_FILE, lambda s: s[DROPPED].fill_(float("nan")))
-        prune_svd_pipeline(teacher, teacher.parent / "student")
+        prune(teacher, teacher.parent / "student")
 
     def test_largest_numbers_are_finite(self, teacher):
         def extreme(state):
@@ -153,16 +164,19 @@ class TestWeightFiles:
             state["conv_in.weight"].fill_(torch.finfo(torch.float32).min)
 
         edit_tensors(teacher / "unet" / UNET_FILE, extreme)
-        prune_svd_pipeline(teacher, teacher.parent / "student")
+        prune(teacher, teacher.parent / "student")
 
+    @BOTH
     def test_missing_tensor(self, teacher):
         edit_tensors(teacher / "unet" / UNET_FILE, lambda s: s.pop(DROPPED))
         refused(teacher, f"unet: the weights lack tensor '{DROPPED}'")
 
+    @BOTH
     def test_unknown_tensor(self, teacher):
         edit_tensors(teacher / "unet" / UNET_FILE, lambda s: s.update(extra=torch.zeros(3)))
         refused(teacher, rf"unet/{UNET_FILE}: tensor 'extra' is not one of the U-Net in config.json")
 
+    @BOTH
     def test_tensor_of_another_shape(self, teacher):
         edit_tensors(teacher / "unet" / UNET_FILE, lambda s: s.update({"conv_out.bias": torch.zeros(5)}))
         refused(teacher, rf"unet/{UNET_FILE}: tensor 'conv_out.bias' has the shape \[5\]; the config wants \[4\]")
@@ -187,6 +201,7 @@ class TestWeightFiles:
         (teacher / "unet" / f"{UNET_FILE}.index.json").write_text("{}")
         refused(teacher, f"holds both {UNET_FILE} and {UNET_FILE}.index.json")
 
+    @BOTH
     def test_pickle_that_would_run_code_is_refused_even_with_consent(self, teacher):
         class Malice:
             def __reduce__(self):
@@ -234,13 +249,17 @@ class TestShards:
 
 
 class TestArchitecture:
+    @BOTH
     def test_other_pipeline(self, teacher):
         edit_json(teacher / "model_index.json", _class_name="StableDiffusionPipeline")
-        refused(teacher, "describes a 'StableDiffusionPipeline'; a teacher is a StableVideoDiffusionPipeline or a")
+        expected = "VDMiniT2VPipeline or a" if is_text_to_video(teacher) else "StableVideoDiffusionPipeline or a"
+        refused(teacher, f"describes a 'StableDiffusionPipeline'; a teacher is a {expected}")
 
+    @BOTH
     def test_other_unet(self, teacher):
-        edit_json(teacher / "unet/config.json", _class_name="UNet3DConditionModel")
-        refused(teacher, "config.json describes a 'UNet3DConditionModel'; a teacher is a UNetSpatioTemporal")
+        edit_json(teacher / "unet/config.json", _class_name="UNet2DConditionModel")
+        expected = "VDMiniUNet3DConditionModel or a UNet3D" if is_text_to_video(teacher) else "UNetSpatioTemporal"
+        refused(teacher, f"config.json describes a 'UNet2DConditionModel'; a teacher is a {expected}")
 
     def test_student_is_no_teacher(self, teacher_folder, tmp_path):
         student = prune_svd_pipeline(teacher_folder, tmp_path / "student")
@@ -248,16 +267,19 @@ class TestArchitecture:
             prune_svd_pipeline(student, tmp_path / "again")
         assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
+    @BOTH
     @pytest.mark.parametrize("name", ["../../x", "/etc", "safety_checker"])
     def test_component_that_this_pipeline_does_not_have(self, teacher, name):
         edit_json(teacher / "model_index.json", **{name: ["diffusers", "AutoencoderKL"]})
         refused(teacher, "model_index.json names the component")
 
+    @BOTH
     @pytest.mark.parametrize("entry", [["evil_code", "VAE"], [None, None], ["diffusers", "a.b"], ["diffusers"], ...])
     def test_component_that_is_missing_or_brings_its_own_code(self, teacher, entry):
         edit_json(teacher / "model_index.json", vae=entry)
         refused(teacher, "model_index.json: 'vae' must be a class of diffusers, not ")
 
+    @BOTH
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -275,6 +297,7 @@ class TestArchitecture:
         edit_json(teacher / "unet/config.json", **change)
         refused(teacher, message)
 
+    @BOTH
     def test_plan_that_does_not_fit(self, teacher):
         plan = UNetPruningPlan(name="deep", down={0: (0, 7)}, keep_mid=False, up={3: (0, 1, 2)})
         refused(teacher, "is not a layer of the teacher", PruningPlanError, plan=plan)
@@ -312,5 +335,5 @@ class TestFolder:
     def test_parents_that_were_made_are_removed_again(self, teacher):
         (teacher / "unet" / UNET_FILE).unlink()
         with pytest.raises(CheckpointError):
-            prune_svd_pipeline(teacher, teacher.parent / "a" / "b" / "student")
+            prune(teacher, teacher.parent / "a" / "b" / "student")
         assert [path.name for path in teacher.parent.iterdir()] == ["teacher"]

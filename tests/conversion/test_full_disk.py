@@ -49,14 +49,22 @@ class TestFullDisk:
         assert caught.value.errno == errno.ENOSPC
         assert [path.name for path in teacher.parent.iterdir()] == ["teacher"]
 
-    def test_failed_write_names_the_file_and_the_tensor(self, teacher):
+    @pytest.mark.parametrize(
+        ("kind", "limit", "tensor", "file"),
+        [
+            ("i2v", 5_000_000, "up_blocks.1.attentions.1.", WEIGHTS),
+            ("t2v", 1_000_000, "embeddings.token_embedding.", "text_encoder/model.safetensors"),
+        ],
+        indirect=["kind"],
+    )
+    def test_failed_write_names_the_file_and_the_tensor(self, kind, teacher, limit, tensor, file):
         # A limit on file sizes fails a write as a full disk does, without filling one.
-        code = """
+        code = f"""
 import resource, sys
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
-resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
+from vdmini_diffusers.prune_pipeline import {kind.prune.__name__} as prune
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 try:
-    prune_svd_pipeline(sys.argv[1], sys.argv[2])
+    prune(sys.argv[1], sys.argv[2])
 except OSError as error:
     print(error)
 """
@@ -64,6 +72,6 @@ except OSError as error:
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
         assert "File too large" in done.stdout
-        assert "while writing tensor 'up_blocks.1.attentions.1." in done.stdout
-        assert WEIGHTS in done.stdout
+        assert f"while writing tensor '{tensor}" in done.stdout
+        assert file in done.stdout
         assert [path.name for path in teacher.parent.iterdir()] == ["teacher"]

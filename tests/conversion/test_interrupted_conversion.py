@@ -19,6 +19,7 @@ from vdmini_diffusers.pruning.output_folder import LOCK_NAME, MIN_STALE_SECONDS,
 
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
+BOTH = pytest.mark.parametrize("kind", ["i2v", "t2v"], indirect=True)
 # A shell starts background jobs with Ctrl-C ignored, which Python would inherit where the tests run as one.
 CONVERT = """
 import signal, sys
@@ -148,23 +149,25 @@ def test_overwriting_replaces_the_folder_as_a_whole(teacher_folder, parent):
     assert "old.txt" not in names_in(parent / "student")
 
 
-def test_failed_overwriting_keeps_the_old_folder(teacher_folder, tmp_path, parent):
+@BOTH
+def test_failed_overwriting_keeps_the_old_folder(kind, tmp_path, parent):
     (parent / "student").mkdir()
     (parent / "student/model_index.json").write_text("old")
-    teacher = shutil.copytree(teacher_folder, tmp_path / "teacher")
+    teacher = shutil.copytree(kind.folder, tmp_path / "teacher")
     (teacher / "vae" / UNET_FILE).unlink()
     with pytest.raises(ValueError, match="vae has neither"):
-        prune_svd_pipeline(teacher, parent / "student", overwrite=True)
+        kind.prune(teacher, parent / "student", overwrite=True)
     assert names_in(parent) == ["student"]
     assert (parent / "student/model_index.json").read_text() == "old"
 
 
+@BOTH
 @pytest.mark.parametrize("output", ["", ".."])
-def test_the_teacher_is_never_replaced_by_its_student(teacher_folder, tmp_path, output):
+def test_the_teacher_is_never_replaced_by_its_student(kind, tmp_path, output):
     (tmp_path / "model_index.json").write_text("{}")
-    teacher = shutil.copytree(teacher_folder, tmp_path / "teacher")
+    teacher = shutil.copytree(kind.folder, tmp_path / "teacher")
     with pytest.raises(ValueError, match="is or holds the teacher"):
-        prune_svd_pipeline(teacher, teacher / output, overwrite=True)
+        kind.prune(teacher, teacher / output, overwrite=True)
     assert (teacher / "unet" / UNET_FILE).exists()
 
 

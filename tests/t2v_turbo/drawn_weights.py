@@ -33,6 +33,12 @@ class DrawnWeights(dict[str, Tensor]):
         weight = self.draw(f"{name}.weight", width, x.shape[1], kernel, kernel)
         return F.conv2d(x, weight, self.draw(f"{name}.bias", width), stride=stride, padding=padding)
 
+    def temporal_conv(self, name: str, x: Tensor) -> Tensor:
+        """Over three frames, of (batch, channels, frames, height, width)."""
+        width = x.shape[1]
+        weight = self.draw(f"{name}.weight", width, width, 3, 1, 1)
+        return F.conv3d(x, weight, self.draw(f"{name}.bias", width), padding=(1, 0, 0))
+
     def group_norm(self, name: str, x: Tensor, groups: int, eps: float) -> Tensor:
         width = x.shape[1]
         return F.group_norm(x, groups, self.draw(f"{name}.weight", width), self.draw(f"{name}.bias", width), eps)

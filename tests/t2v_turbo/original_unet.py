@@ -87,8 +87,7 @@ def res_block(p: DrawnWeights, name: str, x: Tensor, emb: Tensor, width: int, fr
     h = x
     for part, index in (("conv1", 2), ("conv2", 3), ("conv3", 3), ("conv4", 3)):
         h = F.silu(p.group_norm(f"{name}.temopral_conv.{part}.0", h, GROUPS, 1e-5))
-        weight = p.draw(f"{name}.temopral_conv.{part}.{index}.weight", width, width, 3, 1, 1)
-        h = F.conv3d(h, weight, p.draw(f"{name}.temopral_conv.{part}.{index}.bias", width), padding=(1, 0, 0))
+        h = p.temporal_conv(f"{name}.temopral_conv.{part}.{index}", h)
     return (x + h).transpose(1, 2).flatten(0, 1)
 
 

@@ -1,71 +1,26 @@
-"""Original files become component folders that compute the same, or a refusal says what they are."""
+"""Original files become a pipeline folder that computes the same, or a refusal says what they are."""
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import forked_scripts
-import original_text_encoder
-import original_unet
-import original_vae
+import huggingface_hub
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler
-from drawn_weights import DrawnWeights
-from transformers import CLIPTextModel
+from original_inputs import PIXELS, TOKENS, UNET_INPUTS, normal
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from vdmini_diffusers import VDMiniUNet3DConditionModel
+from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel
 from vdmini_diffusers.convert_t2v_turbo import convert_t2v_turbo
-from vdmini_diffusers.t2v_turbo.checkpoint import SCHEDULE
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError
+from vdmini_diffusers.t2v_turbo.tokenizer import read_tokenizer
 
 
 SCRIPT = Path(__file__).parents[2] / "conversion" / "convert_t2v_turbo_to_diffusers.py"
-
-
-def normal(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-UNET_INPUTS = {
-    "latents": normal(1, 4, 2, 8, 8),
-    "timesteps": torch.tensor([459]),
-    "context": normal(1, 5, 24),
-    "fps": torch.tensor([8]),
-}
-TOLD = {"guidance": normal(1, 12), "motion": normal(1, 10)}
-PIXELS = normal(1, 3, 16, 16)
-TOKENS = torch.arange(original_text_encoder.TOKENS)[None]
-
-
-@pytest.fixture(scope="module")
-def originals():
-    """Weights with the original's 32 groups, and what they compute: the U-Nets of two files, VAE, text encoder."""
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(original_unet, "GROUPS", 32)
-        patch.setattr(original_unet, "WIDTHS", (32, 32, 64, 64))
-        patch.setattr(original_vae, "GROUPS", 32)
-        patch.setattr(original_vae, "WIDTHS", (32, 32, 64, 64))
-        weights = {name: DrawnWeights(seed=i) for i, name in enumerate(("unet", "unet_mg", "vae", "text_encoder"))}
-        outputs = {
-            "unet": original_unet.unet(weights["unet"], **UNET_INPUTS),
-            "unet_mg": original_unet.unet(weights["unet_mg"], **UNET_INPUTS, **TOLD),
-            "vae": original_vae.encode(weights["vae"], PIXELS)[:, :4],
-            "text_encoder": original_text_encoder.text_encoder(weights["text_encoder"], TOKENS),
-        }
-        original_vae.decode(weights["vae"], normal(1, 4, 2, 2))
-    return {name: dict(tensors) for name, tensors in weights.items()}, outputs
-
-
-@pytest.fixture
-def whole(originals):
-    """As VideoCrafter2's `model.ckpt`."""
-    weights, _ = originals
-    prefixes = {
-        "unet": "model.diffusion_model.",
-        "vae": "first_stage_model.",
-        "text_encoder": "cond_stage_model.model.",
-    }
-    tensors = {f"{prefix}{key}": t for name, prefix in prefixes.items() for key, t in weights[name].items()}
-    return tensors | {name: torch.ones(3) for name in SCHEDULE}
+MOTION = ("motion_cond_proj.weight", "combine_proj.weight")
 
 
 def saved(state, file):
@@ -74,9 +29,11 @@ def saved(state, file):
 
 
 @torch.no_grad()
-def test_a_whole_checkpoint_becomes_folders_that_compute_what_it_computes(whole, originals, tmp_path):
+def test_a_whole_checkpoint_becomes_a_folder_that_computes_what_it_computes(
+    whole, originals, tokenizer_folder, tmp_path
+):
     file = saved({"state_dict": whole, "global_step": 3}, tmp_path / "model.ckpt")
-    folder = convert_t2v_turbo(file, tmp_path / "out")
+    folder = convert_t2v_turbo(file, tmp_path / "out", tokenizer=tokenizer_folder)
     _, expected = originals
     double = {"torch_dtype": torch.float64}
     unet = VDMiniUNet3DConditionModel.from_pretrained(folder, subfolder="unet", **double)
@@ -93,24 +50,73 @@ def test_a_whole_checkpoint_becomes_folders_that_compute_what_it_computes(whole,
 
 
 @torch.no_grad()
-def test_the_u_net_of_t2v_turbo_v2_takes_the_place_of_the_checkpoint_s(whole, originals, tmp_path):
+def test_the_u_net_of_t2v_turbo_v2_takes_the_place_of_the_checkpoint_s(whole, originals, tokenizer_folder, tmp_path):
     weights, expected = originals
     files = [saved(whole, tmp_path / "model.ckpt"), saved(weights["unet_mg"], tmp_path / "unet_mg.pt")]
     flags = ["--checkpoint_path", files[0], "--unet_checkpoint_path", files[1], "--max_shard_size", "2MB"]
-    process = forked_scripts.start((SCRIPT, *flags, "--output_dir", tmp_path / "out"), log=tmp_path / "log")
+    flags += ["--tokenizer", tokenizer_folder, "--output_dir", tmp_path / "out"]
+    process = forked_scripts.start((SCRIPT, *flags), log=tmp_path / "log")
     process.join()
     printed = (tmp_path / "log").read_text()
     assert process.exitcode == 0, printed
-    for name in ("guidance", "motion", "fps"):
-        assert f"the U-Net is told {name}: yes" in printed
+    assert "T2V-Turbo-v2 with motion guidance, U-Net of" in printed
+    assert "In doubt" not in printed
     assert len(list((tmp_path / "out" / "unet").glob("*.safetensors"))) > 1
     unet = VDMiniUNet3DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet", torch_dtype=torch.float64)
     inputs = [UNET_INPUTS[name] for name in ("latents", "timesteps", "context")]
-    told = {"timestep_cond": TOLD["guidance"], "motion_cond": TOLD["motion"], "fps": UNET_INPUTS["fps"]}
+    told = {"timestep_cond": normal(1, 12), "motion_cond": normal(1, 10), "fps": UNET_INPUTS["fps"]}
     torch.testing.assert_close(unet(*inputs, **told).sample, expected["unet_mg"], rtol=0, atol=1e-10)
     scheduler = LCMScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
     scheduler.set_timesteps(8)
     assert scheduler.timesteps.tolist() == [999, 874, 749, 624, 499, 374, 249, 124]
+
+
+@pytest.fixture(scope="module")
+def folder(originals, tokenizer_folder, tmp_path_factory):
+    """Of the merged first T2V-Turbo, in single precision."""
+    parts = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model.model."}
+    whole = {f"{parts[name]}{key}": t.float() for name in parts for key, t in originals[0][name].items()}
+    whole["model.diffusion_model.time_cond_proj.weight"] = normal(32, 12).float()
+    folder = tmp_path_factory.mktemp("converted")
+    file = saved(whole, folder / "t2v_turbo_vc2.pt")
+    return convert_t2v_turbo(file, folder / "out", tokenizer=tokenizer_folder)
+
+
+class TestFolder:
+    def test_the_pipeline_opens_it_and_runs(self, folder):
+        pipe = VDMiniT2VPipeline.from_pretrained(folder)
+        assert isinstance(pipe.scheduler, LCMScheduler)
+        pipe.set_progress_bar_config(disable=True)
+        video = pipe("a cat!", height=64, width=64, num_frames=2, num_inference_steps=2, output_type="pt").frames
+        assert video.shape == (1, 2, 3, 64, 64)
+        assert video.std() > 0.01 and video.isfinite().all()
+
+    def test_exclamation_marks_stay_words_though_the_tokenizer_given_pads_with_them(self, folder, tokenizer_folder):
+        given, written = (CLIPTokenizer.from_pretrained(f) for f in (tokenizer_folder, folder / "tokenizer"))
+        marks = [512, 256, 513]  # `!` at the end of a word is not the padding, 0
+        assert (given("!").input_ids, written("!").input_ids) == ([512, 0, 513], marks)
+        assert VDMiniT2VPipeline.from_pretrained(folder).tokenize(["!"])[0].tolist() == marks + [0] * 9
+
+    def test_provenance_names_the_files_with_their_hashes_and_no_path_of_this_machine(self, folder):
+        text = (folder / "conversion_provenance.json").read_text()
+        record, source = json.loads(text), folder.parent / "t2v_turbo_vc2.pt"
+        content = source.read_bytes()
+        assert record["files"] == {source.name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+        assert record["unet"] == "T2V-Turbo"
+        assert str(folder.parent) not in text + (folder / "README.md").read_text()
+
+    def test_the_card_says_that_the_licence_is_not_known(self, folder):
+        card = huggingface_hub.ModelCard.load(folder / "README.md")
+        assert (card.data.license, card.data.license_name) == ("other", "unknown")
+        assert "do not redistribute" in card.text
+        assert "$" not in card.text
+
+    def test_only_a_pipeline_folder_is_overwritten(self, folder, tmp_path, tokenizer_folder):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.txt").write_text("mine")
+        with pytest.raises(FileExistsError, match="is not a pipeline folder"):
+            convert_t2v_turbo(folder.parent / "t2v_turbo_vc2.pt", tmp_path / "out", overwrite=True)
+        assert (tmp_path / "out" / "thesis.txt").exists()
 
 
 class Evil:
@@ -124,40 +130,84 @@ class Evil:
 
 
 class TestRefusals:
-    def refuse(self, state, tmp_path, match):
-        file = saved(state, tmp_path / "model.ckpt")
-        with pytest.raises(OriginalCheckpointError, match=match):
-            convert_t2v_turbo(file, tmp_path / "out")
-        assert [path.name for path in tmp_path.iterdir()] == ["model.ckpt"]
+    @pytest.fixture
+    def refuse(self, tokenizer_folder, tmp_path):
+        def refuse(state, match, unet=None, unet_name="unet_mg.pt", **options):
+            files = {"checkpoint_path": saved(state, tmp_path / "model.ckpt")}
+            if unet is not None:
+                files["unet_checkpoint_path"] = saved(unet, tmp_path / unet_name)
+            with pytest.raises(OriginalCheckpointError, match=match):
+                convert_t2v_turbo(**files, output_dir=tmp_path / "out", **{"tokenizer": tokenizer_folder, **options})
+            assert {path.name for path in tmp_path.iterdir()} == {file.name for file in files.values()}
 
-    def test_nothing_in_a_file_is_executed(self, whole, tmp_path):
-        self.refuse({**whole, "evil": Evil(tmp_path / "written")}, tmp_path, "cannot be read as pickled weights")
+        return refuse
 
-    def test_a_u_net_alone_needs_the_rest(self, originals, tmp_path):
-        self.refuse(originals[0]["unet_mg"], tmp_path, "is a U-Net alone: give VideoCrafter2's `model.ckpt`")
+    def test_nothing_in_a_file_is_executed(self, whole, refuse, tmp_path):
+        refuse({**whole, "evil": Evil(tmp_path / "written")}, "cannot be read as pickled weights")
 
-    def test_a_lora_is_not_a_checkpoint(self, tmp_path):
-        self.refuse([torch.zeros(4, 64), torch.zeros(64, 4)], tmp_path, "holds a list, as T2V-Turbo's LoRA files do")
+    def test_a_u_net_alone_needs_the_rest(self, originals, refuse):
+        refuse(originals[0]["unet_mg"], "is a U-Net alone: give VideoCrafter2's `model.ckpt`")
 
-    def test_unknown_tensors_are_listed(self, whole, tmp_path):
+    def test_a_lora_alone_needs_its_base(self, refuse):
+        refuse([torch.zeros(4, 64), torch.zeros(64, 4)], "is a LoRA alone: give VideoCrafter2's `model.ckpt`")
+
+    def test_unknown_tensors_are_listed(self, whole, refuse):
         more = {"model_ema.decay": torch.zeros(1), "image_proj_model.latents": torch.zeros(1)}
-        self.refuse(whole | more, tmp_path, "2 unknown tensors: image_proj_model.latents, model_ema.decay")
+        refuse(whole | more, "2 unknown tensors: image_proj_model.latents, model_ema.decay")
 
-    def test_missing_tensors_are_listed(self, whole, tmp_path):
+    def test_missing_tensors_are_listed(self, whole, refuse):
         del whole["first_stage_model.decoder.up.3.block.2.conv1.bias"]
-        self.refuse(whole, tmp_path, r"of the VAE. 1 missing: decoder\.up\.3\.block\.2\.conv1\.bias")
+        refuse(whole, r"of the VAE. 1 missing: decoder\.up\.3\.block\.2\.conv1\.bias")
 
-    def test_a_part_that_is_missing_is_named(self, whole, tmp_path):
-        rest = {name: t for name, t in whole.items() if not name.startswith("cond_stage_model.")}
-        self.refuse(rest, tmp_path, "no text_encoder")
+    def test_a_part_that_is_missing_is_named(self, whole, refuse):
+        refuse({name: t for name, t in whole.items() if not name.startswith("cond_stage_model.")}, "no text_encoder")
 
-    def test_infinity_is_named(self, whole, tmp_path):
+    def test_infinity_is_named(self, whole, refuse):
         whole["model.diffusion_model.out.2.bias"] = torch.full((4,), float("inf"), dtype=torch.float64)
-        self.refuse(whole, tmp_path, "NaN or infinity, in what becomes 'conv_out.bias'")
+        refuse(whole, "NaN or infinity, in what becomes 'conv_out.bias'")
 
-    def test_other_things_than_tensors(self, whole, tmp_path):
-        self.refuse({**whole, "epoch": 3}, tmp_path, "other things than tensors")
+    @pytest.mark.parametrize("state", [{"epoch": 3}, [], [torch.zeros(2), 3], torch.zeros(2), 3])
+    def test_other_things_than_tensors(self, refuse, state):
+        refuse(state, "other things than tensors")
 
     def test_a_file_that_is_not_there(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"nothing\.ckpt is not a file"):
             convert_t2v_turbo(tmp_path / "nothing.ckpt", tmp_path / "out")
+
+    def test_a_u_net_that_is_not_what_its_file_s_name_says(self, whole, originals, refuse):
+        unet = {name: t for name, t in originals[0]["unet_mg"].items() if name not in MOTION}
+        found = "It has layers for guidance, so it is T2V-Turbo or T2V-Turbo-v2 without motion guidance"
+        refuse(whole, rf"unet_mg\.pt should be T2V-Turbo-v2 with motion guidance, by its name\. {found}", unet)
+
+    @pytest.mark.parametrize("expect", ["videocrafter2", "v1"])
+    def test_a_u_net_that_is_not_what_the_user_says(self, whole, originals, refuse, expect):
+        refuse(whole, "as `expect`", originals[0]["unet_mg"], "unet.pt", expect=expect)
+
+    def test_an_expectation_that_there_is_not(self, whole, tmp_path, tokenizer_folder):
+        file = saved(whole, tmp_path / "model.ckpt")
+        with pytest.raises(ValueError, match="`expect` is one of videocrafter2, v1, v2-no-mg, v2-mg, not 'v3'"):
+            convert_t2v_turbo(file, tmp_path / "out", tokenizer=tokenizer_folder, expect="v3")
+
+    def test_a_tokenizer_of_another_vocabulary(self, whole, refuse, tokenizer_folder, tmp_path_factory):
+        folder = shutil.copytree(tokenizer_folder, tmp_path_factory.mktemp("other") / "tokenizer")
+        vocabulary = json.loads((folder / "vocab.json").read_text())
+        (folder / "vocab.json").write_text(json.dumps({**vocabulary, "cat": 514}))
+        refuse(whole, "has a vocabulary of 514 tokens, and the tokenizer .* 515", tokenizer=folder)
+
+    def test_a_folder_without_a_tokenizer(self, whole, refuse, tmp_path_factory):
+        refuse(whole, "a folder needs `tokenizer.json`, or", tokenizer=tmp_path_factory.mktemp("empty"))
+
+    def test_a_tokenizer_whose_marks_are_others(self, tokenizer_folder):
+        config = {"vocab_size": 514, "max_position_embeddings": 12, "bos_token_id": 512, "eos_token_id": 511}
+        with pytest.raises(OriginalCheckpointError, match="has the `eos_token_id` 513, and the text encoder 511"):
+            read_tokenizer(tokenizer_folder, config)
+
+
+def test_layers_for_motion_guidance_in_the_file_without_it_are_doubted_but_converted(
+    whole, originals, tokenizer_folder, tmp_path
+):
+    files = [saved(whole, tmp_path / "model.ckpt"), saved(originals[0]["unet_mg"], tmp_path / "unet_no_mg.pt")]
+    folder = convert_t2v_turbo(files[0], tmp_path / "out", unet_checkpoint_path=files[1], tokenizer=tokenizer_folder)
+    doubt = json.loads((folder / "conversion_provenance.json").read_text())["doubt"]
+    assert doubt.startswith("It has layers for motion guidance all the same.")
+    assert doubt in (folder / "README.md").read_text()

@@ -11,6 +11,7 @@ import huggingface_hub
 
 from vdmini_diffusers.pruning.checkpoint_reader import MAX_JSON_BYTES
 from vdmini_diffusers.pruning.checkpoint_writer import FileHash
+from vdmini_diffusers.pruning.pipeline_kinds import PipelineKind
 from vdmini_diffusers.pruning.teacher_folder import Teacher, inside
 from vdmini_diffusers.pruning.unet_survey import UNetSurvey
 from vdmini_diffusers.pruning.vae_survey import DecoderSurvey
@@ -44,16 +45,10 @@ def provenance(
     }
 
 
-def model_card(teacher: Teacher, record: Mapping[str, Any], plan_json: str) -> str:
-    """`model_cards/vdmini_i2v.md` filled in with what `provenance` recorded and the teacher's licence."""
-    tags = ["vdmini", "video-diffusion", "pruning", "stable-video-diffusion", "image-to-video"]
-    return _fill(
-        "vdmini_i2v.md",
-        teacher,
-        record,
-        plan_json,
-        front_matter=_front_matter(teacher, pipeline_tag="image-to-video", tags=tags),
-    )
+def model_card(teacher: Teacher, kind: PipelineKind, record: Mapping[str, Any], plan_json: str) -> str:
+    """The kind's template in `model_cards/`, filled in with what `provenance` recorded and the teacher's licence."""
+    front_matter = _front_matter(teacher, pipeline_tag=kind.pipeline_tag, tags=list(kind.tags))
+    return _fill(kind.card, teacher, record, plan_json, front_matter=front_matter)
 
 
 def vae_card(teacher: Teacher, record: Mapping[str, Any], plan_json: str, class_name: str) -> str:

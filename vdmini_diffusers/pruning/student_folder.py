@@ -12,7 +12,7 @@ from vdmini_diffusers.pruning.student_config import student_config
 
 
 def read_plan(student_name: str) -> PruningPlan:
-    """Of a pipeline that `prune_svd_pipeline` wrote, a folder or a Hub id.
+    """Of a pipeline that `prune_pipeline.py` wrote, a folder or a Hub id.
 
     Raises:
         ValueError: if there is none.
@@ -32,7 +32,7 @@ def student_file(student_name: str, file: str) -> Path:
     if Path(student_name).is_dir():
         raise ValueError(
             f"{local} is missing: a student comes with its plan, from which ICD's pairs follow, and its card."
-            " `conversion/convert_svd_to_vdmini.py` writes them."
+            " `convert_svd_to_vdmini.py` and `convert_t2v_to_vdmini.py`, in `conversion/`, write them."
         )
     return Path(huggingface_hub.hf_hub_download(student_name, file))
 

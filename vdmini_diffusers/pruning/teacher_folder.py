@@ -1,4 +1,4 @@
-"""A teacher in SVD's layout, as a folder: downloaded or local, and in either case not to be trusted."""
+"""A teacher, as the folder of a pipeline: downloaded or local, and in either case not to be trusted."""
 
 import hashlib
 import os
@@ -17,17 +17,14 @@ from vdmini_diffusers.pruning.checkpoint_reader import (
     read_json,
 )
 from vdmini_diffusers.pruning.pickled_weights import find_pickles
+from vdmini_diffusers.pruning.pipeline_kinds import Component, PipelineKind
 
 
-# Library, and the stems of safetensors and pickled weights where there are weights. What the pipeline needs, no more.
-COMPONENTS = {
-    "feature_extractor": ("transformers", None, None),
-    "image_encoder": ("transformers", "model", "pytorch_model"),
-    "scheduler": ("diffusers", None, None),
-    "unet": ("diffusers", "diffusion_pytorch_model", "diffusion_pytorch_model"),
-    "vae": ("diffusers", "diffusion_pytorch_model", "diffusion_pytorch_model"),
+# The stems of safetensors and of pickled weights, by library.
+STEMS = {
+    "diffusers": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+    "transformers": ("model", "pytorch_model"),
 }
-PIPELINES = ("StableVideoDiffusionPipeline", "VDMiniI2VPipeline")
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,7 @@ class Teacher:
 
 def open_teacher(
     pretrained_model_name_or_path: str | os.PathLike,
+    kind: PipelineKind,
     *,
     variant: str | None = None,
     revision: str | None = None,
@@ -60,7 +58,7 @@ def open_teacher(
         download_kwargs: of `huggingface_hub.snapshot_download`: `token`, `cache_dir`, `local_files_only`, ...
 
     Raises:
-        CheckpointError: if it is not a Stable Video Diffusion pipeline.
+        CheckpointError: if it is not a pipeline of that kind.
         OSError: if it cannot be read or downloaded.
         ValueError: if the name is neither that of a folder nor one that the Hub could have.
     """
@@ -70,10 +68,10 @@ def open_teacher(
         name = folder.resolve().name
     else:
         name = str(pretrained_model_name_or_path)
-        folder = download(name, revision, _download_patterns(variant, weights, allow_pickle), **download_kwargs)
+        folder = download(name, revision, _download_patterns(kind, variant, weights, allow_pickle), **download_kwargs)
         commit = folder.name
     index = read_json(folder / "model_index.json")
-    _check_index(index, folder / "model_index.json")
+    _check_index(index, folder / "model_index.json", kind)
     return Teacher(folder, name, revision, commit, index)
 
 
@@ -88,38 +86,47 @@ def download(name: str, revision: str | None, patterns: list[str], **download_kw
     return Path(snapshot)
 
 
-def _download_patterns(variant: str | None, weights: bool, allow_pickle: bool) -> list[str]:
-    patterns = ["model_index.json", "LICENSE*", "NOTICE*", "README.md", *(f"{name}/*.json" for name in COMPONENTS)]
-    for name in COMPONENTS:
-        if weights:
-            patterns += [f"{name}/{pattern}" for pattern in weight_patterns(name, variant, allow_pickle)]
+def _download_patterns(kind: PipelineKind, variant: str | None, weights: bool, allow_pickle: bool) -> list[str]:
+    patterns = ["model_index.json", "LICENSE*", "NOTICE*", "README.md"]
+    for name, component in kind.components.items():
+        patterns += [f"{name}/{pattern}" for pattern in _companion_patterns(component)]
+        if weights and component.has_weights:
+            patterns += [f"{name}/{pattern}" for pattern in weight_patterns(component.library, variant, allow_pickle)]
     return patterns
 
 
-def weight_patterns(component: str, variant: str | None, allow_pickle: bool) -> list[str]:
-    """Of the weight files in a component's folder; none for a component without weights."""
+def _companion_patterns(component: Component) -> tuple[str, ...]:
+    return ("*.json",) if component.has_weights else ("*.json", "*.txt")  # a tokenizer's merges
+
+
+def weight_patterns(library: str, variant: str | None, allow_pickle: bool) -> list[str]:
+    """Of the weight files that `library` writes into a component's folder."""
     patterns = []
     dotted = f".{variant}" if variant else ""
     shard = "-?????-of-?????"
-    for stem, ending in zip(COMPONENTS[component][1:], ("safetensors", "bin"), strict=True):
-        if stem and (ending == "safetensors" or allow_pickle):
+    for stem, ending in zip(STEMS[library], ("safetensors", "bin"), strict=True):
+        if ending == "safetensors" or allow_pickle:
             # Shards were once named the other way round: diffusion_pytorch_model-00001-of-00002.fp16.safetensors.
             middles = {dotted, f"{dotted}{shard}", f"{shard}{dotted}"}
             patterns += [f"{stem}{middle}.{ending}" for middle in sorted(middles)]
     return patterns
 
 
-def _check_index(index: dict[str, Any], file: Path) -> None:
+def _check_index(index: dict[str, Any], file: Path, kind: PipelineKind) -> None:
     class_name = index.get("_class_name")
     if isinstance(class_name, list):  # file and class, of a pipeline that is published with its code
         class_name = class_name[-1] if class_name else None
-    if class_name not in PIPELINES:
-        raise CheckpointError(f"{file} describes a {class_name!r}; a teacher is a {' or a '.join(PIPELINES)}.")
+    if class_name not in kind.teachers:
+        raise CheckpointError(f"{file} describes a {class_name!r}; a teacher is a {' or a '.join(kind.teachers)}.")
     components = {name: entry for name, entry in index.items() if isinstance(entry, list) and name != "_class_name"}
-    if unknown := components.keys() - COMPONENTS.keys():
-        raise CheckpointError(f"{file} names the component {min(unknown)!r}; this pipeline has {sorted(COMPONENTS)}.")
-    for name, (library, *_) in COMPONENTS.items():
+    if unknown := components.keys() - kind.components.keys():
+        raise CheckpointError(
+            f"{file} names the component {min(unknown)!r}; this pipeline has {sorted(kind.components)}."
+        )
+    for name, (library, _) in kind.components.items():
         entry = components.get(name)
+        if name == "unet" and entry and entry == kind.published_unet:
+            continue
         if not entry or entry[0] != library or len(entry) != 2 or not re.fullmatch(r"[A-Za-z]\w*", str(entry[1])):
             raise CheckpointError(f"{file}: {name!r} must be a class of {library}, not {entry!r}.")
 
@@ -139,21 +146,26 @@ def inside(teacher: Teacher, *parts: str) -> Path:
     return path
 
 
-def companion_files(teacher: Teacher) -> list[str]:
-    """What travels beside the weights, by path within the folder: configs, licence and notice.
+def companion_files(teacher: Teacher, kind: PipelineKind) -> list[str]:
+    """What travels beside the weights, by path within the folder: configs, vocabulary, licence and notice.
 
     Raises:
         CheckpointError: if a file is a link to elsewhere, is too large, or is a config but not JSON.
     """
     names = [
-        f"{component}/{path.name}"
-        for component in COMPONENTS
-        if component != "unet"
-        for path in sorted((teacher.folder / component).glob("*.json"))
+        f"{name}/{path.name}"
+        for name, component in kind.components.items()
+        if name != "unet"
+        for pattern in _companion_patterns(component)
+        for path in sorted((teacher.folder / name).glob(pattern))
         if ".index." not in path.name
     ]
     for name in names:
-        read_json(inside(teacher, name))
+        path = inside(teacher, name)
+        if path.suffix == ".json":
+            read_json(path)
+        else:
+            _check_small_file(path)
     return names + licence_files(teacher)
 
 
@@ -162,25 +174,32 @@ def licence_files(teacher: Teacher) -> list[str]:
     names = []
     for path in sorted(teacher.folder.iterdir()):
         if re.fullmatch(r"(LICENSE|NOTICE)[\w.-]*", path.name) and inside(teacher, path.name).is_file():
-            if path.stat().st_size > MAX_JSON_BYTES:
-                raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES} bytes.")
+            _check_small_file(path)
             names.append(path.name)
     return names
 
 
+def _check_small_file(path: Path) -> None:
+    if not path.is_file():  # also a pipe, whose reading would never end
+        raise CheckpointError(f"{path} is not a regular file.")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES} bytes.")
+
+
 def find_weights(
-    teacher: Teacher, component: str, variant: str | None, allow_pickle: bool, subfolder: str | None = None
+    teacher: Teacher, subfolder: str, library: str, variant: str | None, allow_pickle: bool
 ) -> tuple[dict[str, StoredTensor], list[Path]]:
     """The tensors of a component and `[]`, or `{}` and the pickled files that hold them.
 
     Args:
-        subfolder: where the component is, if not in the folder of its name.
+        subfolder: where the component is.
+        library: that wrote it.
 
     Raises:
         CheckpointError: as `read_checkpoint`, and if there are only pickles, without consent.
     """
-    _, stem, pickled_stem = COMPONENTS[component]
-    folder = teacher.folder / (component if subfolder is None else subfolder)
+    stem, pickled_stem = STEMS[library]
+    folder = teacher.folder / subfolder
     has_safetensors = any(folder.glob(f"{stem}*.safetensors*"))
     pickles = [] if has_safetensors else find_pickles(folder, pickled_stem, variant)
     if pickles and not allow_pickle:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
 
-from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.pruning.checkpoint_reader import CheckpointError, StoredTensor, read_json
 from vdmini_diffusers.pruning.checkpoint_writer import FLOATS
 from vdmini_diffusers.pruning.paper_names import paper_name
+from vdmini_diffusers.pruning.pipeline_kinds import PipelineKind
 from vdmini_diffusers.pruning.plan import PruningPlan, PruningPlanError, UNetPruningPlan
 from vdmini_diffusers.pruning.student_config import student_config
 from vdmini_diffusers.pruning.weight_map import weight_map
@@ -32,7 +31,7 @@ class UNetSurvey:
     """
 
     plan: UNetPruningPlan
-    student: VDMiniUNetSpatioTemporalConditionModel
+    student: Any
     teacher_shapes: Mapping[str, tuple[int, ...]]
     weights: Mapping[str, str]
 
@@ -65,28 +64,29 @@ def _count(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
 
 
-def survey_unet(folder: Path, plan: PruningPlan) -> UNetSurvey:
+def survey_unet(folder: Path, plan: PruningPlan, kind: PipelineKind) -> UNetSurvey:
     """Read `folder/config.json` and work out what `plan` keeps of that U-Net.
 
     Raises:
-        CheckpointError: if the config is not that of a stock SVD U-Net.
+        CheckpointError: if the config is not that of a teacher of that kind.
         PruningPlanError: if the plan is not for U-Nets, or does not fit.
     """
     if not isinstance(plan, UNetPruningPlan):
-        raise PruningPlanError(f"SVD is pruned by a U-Net plan; {plan.name!r} is a {plan.kind} plan.")
+        raise PruningPlanError(f"A U-Net is pruned by a U-Net plan; {plan.name!r} is a {plan.kind} plan.")
     config_file = folder / "config.json"
     config = read_json(config_file)
-    expected = UNetSpatioTemporalConditionModel.__name__
-    if config.get("_class_name") != expected:
-        raise CheckpointError(f"{config_file} describes a {config.get('_class_name')!r}; a teacher is a {expected}.")
+    class_name = config.get("_class_name")
+    classes = {cls.__name__: cls for cls in kind.teacher_unets}
+    if not isinstance(class_name, str) or class_name not in classes:
+        raise CheckpointError(f"{config_file} describes a {class_name!r}; a teacher is a {' or a '.join(classes)}.")
     check_numbers(config_file, config)
     try:
         with torch.device("meta"):
-            teacher = UNetSpatioTemporalConditionModel.from_config(config)
+            teacher = classes[class_name].from_config(config)
     except Exception as error:  # whatever the config provokes in the constructors of all layers
         raise CheckpointError(f"{config_file} does not describe a U-Net: {error}") from error
     with torch.device("meta"):
-        student = VDMiniUNetSpatioTemporalConditionModel(**student_config(plan, teacher.config))
+        student = kind.student_unet(**student_config(plan, teacher.config))
     shapes = {key: tuple(tensor.shape) for key, tensor in teacher.state_dict().items()}
     weights = weight_map(plan, student.state_dict())
     for key, tensor in student.state_dict().items():

@@ -1,7 +1,7 @@
 """The original files, which are pickles: what they hold, known by the names in them."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +36,12 @@ SCHEDULE = {
 class OriginalCheckpoint:
     """Args:
     components: tensors of `unet` and, of a whole checkpoint, of `vae` and `text_encoder`, without their prefixes.
+    lora: factors that are merged into the U-Net of another checkpoint; then there are no components.
     """
 
     file: Path
     components: Mapping[str, Mapping[str, Tensor]]
+    lora: Sequence[Tensor] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -47,12 +49,12 @@ class OriginalCheckpoint:
 
 
 def read_original(file: Path) -> OriginalCheckpoint:
-    """Read a whole checkpoint (VideoCrafter2's, T2V-Turbo's merged one) or a bare U-Net (T2V-Turbo-v2's).
+    """Read a whole checkpoint (VideoCrafter2's, T2V-Turbo's merged one), a bare U-Net (T2V-Turbo-v2's) or a LoRA.
 
     Nothing in the file is executed. The tensors are mapped, not read, where the file allows it.
 
     Raises:
-        OriginalCheckpointError: if it is neither; the message says what it is, as far as that is known.
+        OriginalCheckpointError: if it is none of them; the message says what it is, as far as that is known.
         OSError: if the file cannot be read.
     """
     if not file.is_file():
@@ -63,11 +65,8 @@ def read_original(file: Path) -> OriginalCheckpoint:
         raise OriginalCheckpointError(f"{file} cannot be read as pickled weights: {error}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if isinstance(state, list):
-        raise OriginalCheckpointError(
-            f"{file} holds a list, as T2V-Turbo's LoRA files do. They change the weights of a base, and are not"
-            " converted: use the merged checkpoint (`t2v_turbo_vc2.pt`)."
-        )
+    if isinstance(state, list) and state and all(isinstance(factor, Tensor) for factor in state):
+        return OriginalCheckpoint(file, {}, lora=state)
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise OriginalCheckpointError(f"{file} holds other things than tensors by name.")
     if not any(name.startswith(UNET_PREFIX) for name in state):

@@ -1,0 +1,84 @@
+"""The pipelines whose U-Net can be pruned: what they consist of, and what they become."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from diffusers import UNet3DConditionModel, UNetSpatioTemporalConditionModel
+
+from vdmini_diffusers.models import VDMiniUNet3DConditionModel, VDMiniUNetSpatioTemporalConditionModel
+from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline
+
+
+class Component(NamedTuple):
+    library: str
+    has_weights: bool = True
+
+
+@dataclass(frozen=True)
+class PipelineKind:
+    """Args:
+    teachers: class names of pipelines that are pruned.
+    components: what they need, no more.
+    teacher_unets: classes of their U-Nets.
+    student_unet, pipeline: classes of the student.
+    card: its model card's template.
+    """
+
+    name: str
+    teachers: tuple[str, ...]
+    components: Mapping[str, Component]
+    teacher_unets: tuple[type[Any], ...]
+    student_unet: type[Any]
+    pipeline: type[Any]
+    card: str
+    pipeline_tag: str
+    tags: tuple[str, ...]
+
+    @property
+    def with_weights(self) -> tuple[str, ...]:
+        return tuple(name for name, component in self.components.items() if component.has_weights)
+
+    @property
+    def published_unet(self) -> list[str] | None:
+        """What `model_index.json` says of a teacher of our own class: its file, which is not opened, and its name."""
+        cls = self.student_unet
+        return [cls.__module__.rpartition(".")[2], cls.__name__] if cls in self.teacher_unets else None
+
+
+SVD = PipelineKind(
+    name="SVD",
+    teachers=("StableVideoDiffusionPipeline", "VDMiniI2VPipeline"),
+    components={
+        "feature_extractor": Component("transformers", has_weights=False),
+        "image_encoder": Component("transformers"),
+        "scheduler": Component("diffusers", has_weights=False),
+        "unet": Component("diffusers"),
+        "vae": Component("diffusers"),
+    },
+    teacher_unets=(UNetSpatioTemporalConditionModel,),
+    student_unet=VDMiniUNetSpatioTemporalConditionModel,
+    pipeline=VDMiniI2VPipeline,
+    card="vdmini_i2v.md",
+    pipeline_tag="image-to-video",
+    tags=("vdmini", "video-diffusion", "pruning", "stable-video-diffusion", "image-to-video"),
+)
+
+# ModelScope's, and what `convert_t2v_turbo` makes of T2V-Turbo and VideoCrafter2.
+TEXT_TO_VIDEO = PipelineKind(
+    name="text to video",
+    teachers=("VDMiniT2VPipeline", "TextToVideoSDPipeline"),
+    components={
+        "scheduler": Component("diffusers", has_weights=False),
+        "text_encoder": Component("transformers"),
+        "tokenizer": Component("transformers", has_weights=False),
+        "unet": Component("diffusers"),
+        "vae": Component("diffusers"),
+    },
+    teacher_unets=(VDMiniUNet3DConditionModel, UNet3DConditionModel),
+    student_unet=VDMiniUNet3DConditionModel,
+    pipeline=VDMiniT2VPipeline,
+    card="vdmini_t2v.md",
+    pipeline_tag="text-to-video",
+    tags=("vdmini", "video-diffusion", "pruning", "text-to-video"),
+)
