@@ -132,7 +132,8 @@ def build_scheduler() -> DDIMScheduler:
 def frame_by_frame(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKL:
     """The same encoder; a decoder without layers in time, which starts at the other's layers in space.
 
-    The decoder's mid block has a ResBlock more, which starts as the identity.
+    Of one layer, the other's mid block runs its first ResBlock only. This one runs an attention and a second ResBlock,
+    which start as the identity.
     """
     config = vae.config
     made = AutoencoderKL(
@@ -146,12 +147,14 @@ def frame_by_frame(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKL:
         use_post_quant_conv=False,
     )
     state_dict = made.state_dict()
-    nn.init.zeros_(state_dict["decoder.mid_block.resnets.1.conv2.weight"])
-    nn.init.zeros_(state_dict["decoder.mid_block.resnets.1.conv2.bias"])
     state_dict |= {
         name.replace(".spatial_res_block", ""): tensor
         for name, tensor in vae.state_dict().items()
         if ".temporal_res_block" not in name and "time_mixer" not in name and "time_conv_out" not in name
     }
+    if config.layers_per_block == 1:
+        for name in ("attentions.0.to_out.0", "resnets.1.conv2"):
+            for key in (f"decoder.mid_block.{name}.weight", f"decoder.mid_block.{name}.bias"):
+                state_dict[key] = torch.zeros_like(state_dict[key])
     made.load_state_dict(state_dict)
     return made

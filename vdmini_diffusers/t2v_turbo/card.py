@@ -10,7 +10,9 @@ import huggingface_hub
 
 def teacher_card(record: Mapping[str, Any]) -> str:
     """`model_cards/t2v_turbo_converted.md`, filled in with what `convert_t2v_turbo` recorded."""
-    template = importlib.resources.files("vdmini_diffusers.model_cards").joinpath("t2v_turbo_converted.md").read_text("utf-8")
+    template = (
+        importlib.resources.files("vdmini_diffusers.model_cards").joinpath("t2v_turbo_converted.md").read_text("utf-8")
+    )
     front_matter = huggingface_hub.ModelCardData(
         license="other",  # the Hub's word for a licence that goes by a name
         license_name="unknown",
