@@ -2,7 +2,7 @@
 
     python benchmarks/convert_t2v_turbo.py --work_dir DIR --tokenizer DIR_OR_ID
 
-Writes a checkpoint of 7.3 GB in single precision (random numbers, with T2V-Turbo-v2's U-Net and the tensors of
+Writes a checkpoint of 7.4 GB in single precision (random numbers, with T2V-Turbo-v2's U-Net and the tensors of
 VideoCrafter2's VAE and text encoder), converts it in a process of its own, and removes both. Printed are the peaks,
 beyond what was there before, of all resident memory, in which the mapped pages of the files are counted, and of what
 the process has of its own; the latter is looked at every 10 ms.

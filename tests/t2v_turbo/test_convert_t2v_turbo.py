@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel
 from vdmini_diffusers.convert_t2v_turbo import convert_t2v_turbo
+from vdmini_diffusers.prune_pipeline import prune_t2v_pipeline
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError
 from vdmini_diffusers.t2v_turbo.tokenizer import read_tokenizer
 
@@ -110,6 +111,14 @@ class TestFolder:
         assert (card.data.license, card.data.license_name) == ("other", "unknown")
         assert "do not redistribute" in card.text
         assert "$" not in card.text
+
+    def test_it_is_a_teacher_whose_student_inherits_what_is_known_of_the_licence(self, folder, tmp_path):
+        student = prune_t2v_pipeline(folder, tmp_path / "student")
+        unets = [VDMiniUNet3DConditionModel.from_pretrained(path, subfolder="unet") for path in (folder, student)]
+        assert torch.equal(
+            unets[1].up_blocks[0].resnets[2].conv1.weight, unets[0].up_blocks[1].resnets[2].conv1.weight
+        )
+        assert huggingface_hub.ModelCard.load(student / "README.md").data.license_name == "unknown"
 
     def test_only_a_pipeline_folder_is_overwritten(self, folder, tmp_path, tokenizer_folder):
         (tmp_path / "out").mkdir()
