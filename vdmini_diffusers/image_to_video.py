@@ -96,13 +96,11 @@ class ImageToVideo:
             )
         return dataset
 
-    def describe(self, data_args: VideoDataArguments | None, sample: Mapping[str, Any] | None) -> None:
-        if data_args is None:
-            self.shape = ClipShape.of_latents(sample, 2 ** (len(self.teacher.vae.config.block_out_channels) - 1))
+    def describe(self, clips: VideoDataArguments | Mapping[str, Any]) -> None:
+        if isinstance(clips, VideoDataArguments):
+            self.shape = ClipShape(clips.num_frames, clips.height, clips.width, clips.fps, clips.motion_bucket_id)
         else:
-            self.shape = ClipShape(
-                data_args.num_frames, data_args.height, data_args.width, data_args.fps, data_args.motion_bucket_id
-            )
+            self.shape = ClipShape.of_latents(clips, 2 ** (len(self.teacher.vae.config.block_out_channels) - 1))
 
     def encode(self, batch: Mapping[str, Any], generators: Generators) -> Mapping[str, Any]:
         pipe = self.teacher

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import torch
-from torch import nn
+from diffusers import AutoencoderKL
 from transformers import CLIPModel, CLIPTokenizer, XCLIPModel
 
 from vdmini_diffusers.distillation.consistency_arguments import RewardArguments
@@ -20,7 +21,9 @@ IMAGE_REWARDS = {"clip_score": "clip_score_model", "pick_score": "pick_score_mod
 VIDEO_REWARDS = {"xclip": "xclip_model"}
 
 
-def load_rewards(args: RewardArguments, vae: nn.Module, dtype: torch.dtype = torch.float32) -> RewardMixture | None:
+def load_rewards(
+    args: RewardArguments, vae: AutoencoderKL, dtype: torch.dtype = torch.float32
+) -> RewardMixture | None:
     """The mixture, or None if no reward was asked for.
 
     Raises:
@@ -93,7 +96,7 @@ def _hps(place: str, tokenizer: str, dtype: torch.dtype) -> CLIPReward:
 
 
 def _xclip(place: str, num_frames: int, dtype: torch.dtype) -> XCLIPReward:
-    model = XCLIPModel.from_pretrained(place, dtype=dtype)
+    model: Any = XCLIPModel.from_pretrained(place, dtype=dtype)
     if (wanted := model.config.vision_config.num_frames) != num_frames:
         raise ValueError(f"{place} takes {wanted} frames: `--num_video_reward_frames {wanted}`, not {num_frames}.")
     return XCLIPReward(model, CLIPTokenizer.from_pretrained(place))

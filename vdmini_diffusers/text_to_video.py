@@ -143,13 +143,13 @@ class TextToVideo:
                 )
         return dataset
 
-    def describe(self, data_args: VideoDataArguments | None, sample: Mapping[str, Any] | None) -> None:
-        if data_args is None:
-            num_frames, _, height, width = sample["latents"].shape
-            factor = self.teacher.vae_scale_factor
-            self.shape = ClipShape(num_frames, height * factor, width * factor, float(sample["fps"]))
+    def describe(self, clips: VideoDataArguments | Mapping[str, Any]) -> None:
+        if isinstance(clips, VideoDataArguments):
+            self.shape = ClipShape(clips.num_frames, clips.height, clips.width, clips.fps)
         else:
-            self.shape = ClipShape(data_args.num_frames, data_args.height, data_args.width, data_args.fps)
+            num_frames, _, height, width = clips["latents"].shape
+            factor = self.teacher.vae_scale_factor
+            self.shape = ClipShape(num_frames, height * factor, width * factor, float(clips["fps"]))
 
     def encode(self, batch: Mapping[str, Any], generators: Generators) -> Mapping[str, Any]:
         return encode_text_to_video(dict(batch), self.teacher, generators)
@@ -234,7 +234,7 @@ def with_guidance(
     missing, unexpected = unet.load_state_dict(base.state_dict(), strict=False)
     new = ("cond_proj", "motion_cond_proj", "combine_proj")
     assert not unexpected and {name.split(".")[-2] for name in missing} <= set(new), (missing, unexpected)
-    embedding = unet.time_embedding
+    embedding: Any = unet.time_embedding
     nn.init.zeros_((embedding.cond_proj if motion_cond_proj_dim is None else embedding.combine_proj).weight)
     return unet
 
@@ -251,8 +251,8 @@ def lcm_scheduler(pipe: VDMiniT2VPipeline, num_ddim_steps: int) -> LCMScheduler:
 
 def models_of(rewards: RewardMixture) -> list[nn.Module]:
     """The networks of the rewards that have one."""
-    weighted = [*rewards.image_rewards, *rewards.video_rewards]
-    return [reward.model for _, reward in weighted if isinstance(getattr(reward, "model", None), nn.Module)]
+    models = [getattr(reward, "model", None) for _, reward in (*rewards.image_rewards, *rewards.video_rewards)]
+    return [model for model in models if isinstance(model, nn.Module)]
 
 
 def t2v_turbo_card(args: UNetTrainingArguments, teacher_name: str) -> str:

@@ -71,8 +71,8 @@ class BaseModel(Protocol):
         """Read what `training/precompute_latents.py` wrote."""
         ...
 
-    def describe(self, data_args: VideoDataArguments | None, sample: Mapping[str, Any] | None) -> None:
-        """Note what the clips are like, from the arguments or from a precomputed sample, for validation."""
+    def describe(self, clips: VideoDataArguments | Mapping[str, Any]) -> None:
+        """Note what the clips are like, from the arguments or from a precomputed one, for validation."""
         ...
 
     def encode(self, batch: Mapping[str, Any], generators: Generators) -> Mapping[str, Any]:
@@ -238,7 +238,7 @@ def open_data(
     """Samples, and what makes latents of a batch of them if they are videos."""
     if data_args.precomputed_data_dir is not None:
         dataset = base.precomputed(data_args.precomputed_data_dir)
-        base.describe(None, dataset[0])
+        base.describe(dataset[0])
         return dataset, None
     dataset = load_video_dataset(
         data_args,
@@ -247,7 +247,7 @@ def open_data(
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
-    base.describe(data_args, None)
+    base.describe(data_args)
 
     def encode(batch: Mapping[str, Any], generators: Generators) -> Mapping[str, Any]:
         encoded = base.encode(batch, generators)

@@ -9,17 +9,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet3DConditionModel
 from forked_scripts import start
 from PIL import Image
 from safetensors.torch import load_file
 from scripts_run import command_of, largest_difference, logged_losses, run
 from tiny import student_of
-from tiny_text_to_video import VIDEOCRAFTER2, tiny_t2v_pipeline, tiny_t2v_teacher
+from tiny_text_to_video import (
+    CLIP_EXCERPT,
+    STOCK_CONFIG,
+    VIDEOCRAFTER2,
+    tiny_t2v_inputs,
+    tiny_t2v_pipeline,
+    tiny_t2v_teacher,
+)
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from written_latents import write_text_to_video_latents
 from written_videos import write_video
 
 from vdmini_diffusers import VDMiniT2VPipeline
 from vdmini_diffusers.pruning import VDMINI_UNET
+from vdmini_diffusers.text_to_video import with_guidance
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -141,6 +151,64 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(folders
     for a, b in zip(losses, logged_losses(two), strict=True):
         assert b == pytest.approx(a, rel=1e-4)
     assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-4
+
+
+@pytest.mark.slow  # three runs of two processes
+def test_sharded_by_fsdp_the_losses_are_the_same_and_a_resumed_run_ends_like_an_unbroken_one(folders, tmp_path):
+    settings = {"max_train_steps": 3, "learning_rate": 1e-3, "temporal_dropout": 0}
+    alone = run(command(folders, tmp_path / "one", train_batch_size=2, **settings), tmp_path / "one-log")
+    script = Path(__file__).parent / "train_icmd_sharded.py"
+
+    def sharded(name: str, **changes: object) -> str:
+        flags = command(folders, tmp_path / name, **settings | changes)[1:]
+        return run([script, *flags], tmp_path / f"{name}-log", processes=2)
+
+    for a, b in zip(logged_losses(alone), logged_losses(sharded("whole")), strict=True):
+        assert b == pytest.approx(a, rel=1e-3)
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "one")) < 1e-2
+    sharded("halves", max_train_steps=2)
+    assert "going on from" in sharded("halves")
+    assert largest_difference(weights(tmp_path / "halves"), weights(tmp_path / "whole")) == 0
+
+
+def test_a_reward_by_name_is_trained_on_and_one_without_weights_stops_at_the_start(folders, tmp_path):
+    text = {"vocab_size": 49408, "eos_token_id": 49407, "bos_token_id": 49406, "hidden_size": 16}
+    text |= {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(tmp_path / "clip")
+    CLIPTokenizer.from_pretrained(CLIP_EXCERPT).save_pretrained(tmp_path / "clip")
+    settings = {"image_rewards": "clip_score:1", "max_train_steps": 1}
+    found = command(folders, tmp_path / "out", clip_score_model=tmp_path / "clip", **settings)
+    losses = logged_losses(run(found, tmp_path / "log"))
+    assert losses[0]["image_reward"] != 0
+    none = command(folders, tmp_path / "none", clip_score_model=tmp_path / "nothing", **settings)
+    output = run(none, tmp_path / "log", fails=True)
+    assert "leave 'clip_score' out of `--image_rewards`" in output and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("motion_cond_proj_dim", [8, None])
+def test_what_t2v_turbo_begins_as_pays_no_attention_to_guidance_and_learns_to(motion_cond_proj_dim):
+    base = tiny_t2v_teacher(**VIDEOCRAFTER2)
+    unet = with_guidance(base, 16, motion_cond_proj_dim).eval()
+    inputs = tiny_t2v_inputs(base)
+    told = {"timestep_cond": torch.randn(2, 16)}
+    if motion_cond_proj_dim:
+        told["motion_cond"] = torch.randn(2, motion_cond_proj_dim)
+    output = unet(**inputs, **told).sample
+    assert torch.equal(output, base(**inputs).sample)
+    output.square().mean().backward()
+    first = unet.time_embedding.combine_proj or unet.time_embedding.cond_proj
+    assert first.weight.grad.abs().max() > 0
+
+
+def test_a_stock_unet_of_modelscope_may_become_t2v_turbo():
+    base = UNet3DConditionModel(**STOCK_CONFIG).eval()
+    unet = with_guidance(base, 16, None)
+    assert (unet.config.fps_cond, unet.config.mid_block_type) == (False, "UNetMidBlock3DCrossAttn")
+    inputs = tiny_t2v_inputs(unet)
+    expected = base(**{name: value for name, value in inputs.items() if name != "timestep_cond"}).sample
+    torch.testing.assert_close(unet.eval()(**inputs).sample, expected)
 
 
 def test_the_teacher_may_solve_the_ode_itself(folders, tmp_path):

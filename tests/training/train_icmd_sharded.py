@@ -5,6 +5,7 @@ it is `accelerate launch --use_fsdp --fsdp_version 2 ...`.
 """
 
 import runpy
+import sys
 from pathlib import Path
 
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
@@ -14,6 +15,10 @@ from vdmini_diffusers import train_unet
 from vdmini_diffusers.distillation.arguments import RunArguments
 
 
+WRAPPED = {
+    "i2v": ["TransformerSpatioTemporalModel", "SpatioTemporalResBlock"],
+    "t2v": ["Transformer2DModel", "VDMiniTransformerTemporalModel", "VDMiniTemporalConvLayer", "VDMiniResnetBlock2D"],
+}
 make_accelerator = train_unet.make_accelerator
 
 
@@ -24,7 +29,7 @@ def make_sharding_accelerator(args: RunArguments) -> Accelerator:
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["TransformerSpatioTemporalModel", "SpatioTemporalResBlock"],
+        transformer_cls_names_to_wrap=WRAPPED["t2v" if "t2v" in sys.argv else "i2v"],
         state_dict_type="SHARDED_STATE_DICT",
     )
     return accelerator

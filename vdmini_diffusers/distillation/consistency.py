@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from diffusers import UNet3DConditionModel
 from torch import nn
 
 from vdmini_diffusers.distillation.noise import per_sample
@@ -140,7 +141,7 @@ class ODETeacher:
         uncond_prompt_embeds: `(1, tokens, width)`, of the empty prompt; None if `unet` is told guidance.
     """
 
-    unet: nn.Module
+    unet: UNet3DConditionModel
     schedule: DiffusionSchedule
     uncond_prompt_embeds: torch.Tensor | None = None
 
@@ -160,7 +161,7 @@ class ODETeacher:
         self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
     ) -> Prediction:
         """Clean latents and noise, guided."""
-        if self.is_told("time_cond_proj_dim"):
+        if self.is_told("time_cond_proj_dim") or self.uncond_prompt_embeds is None:
             return predict(self.unet, self.schedule, noisy_latents, timesteps, conditioning)
         twice = {name: torch.cat([value, value]) for name, value in conditioning.items()}
         cond = conditioning["prompt_embeds"]

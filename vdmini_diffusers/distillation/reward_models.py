@@ -3,11 +3,10 @@
 T2V-Turbo-v2's video reward is InternVideo2, which transformers does not have; X-CLIP stands in its place.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import CLIPModel, CLIPTokenizer, XCLIPModel
 
 
@@ -59,7 +58,7 @@ class CLIPReward:
     """
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, fit: Fit):
-        self.model = model.eval().requires_grad_(False)
+        self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer, self.fit = tokenizer, fit
 
     def __call__(self, frames: torch.Tensor, captions: list[str]) -> torch.Tensor:
@@ -82,7 +81,7 @@ class XCLIPReward:
     """
 
     def __init__(self, model: XCLIPModel, tokenizer: CLIPTokenizer):
-        self.model = model.eval().requires_grad_(False)
+        self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
 
     def __call__(self, frames: torch.Tensor, captions: list[str]) -> torch.Tensor:
@@ -97,7 +96,7 @@ class XCLIPReward:
         return torch.stack(scores)
 
 
-def tokens_of(tokenizer: CLIPTokenizer, captions: list[str], model: nn.Module) -> dict[str, torch.Tensor]:
+def tokens_of(tokenizer: CLIPTokenizer, captions: list[str], model: Any) -> dict[str, torch.Tensor]:
     length = model.config.text_config.max_position_embeddings
     tokens = tokenizer(captions, padding=True, truncation=True, max_length=length, return_tensors="pt")
     return {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from diffusers import AutoencoderKL
 from torch.utils.checkpoint import checkpoint
 
 from vdmini_diffusers.distillation.tasks.base import Generators
@@ -37,7 +37,7 @@ class RewardMixture:
         max_caption_words: of a short caption.
     """
 
-    vae: nn.Module
+    vae: AutoencoderKL
     image_rewards: WeightedRewards = ()
     video_rewards: WeightedRewards = ()
     image_weight: float = 0.2
