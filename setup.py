@@ -37,6 +37,7 @@ setup(
         "accelerate>=1.0",
         "diffusers>=0.42",
         "filelock",
+        "ftfy>=6.1",
         "huggingface_hub>=1.0",
         "numpy",
         "pillow",

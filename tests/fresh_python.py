@@ -62,14 +62,17 @@ def run_python(script: str, *arguments: Any, home: Path, endpoint: str | None = 
 
 def video_digest(pipe: DiffusionPipeline) -> str:
     """Of one video of `pipe`, to compare bit by bit across processes."""
-    for model in (pipe.unet, pipe.vae, pipe.image_encoder):
-        for parameter in model.parameters():
+    for model in pipe.components.values():
+        for parameter in model.parameters() if isinstance(model, torch.nn.Module) else ():
             # Loaded tensors start wherever they start in their file, and the last bits of a matrix product depend on
             # that. Clones are aligned.
             parameter.data = parameter.data.clone()
     pipe.set_progress_bar_config(disable=True)
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    frames = pipe(image, generator=torch.Generator().manual_seed(0), output_type="np").frames
+    if "image_encoder" in pipe.components:
+        inputs = {"image": Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))}
+    else:
+        inputs = {"prompt": "It\u2019s a corgi!", "num_frames": 2, "num_inference_steps": 4}
+    frames = pipe(**inputs, generator=torch.Generator().manual_seed(0), output_type="np").frames
     return hashlib.sha256(frames.tobytes()).hexdigest()
 
 

@@ -47,6 +47,8 @@ FLOORS = {
 
 # What a file may import that is also published beside the weights, where our package is not installed.
 HUB_IMPORTS = {"PIL", "diffusers", "huggingface_hub", "numpy", "torch", "transformers"} | set(sys.stdlib_module_names)
+# And what it must do without: imported under `if is_ftfy_available():` only, as diffusers' own pipelines do.
+GUARDED_HUB_IMPORTS = {"ftfy"}
 
 # A relative import as diffusers finds it (`get_relative_imports`): in any line, of a docstring as well.
 RELATIVE_IMPORT = re.compile(r"^\s*(?:import\s+\.(\S+)\s*$|from\s+\.(\S+)\s+import)", re.MULTILINE)
@@ -70,6 +72,18 @@ def hub_files() -> list[Path]:
 def scripts() -> list[Path]:
     folders = ("conversion", "training", "benchmarks", "tests")
     return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def guarded_imports(tree: ast.Module) -> list[ast.stmt]:
+    """`import x` at the top of a file, under `if is_x_available():`."""
+    return [
+        inner
+        for node in tree.body
+        if isinstance(node, ast.If)
+        for inner in node.body
+        if ast.unparse(inner) in {f"import {name}" for name in GUARDED_HUB_IMPORTS}
+        and ast.unparse(node.test) == f"is_{ast.unparse(inner).split()[1]}_available()"
+    ]
 
 
 def relative(path: Path) -> str:
@@ -151,7 +165,7 @@ def test_the_import_reader_sees_every_form_of_import(tmp_path, monkeypatch):
 
 def test_there_are_hub_files():
     models = {"autoencoder_kl_vdmini.py", "unet_3d_vdmini.py", "unet_spatio_temporal_vdmini.py"}
-    assert models | {"pipeline_vdmini_i2v.py"} <= {path.name for path in hub_files()}
+    assert models | {"pipeline_vdmini_i2v.py", "pipeline_vdmini_t2v.py"} <= {path.name for path in hub_files()}
 
 
 @pytest.mark.parametrize("path", hub_files(), ids=relative)
@@ -161,7 +175,10 @@ class TestHubFiles:
     def test_they_import_what_diffusers_users_have(self, path):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         siblings = set()
+        guarded = guarded_imports(tree)
         for node in ast.walk(tree):
+            if node in guarded:
+                continue
             if isinstance(node, ast.Import):
                 assert {alias.name.split(".")[0] for alias in node.names} <= HUB_IMPORTS
             elif isinstance(node, ast.ImportFrom) and node.level:
@@ -218,6 +235,42 @@ def test_a_pipeline_s_module_holds_one_pipeline_class(path):
         if issubclass(cls, DiffusionPipeline) and cls.__module__.split(".")[0] != "diffusers"
     ]
     assert len(pipelines) == 1
+
+
+def test_a_guarded_import_is_one_under_its_own_condition():
+    # A control for the test above of what published files import.
+    text = "if is_ftfy_available():\n    import ftfy\nelse:\n    import ftfy\nif is_x():\n    import ftfy\nimport ftfy"
+    tree = ast.parse(text)
+    assert guarded_imports(tree) == [tree.body[0].body[0]]
+
+
+def definitions(path: Path) -> dict[str, str]:
+    """The text of each function, method, class and constant of a file."""
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    named = {node.name: node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    constants = {ast.unparse(node.targets[0]): node for node in tree.body if isinstance(node, ast.Assign)}
+    return {name: ast.get_source_segment(text, node) for name, node in {**named, **constants}.items()}
+
+
+def test_what_the_pipelines_repeat_is_the_same_text():
+    """Each is published as one file, so they cannot share code; how folders are written and opened must not differ."""
+    i2v, t2v = (definitions(ROOT / "pipelines" / f"pipeline_vdmini_{kind}.py") for kind in ("i2v", "t2v"))
+    same = {name for name in set(i2v) & set(t2v) if i2v[name] == t2v[name]}
+    assert same >= {
+        "OUTPUT_TYPES",
+        "UNET_COMPANIONS",
+        "publish_class",
+        "to_json_file",
+        "_copy_companions",
+        "_dict_from_json_file",
+        "load_config",
+        "_components",
+        "_check_numbers",
+        "_replace_file",
+    }
+    own = {"__call__", "default_size", "decode_latents", "_check_shapes"}
+    assert set(i2v) & set(t2v) - same <= own, "a repeat has drifted"
 
 
 def test_no_folder_is_named_like_a_pipeline_module_of_diffusers():

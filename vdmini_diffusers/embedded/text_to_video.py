@@ -10,7 +10,6 @@ from diffusers import (
     DDIMScheduler,
     UNetSpatioTemporalConditionModel,
 )
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -25,6 +24,8 @@ GUIDANCE_SCALE = 2.0  # that suits it
 
 def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
     """CLIP's kind of byte-pair encoding, with the merges that make one token of each word of the captions."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers  # transformers brings it
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # "!" comes first, as in CLIP: it has the id that pads
     model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     model.normalizer = normalizers.Lowercase()
