@@ -69,6 +69,7 @@ def convert_t2v_turbo(
     Raises:
         OriginalCheckpointError: a `ValueError`; if a file is something else, lacks tensors, has others, or holds NaN
             or infinity; if the U-Net is not what it is meant to be; if the tokenizer is not the text encoder's.
+        ValueError: for an unknown `expect`, or a seed without a LoRA.
         FileExistsError: if `output_dir` exists and may not be replaced.
         OSError: if a file cannot be read or written, or the disk is too small.
     """
@@ -85,7 +86,10 @@ def convert_t2v_turbo(
         words = read_tokenizer(tokenizer, text_encoder_config(components["text_encoder"]))
         models = {name: build(components[name]) for name, build in BUILDERS.items()}
         sources = [checkpoint] if unet_checkpoint is None else [checkpoint, unet_checkpoint]
-        if factors := sources[-1].lora:
+        factors = sources[-1].lora
+        if time_cond_proj_seed is not None and not factors:
+            raise ValueError("`time_cond_proj_seed` is for a LoRA (`unet_lora.pt`), and there is none.")
+        if factors:
             models["unet"] = build_unet(merge_lora(components["unet"], factors, time_cond_proj_seed))
         config = models["unet"].config
         title, doubt = describe(config, sources[-1].file.name, expect)

@@ -197,6 +197,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match="`expect` is one of videocrafter2, v1, v2-no-mg, v2-mg, not 'v3'"):
             convert_t2v_turbo(file, tmp_path / "out", tokenizer=tokenizer_folder, expect="v3")
 
+    def test_a_seed_for_a_lora_that_there_is_not(self, whole, tmp_path, tokenizer_folder):
+        file = saved(whole, tmp_path / "model.ckpt")
+        with pytest.raises(ValueError, match="`time_cond_proj_seed` is for a LoRA"):
+            convert_t2v_turbo(file, tmp_path / "out", tokenizer=tokenizer_folder, time_cond_proj_seed=0)
+
     def test_a_tokenizer_of_another_vocabulary(self, whole, refuse, tokenizer_folder, tmp_path_factory):
         folder = shutil.copytree(tokenizer_folder, tmp_path_factory.mktemp("other") / "tokenizer")
         vocabulary = json.loads((folder / "vocab.json").read_text())
