@@ -7,7 +7,7 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
-from vdmini_diffusers.embedded import I2V_TEACHER, MULTI_STEP, load_examples
+from vdmini_diffusers.embedded import I2V_TEACHER, MULTI_STEP, T2V_BASE, T2V_TEACHER, load_examples
 from vdmini_diffusers.evaluation.continuation import motion_cosine, psnr
 from vdmini_diffusers.held_out import HeldOutMeasure
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
@@ -15,19 +15,28 @@ from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
 from vdmini_diffusers.pruning import VDMINI_UNET, student_config
 
 
-def test_the_teacher_is_small_and_holds_no_pickles():
-    files = [path for path in I2V_TEACHER.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("folder", [I2V_TEACHER, T2V_TEACHER, T2V_BASE], ids=lambda folder: folder.name)
+def test_the_teachers_are_small_and_hold_no_pickles(folder):
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert sum(path.stat().st_size for path in files) <= 40 * 2**20
-    assert {path.suffix for path in files} == {".json", ".md", ".safetensors"}
+    assert {path.suffix for path in files} <= {".json", ".md", ".py", ".safetensors"}
 
 
-def test_the_card_names_the_hash_of_every_weight_file():
-    card = (I2V_TEACHER / "README.md").read_text()
+@pytest.mark.parametrize(
+    ("card", "folders", "num_files"),
+    [(I2V_TEACHER, [I2V_TEACHER], 4), (T2V_TEACHER, [T2V_TEACHER, T2V_BASE], 4)],
+    ids=["i2v", "t2v"],
+)
+def test_the_card_names_the_hash_of_every_weight_file(card, folders, num_files):
+    card = (card / "README.md").read_text()
     hashes = {
-        str(path.relative_to(I2V_TEACHER)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in I2V_TEACHER.rglob("*.safetensors")
+        str(path.relative_to(folder.parent if len(folders) > 1 else folder)): hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for folder in folders
+        for path in folder.rglob("*.safetensors")
     }
-    assert len(hashes) == 4
+    assert len(hashes) == num_files
     assert dict(re.findall(r"`(\S+\.safetensors)` \| `([0-9a-f]{64})`", card)) == hashes
 
 

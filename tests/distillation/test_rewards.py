@@ -244,6 +244,7 @@ def test_rewards_by_name_come_from_their_folders(vae, tokenizer, tmp_path):
     args = RewardArguments(
         image_rewards=["clip_score:0.5", "pick_score"],
         video_rewards=["xclip"],
+        num_video_reward_frames=4,
         xclip_model=str(tmp_path / "xclip"),
         **places,
     )

@@ -17,7 +17,7 @@ from vdmini_diffusers.distillation.arguments import RunArguments
 
 WRAPPED = {
     "i2v": ["TransformerSpatioTemporalModel", "SpatioTemporalResBlock"],
-    "t2v": ["Transformer2DModel", "VDMiniTransformerTemporalModel", "VDMiniTemporalConvLayer", "VDMiniResnetBlock2D"],
+    "t2v": ["Transformer2DModel", "VDMiniTransformerTemporalModel"],
 }
 make_accelerator = train_unet.make_accelerator
 

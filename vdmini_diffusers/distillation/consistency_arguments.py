@@ -61,7 +61,7 @@ class RewardArguments:
     image_reward_weight: float = setting(0.2, "beta_img, of all image rewards.")
     video_reward_weight: float = setting(0.5, "beta_vid, of all video rewards.")
     num_reward_frames: int = setting(2, "Frames that are decoded for the image rewards.")
-    num_video_reward_frames: int = setting(4, "Frames that are decoded for the video rewards; X-CLIP takes 8.")
+    num_video_reward_frames: int = setting(8, "Frames decoded for the video rewards (X-CLIP: 8; T2V-Turbo-v2: 4).")
     max_caption_words: int = setting(40, "Samples with longer captions get no reward. T2V-Turbo-v2 goes by data set.")
     clip_score_model: str = setting("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "Folder or Hub id of the CLIP score.")
     pick_score_model: str = setting("yuvalkirstain/PickScore_v1", "Folder or Hub id of PickScore.")
