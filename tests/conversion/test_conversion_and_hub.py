@@ -64,9 +64,10 @@ def test_hash_of_a_file_downloaded_into_a_folder_is_the_one_that_the_hub_told(hu
 import json, os, sys
 from pathlib import Path
 from huggingface_hub import snapshot_download
+from vdmini_diffusers.pruning.pipeline_kinds import SVD
 from vdmini_diffusers.pruning.teacher_folder import known_sha256, open_teacher
 snapshot_download("org/svd", local_dir=sys.argv[1])
-teacher = open_teacher(sys.argv[1])
+teacher = open_teacher(sys.argv[1], SVD)
 file = Path(sys.argv[1]) / {UNET_FILE!r}
 told = known_sha256(teacher, file)
 os.utime(file, (file.stat().st_atime, file.stat().st_mtime + 10))
