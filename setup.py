@@ -72,7 +72,7 @@ setup(
     package_data={
         "vdmini_diffusers": ["py.typed"],
         "vdmini_diffusers.data": ["*.png"],
-        "vdmini_diffusers.embedded": ["examples/*", "i2v_teacher/*", "i2v_teacher/*/*"],
+        "vdmini_diffusers.embedded": ["examples/*", "i2v_teacher/*", "i2v_teacher/*/*", "t2v_*/*", "t2v_*/*/*"],
         "vdmini_diffusers.model_cards": ["*.md"],
     },
 )
