@@ -1,5 +1,6 @@
 """The embedded text-to-video teacher's networks before training, against the image-to-video ones they start from."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
@@ -7,9 +8,11 @@ from diffusers.models.attention_processor import Attention
 from tiny import randomise
 from torch import nn
 
+from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel
 from vdmini_diffusers.data.captioned_clips import all_scenes
-from vdmini_diffusers.embedded import I2V_TEACHER, MULTI_STEP
+from vdmini_diffusers.embedded import I2V_TEACHER, MULTI_STEP, T2V_BASE, T2V_TEACHER
 from vdmini_diffusers.embedded.text_to_video import (
+    GUIDANCE_SCALE,
     build_scheduler,
     build_text_encoder,
     build_tokenizer,
@@ -17,6 +20,9 @@ from vdmini_diffusers.embedded.text_to_video import (
     frame_by_frame,
     start_from_image_to_video,
 )
+from vdmini_diffusers.held_out import HeldOutPrompts
+from vdmini_diffusers.prune_pipeline import prune_t2v_pipeline
+from vdmini_diffusers.pruning import VDMINI_UNET, feature_pairs, student_config
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +101,59 @@ def test_the_unet_starts_at_what_the_other_does_in_space_with_neither_image_nor_
         made = unet(latents.transpose(1, 2), t, torch.zeros(1, 3, 64), fps=8).sample.transpose(1, 2)
     # The timestep's embedding is learned, not copied.
     assert (made - wanted).std() < 0.1 * wanted.std()
+
+
+# The trained teachers
+
+
+SAMPLING = {"num_inference_steps": 4, "guidance_scale": GUIDANCE_SCALE}
+
+
+@pytest.fixture(scope="module")
+def measure():
+    return HeldOutPrompts(16, seed=2)
+
+
+@pytest.fixture(scope="module")
+def teacher_videos(measure):
+    return measure.generate(T2V_TEACHER, **SAMPLING)
+
+
+def test_the_papers_plan_applies_to_the_teacher_unchanged():
+    unet = VDMiniUNet3DConditionModel.from_pretrained(T2V_TEACHER, subfolder="unet")
+    assert student_config(VDMINI_UNET, unet.config)["layers_per_block"] == (1, 1, 2)
+    assert feature_pairs(VDMINI_UNET, unet.config)
+
+
+def test_the_teacher_films_what_captions_say_of_pairs_it_was_not_shown(measure, teacher_videos):
+    numbers = measure(teacher_videos)
+    assert numbers["place_as_said"] >= 0.6  # by chance 0.13
+    assert numbers["thing_as_said"] >= 0.4  # the same
+
+
+def test_the_same_noise_becomes_other_videos_by_other_captions(measure):
+    pipe = VDMiniT2VPipeline.from_pretrained(T2V_TEACHER, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    captions = ["a red car moves left past a temple", "a balloon moves up past the stars"]
+    frames = pipe(
+        captions,
+        num_frames=8,
+        generator=[torch.Generator().manual_seed(0) for _ in captions],
+        output_type="np",
+        **SAMPLING,
+    ).frames
+    seen = [measure.recognise((video * 255).round().astype(np.uint8), "red car").place for video in frames]
+    assert seen == ["china.jpg", "hubble_deep_field"]
+
+
+def test_pruned_and_unpruned_can_be_told_apart_by_number(measure, teacher_videos, tmp_path):
+    pruned = measure.generate(prune_t2v_pipeline(T2V_TEACHER, tmp_path / "student"), **SAMPLING)
+    assert measure(pruned)["place_as_said"] < measure(teacher_videos)["place_as_said"] - 0.3
+
+
+def test_the_base_opens_with_what_the_two_share():
+    shared = VDMiniT2VPipeline.from_pretrained(T2V_TEACHER, unet=None, scheduler=None)
+    parts = {name: getattr(shared, name) for name in ("vae", "text_encoder", "tokenizer")}
+    base = VDMiniT2VPipeline.from_pretrained(T2V_BASE, **parts)
+    assert not base.embeds_guidance
+    assert base.unet.config.fps_cond

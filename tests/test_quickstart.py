@@ -67,3 +67,19 @@ def test_macs_count_attention_which_grows_with_the_square_of_the_picture():
     small = count_macs(unet, FromPictures.unet_inputs(unet.config, num_frames=1))
     unet.register_to_config(sample_size=2 * unet.config.sample_size)
     assert count_macs(unet, FromPictures.unet_inputs(unet.config, num_frames=1)) > 4.1 * small
+
+
+def test_text_to_video_is_pruned_distilled_and_shown_as_well(tmp_path):
+    quickstart.main(Arguments(output_dir=tmp_path, task="t2v", prompts=["a bus moves left past a cat"], **SHORT))
+    models = json.loads((tmp_path / "report.json").read_text())["models"]
+    assert set(models) == {"teacher", "pruned", "distilled"}
+    assert models["distilled"]["unet_macs_per_step"] == models["pruned"]["unet_macs_per_step"]
+    assert models["pruned"]["unet_macs_per_step"] < models["teacher"]["unet_macs_per_step"]
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert sheet.width == 8 * 64 * SCALE
+    assert (tmp_path / "vdmini-t2v" / "model_index.json").is_file()
+
+
+def test_a_picture_for_text_to_video_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--task i2v"):
+        Arguments(output_dir=tmp_path, task="t2v", image=tmp_path / "picture.png")

@@ -73,6 +73,10 @@ class Arguments:
     motion_bucket_id: int = field(default=127, metadata={"help": "Speed of --image, 32 to 255."})
     seed: int = field(default=0, metadata={"help": "Seed of the training, and of the noise that all start from."})
 
+    def __post_init__(self) -> None:
+        if self.image is not None and self.task != "i2v":
+            raise ValueError("`--image` is animated by `--task i2v`; `--task t2v` films `--prompts`.")
+
 
 class FromPictures:
     """The embedded image-to-video teacher, and what it is given.
