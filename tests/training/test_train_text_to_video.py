@@ -154,6 +154,7 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(folders
 
 
 @pytest.mark.slow  # three runs of two processes
+@pytest.mark.timeout(1200)
 def test_sharded_by_fsdp_the_losses_are_the_same_and_a_resumed_run_ends_like_an_unbroken_one(folders, tmp_path):
     settings = {"max_train_steps": 3, "learning_rate": 1e-3, "temporal_dropout": 0}
     alone = run(command(folders, tmp_path / "one", train_batch_size=2, **settings), tmp_path / "one-log")
