@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""Put the trained text-to-video teachers where they ship: in half precision, without what they share, and without code.
+
+python training/write_embedded_t2v_teacher.py --base outputs/t2v_teacher/pipeline --teacher outputs/t2v_turbo
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import HfArgumentParser
+
+from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel
+from vdmini_diffusers.embedded import T2V_BASE, T2V_TEACHER
+
+
+@dataclass
+class Arguments:
+    base: Path = field(metadata={"help": "What train_embedded_t2v_teacher.py wrote."})
+    teacher: Path = field(metadata={"help": "What train_t2v_turbo.py made of it."})
+
+
+def write(pipe: VDMiniT2VPipeline, folder: Path) -> None:
+    """The package has the code, so that the index names it there, and no copy can go stale."""
+    pipe.save_pretrained(folder)
+    for copy in folder.rglob("*.py"):
+        copy.unlink()
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text())
+    index["_class_name"] = VDMiniT2VPipeline.__name__
+    index["unet"] = [VDMiniUNet3DConditionModel.__module__, VDMiniUNet3DConditionModel.__name__]
+    file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def main(args: Arguments) -> None:
+    shared = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
+    write(VDMiniT2VPipeline.from_pretrained(args.base, **shared, dtype=torch.float16), T2V_BASE)
+    write(VDMiniT2VPipeline.from_pretrained(args.teacher, dtype=torch.float16), T2V_TEACHER)
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
