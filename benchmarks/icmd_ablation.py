@@ -28,7 +28,7 @@ from transformers import HfArgumentParser
 
 from vdmini_diffusers.contact_sheet import write_contact_sheet
 from vdmini_diffusers.embedded import I2V_TEACHER, T2V_BASE, T2V_TEACHER
-from vdmini_diffusers.embedded.text_to_video import GUIDANCE_SCALE, W_RANGE
+from vdmini_diffusers.embedded.text_to_video import GUIDANCE_SCALE, NUM_DDIM_STEPS, W_RANGE
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.held_out import HeldOutMeasure, HeldOutPrompts
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, prune_t2v_pipeline
@@ -92,7 +92,14 @@ KINDS = {
         prune_t2v_pipeline,
         write_captioned_latents,
         HeldOutPrompts,
-        {"task": "t2v", "ode_teacher_model_name_or_path": T2V_BASE, "w_min": W_RANGE[0], "w_max": W_RANGE[1]},
+        {
+            "task": "t2v",
+            "ode_teacher_model_name_or_path": T2V_BASE,
+            "num_ddim_steps": NUM_DDIM_STEPS,
+            "w_min": W_RANGE[0],
+            "w_max": W_RANGE[1],
+            "temporal_dropout": 0.0,
+        },
         {"num_inference_steps": 4, "guidance_scale": GUIDANCE_SCALE},
         ("fvd", "psnr_to_teacher", "thing_as_said", "way_as_said"),
         "a real clip",

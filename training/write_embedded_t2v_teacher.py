@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Put the trained text-to-video teachers where they ship: in half precision, without what they share, and without code.
+"""Put the trained text-to-video teachers where they ship: in half precision, once what they share, and without code.
 
 python training/write_embedded_t2v_teacher.py --base outputs/t2v_teacher/pipeline --teacher outputs/t2v_turbo
 """

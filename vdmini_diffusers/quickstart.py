@@ -35,7 +35,7 @@ from vdmini_diffusers.distillation.consistency_arguments import (
     TextToVideoTrainingArguments,
 )
 from vdmini_diffusers.embedded import I2V_TEACHER, T2V_BASE, T2V_TEACHER, Example, load_examples
-from vdmini_diffusers.embedded.text_to_video import GUIDANCE_SCALE, W_RANGE
+from vdmini_diffusers.embedded.text_to_video import GUIDANCE_SCALE, NUM_DDIM_STEPS, W_RANGE
 from vdmini_diffusers.evaluation.continuation import motion_cosine, motion_ratio, psnr
 from vdmini_diffusers.image_to_video import ImageToVideo
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline
@@ -146,10 +146,10 @@ class FromTexts:
         self.captions = args.prompts
 
     def distil(self, pruned: Path, latents: Path, settings: dict[str, Any]) -> None:
-        solver = ConsistencyArguments(str(T2V_BASE), w_min=W_RANGE[0], w_max=W_RANGE[1])
+        solver = ConsistencyArguments(str(T2V_BASE), num_ddim_steps=NUM_DDIM_STEPS, w_min=W_RANGE[0], w_max=W_RANGE[1])
         train_unet(
             TextToVideo(str(self.teacher), str(pruned), solver, RewardArguments()),
-            TextToVideoTrainingArguments(**settings, learning_rate=1e-3, temporal_dropout=0.0),
+            TextToVideoTrainingArguments(**settings, learning_rate=5e-4, temporal_dropout=0.0),
             CriticArguments(discriminator_learning_rate=1e-3),
             TextToVideoICMDArguments(mca_start_step=round(0.3 * settings["max_train_steps"])),
             TextToVideoDataArguments(precomputed_data_dir=latents),
