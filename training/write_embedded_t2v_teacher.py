@@ -4,14 +4,13 @@
 python training/write_embedded_t2v_teacher.py --base outputs/t2v_teacher/pipeline --teacher outputs/t2v_turbo
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from transformers import HfArgumentParser
 
-from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel
+from vdmini_diffusers import VDMiniT2VPipeline
 from vdmini_diffusers.embedded import T2V_BASE, T2V_TEACHER
 
 
@@ -22,15 +21,10 @@ class Arguments:
 
 
 def write(pipe: VDMiniT2VPipeline, folder: Path) -> None:
-    """The package has the code, so that the index names it there, and no copy can go stale."""
+    """The package has the code that the index names; a copy beside the weights would go stale."""
     pipe.save_pretrained(folder)
     for copy in folder.rglob("*.py"):
         copy.unlink()
-    file = folder / "model_index.json"
-    index = json.loads(file.read_text())
-    index["_class_name"] = VDMiniT2VPipeline.__name__
-    index["unet"] = [VDMiniUNet3DConditionModel.__module__, VDMiniUNet3DConditionModel.__name__]
-    file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def main(args: Arguments) -> None:
