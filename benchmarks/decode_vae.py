@@ -287,10 +287,10 @@ def end_to_end(args: Arguments, kind: Literal["i2v", "t2v"], variant: str) -> No
         models = [placed(make(), variant, args.device) for make in makers]
         times: list[list[float]] = [[] for _ in models]
         for round_ in range(-(args.device == "cuda" or args.compile), args.rounds):
-            for model, found in zip(models, times, strict=True):
+            for i, found in enumerate(times):
                 if args.compile and round_ < 0:
-                    getattr(model, "decoder", model).compile()
-                seconds = measure(partial(work, model), args.device)[0]
+                    getattr(models[i], "decoder", models[i]).compile()
+                seconds = measure(partial(work, models[i]), args.device)[0]
                 if round_ >= 0:
                     found.append(seconds)
         sizes = [num_values(model) / 1e6 for model in models]
@@ -305,7 +305,7 @@ def end_to_end(args: Arguments, kind: Literal["i2v", "t2v"], variant: str) -> No
             f" | {paper[0]:.1f} | {paper[1]:.1f} | {paper[0] / paper[1]:.2f} |",
             flush=True,
         )
-        del models, model
+        del models
     print(
         f"| sum, {STEPS[kind]} steps | | | | | | {sums[0]:.3f} | {sums[1]:.3f} | {sums[0] / sums[1]:.2f}"
         f" | {paper_sums[0]:.1f} | {paper_sums[1]:.1f} | {paper_sums[0] / paper_sums[1]:.2f} |"

@@ -118,7 +118,8 @@ class HeldOutMeasure(VideoMeasure):
         self.clips = held_out_clips(num_clips, seed)
         self.captions = [clip.caption for clip in self.clips]
         others = held_out_clips(num_clips, seed + 1)
-        super().__init__(*(np.stack([clip.frames for clip in clips]) for clips in (self.clips, others)), detector)
+        real, reference = (np.stack([clip.frames for clip in clips]) for clips in (self.clips, others))
+        super().__init__(real, reference, detector)
 
     def generate(self, pipeline: str | os.PathLike, num_inference_steps: int, variant: str | None = None) -> Videos:
         """What the pipeline in a folder makes of the first frames."""
