@@ -101,7 +101,7 @@ KINDS = {
             "temporal_dropout": 0.0,
         },
         {"num_inference_steps": 4, "guidance_scale": GUIDANCE_SCALE},
-        ("fvd", "psnr_to_teacher", "thing_as_said", "way_as_said"),
+        ("fvd", "psnr_to_teacher", "thing_as_said", "place_as_said"),
         "a real clip",
     ),
 }
