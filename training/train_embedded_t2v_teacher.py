@@ -12,7 +12,6 @@ frames and then on clips; the VAE's decoder, without layers in time. The pipelin
 
 import logging
 import math
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from accelerate.state import PartialState
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
-from transformers import CLIPTextModel, HfArgumentParser, get_cosine_schedule_with_warmup, set_seed
+from transformers import CLIPTextModel, CLIPTokenizer, HfArgumentParser, get_cosine_schedule_with_warmup, set_seed
 
 from vdmini_diffusers.data.captioned_clips import FPS, CaptionedClips, all_scenes
 from vdmini_diffusers.embedded import I2V_TEACHER, MULTI_STEP
@@ -37,6 +36,7 @@ from vdmini_diffusers.embedded.text_to_video import (
     frame_by_frame,
     start_from_image_to_video,
 )
+from vdmini_diffusers.embedded.training_state import save_state, to_tensor
 from vdmini_diffusers.models import VDMiniUNet3DConditionModel
 from vdmini_diffusers.pipelines import VDMiniT2VPipeline
 
@@ -49,25 +49,14 @@ class Arguments:
     output_dir: Path = field(metadata={"help": "Where the state of each stage and the finished pipeline go."})
     seed: int = field(default=0, metadata={"help": "Seeds the weights, the clips and the noise."})
     num_clips: int = field(default=2048, metadata={"help": "Clips whose latents are cached."})
-    image_steps: int = field(default=1000, metadata={"help": "Optimiser steps on single frames, before clips."})
-    clip_steps: int = field(default=1000, metadata={"help": "Optimiser steps on clips."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of U-Net and text encoder."})
-    train_batch_size: int = field(default=4, metadata={"help": "Clips a step, or eight times as many frames."})
+    image_steps: int = field(default=600, metadata={"help": "Optimiser steps on single frames, before clips."})
+    clip_steps: int = field(default=900, metadata={"help": "Optimiser steps on clips."})
+    learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate of U-Net and text encoder."})
+    train_batch_size: int = field(default=2, metadata={"help": "Clips a step, or eight times as many frames."})
     proportion_empty_prompts: float = field(default=0.1, metadata={"help": "Share of samples without their caption."})
-    decoder_steps: int = field(default=400, metadata={"help": "Optimiser steps of the VAE's decoder."})
+    decoder_steps: int = field(default=200, metadata={"help": "Optimiser steps of the VAE's decoder."})
     decoder_learning_rate: float = field(default=2e-4, metadata={"help": "Its peak learning rate."})
     checkpointing_steps: int = field(default=100, metadata={"help": "Save the state every so many steps."})
-
-
-def to_tensor(frames: np.ndarray) -> torch.Tensor:
-    """uint8 `(..., height, width, 3)` to float `(..., 3, height, width)` in [-1, 1]."""
-    return torch.from_numpy(frames).movedim(-1, -3).float() / 127.5 - 1
-
-
-def save_state(state: dict, path: Path) -> None:
-    """Written aside and renamed, so that a kill leaves the last whole state."""
-    torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
 
 
 @torch.no_grad()
@@ -92,7 +81,7 @@ def cache_latents(args: Arguments, vae: AutoencoderKLTemporalDecoder, device: to
     return latents
 
 
-def tokenize(tokenizer, caption: str) -> torch.Tensor:
+def tokenize(tokenizer: CLIPTokenizer, caption: str) -> torch.Tensor:
     ids = torch.tensor(tokenizer(caption).input_ids)
     return F.pad(ids, (0, tokenizer.model_max_length - len(ids)))
 

@@ -10,7 +10,6 @@ appears in `OUTPUT_DIR/pipeline` when all are done. Data: `vdmini_diffusers.data
 
 import logging
 import math
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +42,7 @@ from vdmini_diffusers.embedded.networks import (
     build_unet,
     build_vae,
 )
+from vdmini_diffusers.embedded.training_state import save_state, to_tensor
 
 
 logger = get_logger(__name__, log_level="INFO")
@@ -74,17 +74,6 @@ class Arguments:
     mixed_precision: bool = field(
         default=True, metadata={"help": "Autocast the U-Net to bfloat16. Slow on CPUs without such instructions."}
     )
-
-
-def to_tensor(frames: np.ndarray) -> torch.Tensor:
-    """uint8 `(..., height, width, 3)` to float `(..., 3, height, width)` in [-1, 1]."""
-    return torch.from_numpy(frames).movedim(-1, -3).float() / 127.5 - 1
-
-
-def save_state(state: dict, path: Path) -> None:
-    """Written aside and renamed, so that a kill leaves the last whole state."""
-    torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
 
 
 def train_vae(args: Arguments, device: torch.device, stop: int) -> AutoencoderKLTemporalDecoder:
