@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler
+from diffusers import AutoencoderKL, LCMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vdmini_diffusers import __version__
 from vdmini_diffusers.models import VDMiniUNet3DConditionModel
-from vdmini_diffusers.pipelines import VDMiniT2VPipeline
+from vdmini_diffusers.pipelines import VDMiniT2VPipeline, VideoCrafterDDIMScheduler
 from vdmini_diffusers.pruning.output_folder import check_free_space, new_folder
 from vdmini_diffusers.pruning.teacher_folder import sha256_of
 from vdmini_diffusers.t2v_turbo.card import teacher_card
@@ -143,10 +143,10 @@ def build_text_encoder(tensors: Mapping[str, Tensor]) -> CLIPTextModel:
 BUILDERS = {"unet": build_unet, "vae": build_vae, "text_encoder": build_text_encoder}
 
 
-def scheduler(unet_config: Mapping[str, Any]) -> LCMScheduler | DDIMScheduler:
+def scheduler(unet_config: Mapping[str, Any]) -> LCMScheduler | VideoCrafterDDIMScheduler:
     """T2V-Turbo's, for a U-Net that is told the guidance, with its grid of 200 timesteps; else VideoCrafter2's."""
     if unet_config["time_cond_proj_dim"] is None:
-        return DDIMScheduler(**NOISE_SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+        return VideoCrafterDDIMScheduler(**NOISE_SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     return LCMScheduler(**NOISE_SCHEDULE, clip_sample=False, original_inference_steps=200)
 
 

@@ -215,8 +215,11 @@ def _num_bytes(tensors: Mapping[str, StoredTensor], names: Mapping[str, str]) ->
 
 def _write_index(teacher: Teacher, kind: PipelineKind, folder: Path) -> None:
     """`model_index.json`, as the pipeline's `save_pretrained` writes it, and the code files that it names."""
+    entries = {name: entry for name, entry in teacher.index.items() if not name.startswith("_")}
+    published = {name: kind.published_class(name, entry) for name, entry in entries.items()}
     index = {
-        **{name: teacher.index[name] for name in teacher.index if not name.startswith("_")},
+        **entries,
+        **{name: publish_class(cls, folder / name) for name, cls in published.items() if cls},
         "_class_name": publish_class(kind.pipeline, folder),
         "_diffusers_version": diffusers.__version__,
         "unet": publish_class(kind.student_unet, folder / "unet"),

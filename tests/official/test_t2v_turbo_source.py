@@ -1,4 +1,4 @@
-"""Our conversions against the authors' own networks, LoRA, scheduler and pipeline, narrow, with every tensor random.
+"""Our conversions against the authors' own networks, LoRA, samplers and pipeline, narrow, with every tensor random.
 
 Their code has no licence, so that none of it is here: `T2V_TURBO_SOURCE` points to a checkout of it.
 
@@ -9,6 +9,7 @@ Their code has no licence, so that none of it is here: `T2V_TURBO_SOURCE` points
 import importlib
 import os
 import sys
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from torch import nn
 from vdmini_diffusers import VDMiniT2VPipeline
 from vdmini_diffusers.convert_t2v_turbo import build_unet, build_vae, scheduler
 from vdmini_diffusers.t2v_turbo.lora import merge_lora
+from vdmini_diffusers.t2v_turbo.unet import unet_config
 
 
 if "T2V_TURBO_SOURCE" not in os.environ:
@@ -62,6 +64,7 @@ def theirs():
             vae=importlib.import_module("lvdm.models.autoencoder").AutoencoderKL,
             scheduler=importlib.import_module("scheduler.t2v_turbo_scheduler").T2VTurboScheduler,
             pipeline=importlib.import_module("pipeline.t2v_turbo_vc2_pipeline").T2VTurboVC2Pipeline,
+            sampler=importlib.import_module("lvdm.models.samplers.ddim").DDIMSampler,
             lora=importlib.import_module("utils.lora"),
             lora_handler=importlib.import_module("utils.lora_handler").LoraHandler,
         )
@@ -138,6 +141,34 @@ def test_the_converted_vae_computes_what_theirs_computes(theirs):
     assert_same(ours.encode(frames).latent_dist.mean, vae.encode(frames).mean, 1e-12)
     latents = torch.randn(2, 4, 8, 12, generator=generator).double()
     assert_same(ours.decode(latents).sample, vae.decode(latents), 1e-12)
+
+
+@torch.no_grad()
+def test_videocrafter2s_scheduler_gives_the_latents_that_their_sampler_gives(theirs):
+    unet = their_unet(theirs)
+    ours = scheduler(unet_config(tensors_of(unet)))
+    ours.set_timesteps(10)
+    (noise, _, text), _ = inputs()
+    latents = noise
+    for t in ours.timesteps:
+        output = unet(latents, t.expand(2), context=text, fps=8)
+        latents = ours.step(output, t, latents).prev_sample
+
+    scales = torch.cat([torch.linspace(1.0, 0.7, 400), torch.full((1000,), 0.7)])
+    model = SimpleNamespace(
+        num_timesteps=1000,
+        device="cpu",
+        betas=ours.betas,
+        alphas_cumprod=ours.alphas_cumprod,
+        alphas_cumprod_prev=torch.cat([torch.ones(1), ours.alphas_cumprod[:-1]]),
+        use_scale=True,
+        scale_arr=scales,
+        apply_model=lambda x, t, c: unet(x, t, context=c, fps=8),
+    )
+    sampler = theirs.sampler(model)
+    sampler.register_buffer = partial(setattr, sampler)  # theirs puts all on a GPU
+    expected, _ = sampler.sample(10, 2, noise.shape[1:], conditioning=text, x_T=noise, verbose=False)
+    assert_same(latents, expected, 1e-5)
 
 
 @pytest.mark.parametrize("num_inference_steps", [4, 8, 16])

@@ -150,7 +150,7 @@ def test_with_weights_in_bfloat16_the_steps_are_still_of_float32():
 
 
 @torch.no_grad()
-def guided_ddim_chain(pipe, steps, scale, context, negative_context, told):
+def guided_ddim_chain(pipe, steps, scale, context, negative_context, told, signal_scales):
     """Two calls a step."""
     x = torch.randn(1, 4, 3, 8, 8, generator=seeded())
     for t in steps:
@@ -158,6 +158,7 @@ def guided_ddim_chain(pipe, steps, scale, context, negative_context, told):
         output = away + scale * (output - away)
         now, then = ALPHAS_CUMPROD[t], ALPHAS_CUMPROD[t - 250] if t >= 250 else 1.0
         x0 = (x - math.sqrt(1 - now) * output) / math.sqrt(now)
+        x0 = x0 * signal_scales[max(t - 250, 0)] / signal_scales[t]
         x = math.sqrt(then) * x0 + math.sqrt(1 - then) * output
     return x
 
@@ -180,7 +181,8 @@ def test_without_embedded_guidance_it_is_ddim_guided_at_run_time(kind, negative)
     with torch.no_grad():
         context = [pipe.text_encoder(pipe.tokenize([text])).last_hidden_state for text in (PROMPT, negative or "")]
     told = {"fps": 8} if kind is VIDEOCRAFTER2 else {}
-    expected = guided_ddim_chain(pipe, [751, 501, 251, 1], 5.0, *context, told)
+    scales = np.append(np.linspace(1.0, 0.7, 400), np.full(600, 0.7)) if kind is VIDEOCRAFTER2 else np.ones(1000)
+    expected = guided_ddim_chain(pipe, [751, 501, 251, 1], 5.0, *context, told, scales)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.std()))
 
 

@@ -9,11 +9,11 @@ import forked_scripts
 import huggingface_hub
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler
+from diffusers import AutoencoderKL, LCMScheduler
 from original_inputs import PIXELS, TOKENS, UNET_INPUTS, normal
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel
+from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel, VideoCrafterDDIMScheduler
 from vdmini_diffusers.convert_t2v_turbo import convert_t2v_turbo
 from vdmini_diffusers.prune_pipeline import prune_t2v_pipeline
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError
@@ -47,7 +47,9 @@ def test_a_whole_checkpoint_becomes_a_folder_that_computes_what_it_computes(
     text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float64)
     output = text_encoder(TOKENS).last_hidden_state
     torch.testing.assert_close(output, expected["text_encoder"], rtol=0, atol=1e-10)
-    assert DDIMScheduler.from_pretrained(folder, subfolder="scheduler").config.prediction_type == "epsilon"
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["scheduler"] == ["scheduling_ddim_videocrafter", "VideoCrafterDDIMScheduler"]
+    assert VideoCrafterDDIMScheduler.from_pretrained(folder, subfolder="scheduler").config.steps_offset == 1
 
 
 @torch.no_grad()

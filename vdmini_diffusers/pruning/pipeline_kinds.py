@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from diffusers import UNet3DConditionModel, UNetSpatioTemporalConditionModel
 
 from vdmini_diffusers.models import VDMiniUNet3DConditionModel, VDMiniUNetSpatioTemporalConditionModel
-from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline
+from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline, VideoCrafterDDIMScheduler
 
 
 class Component(NamedTuple):
@@ -22,6 +22,7 @@ class PipelineKind:
     components: what they need, no more.
     teacher_unets: classes of their U-Nets.
     student_unet, pipeline: classes of the student.
+    schedulers: classes of our own that a teacher may have.
     card: its model card's template.
     """
 
@@ -34,16 +35,18 @@ class PipelineKind:
     card: str
     pipeline_tag: str
     tags: tuple[str, ...]
+    schedulers: tuple[type[Any], ...] = ()
 
     @property
     def with_weights(self) -> tuple[str, ...]:
         return tuple(name for name, component in self.components.items() if component.has_weights)
 
-    @property
-    def published_unet(self) -> list[str] | None:
-        """What `model_index.json` says of a teacher of our own class: its file, which is not opened, and its name."""
-        cls = self.student_unet
-        return [cls.__module__.rpartition(".")[2], cls.__name__] if cls in self.teacher_unets else None
+    def published_class(self, name: str, entry: Any) -> type[Any] | None:
+        """Our class that an entry of `model_index.json` names with its file, which is not opened, for a component."""
+        ours = {"unet": (self.student_unet,) if self.student_unet in self.teacher_unets else ()}
+        ours["scheduler"] = self.schedulers
+        published = (cls for cls in ours.get(name, ()) if entry == [cls.__module__.rpartition(".")[2], cls.__name__])
+        return next(published, None)
 
 
 SVD = PipelineKind(
@@ -81,4 +84,5 @@ TEXT_TO_VIDEO = PipelineKind(
     card="vdmini_t2v.md",
     pipeline_tag="text-to-video",
     tags=("vdmini", "video-diffusion", "pruning", "text-to-video"),
+    schedulers=(VideoCrafterDDIMScheduler,),
 )

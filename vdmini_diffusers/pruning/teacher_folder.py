@@ -125,7 +125,7 @@ def _check_index(index: dict[str, Any], file: Path, kind: PipelineKind) -> None:
         )
     for name, (library, _) in kind.components.items():
         entry = components.get(name)
-        if name == "unet" and entry and entry == kind.published_unet:
+        if kind.published_class(name, entry):
             continue
         if not entry or entry[0] != library or len(entry) != 2 or not re.fullmatch(r"[A-Za-z]\w*", str(entry[1])):
             raise CheckpointError(f"{file}: {name!r} must be a class of {library}, not {entry!r}.")
