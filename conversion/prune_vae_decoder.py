@@ -8,7 +8,6 @@
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import Tensor
 from transformers import HfArgumentParser
@@ -18,7 +17,7 @@ from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.video_dataset import load_video_dataset
 from vdmini_diffusers.hub import push_folder
 from vdmini_diffusers.prune_vae import prune_vae_decoder, survey_vae_decoder
-from vdmini_diffusers.pruning import DECODER_PLANS, PruningPlan
+from vdmini_diffusers.pruning import DECODER_PLANS, read_plan
 
 
 @dataclass
@@ -56,7 +55,7 @@ class PruningArguments:
 
 
 def main(args: PruningArguments) -> None:
-    plan = DECODER_PLANS.get(args.plan) or PruningPlan.from_json_string(Path(args.plan).read_text(encoding="utf-8"))
+    plan = read_plan(args.plan, DECODER_PLANS)
     if args.dry_run:
         survey = survey_vae_decoder(
             args.pretrained_model_name_or_path, plan, subfolder=args.subfolder, revision=args.revision

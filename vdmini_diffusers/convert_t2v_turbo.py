@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from vdmini_diffusers.pipelines import VDMiniT2VPipeline, VideoCrafterDDIMSchedu
 from vdmini_diffusers.pruning.output_folder import check_free_space, new_folder
 from vdmini_diffusers.pruning.teacher_folder import sha256_of
 from vdmini_diffusers.t2v_turbo.card import teacher_card
-from vdmini_diffusers.t2v_turbo.checkpoint import OriginalCheckpoint, read_original
+from vdmini_diffusers.t2v_turbo.checkpoint import read_original
 from vdmini_diffusers.t2v_turbo.lora import merge_lora
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError, convert_tensors
 from vdmini_diffusers.t2v_turbo.text_encoder import (
@@ -28,7 +28,7 @@ from vdmini_diffusers.t2v_turbo.text_encoder import (
 from vdmini_diffusers.t2v_turbo.tokenizer import TOKENIZER, read_tokenizer
 from vdmini_diffusers.t2v_turbo.unet import original_unet_key, unet_config
 from vdmini_diffusers.t2v_turbo.vae import original_vae_key, vae_config
-from vdmini_diffusers.t2v_turbo.variants import Variant, describe
+from vdmini_diffusers.t2v_turbo.variants import VARIANTS, Variant, describe
 
 
 # Both original networks are trained on it.
@@ -55,7 +55,8 @@ def convert_t2v_turbo(
         checkpoint_path: a whole checkpoint: VideoCrafter2's `model.ckpt`, or T2V-Turbo's `t2v_turbo_vc2.pt`.
         output_dir: made by this function.
         unet_checkpoint_path: a U-Net that takes the place of the checkpoint's, T2V-Turbo-v2's `unet_mg.pt` or
-            `unet_no_mg.pt`; or T2V-Turbo's `unet_lora.pt`, which is merged into it.
+            `unet_no_mg.pt`; or T2V-Turbo's `unet_lora.pt`, which is merged into it. Of a whole checkpoint, only the
+            U-Net is taken.
         tokenizer: CLIP's, which the files do not hold: a folder, or the id of a repository on the Hub.
         expect: what the U-Net is meant to be: `"videocrafter2"`, `"v1"`, `"v2-no-mg"` or `"v2-mg"`. By default what
             the name of its file says, where it is the original one.
@@ -69,30 +70,39 @@ def convert_t2v_turbo(
     Raises:
         OriginalCheckpointError: a `ValueError`; if a file is something else, lacks tensors, has others, or holds NaN
             or infinity; if the U-Net is not what it is meant to be; if the tokenizer is not the text encoder's.
-        ValueError: for an unknown `expect`, or a seed without a LoRA.
+        ValueError: for an unknown `expect`, a seed without a LoRA, or an `output_dir` that holds one of the files.
         FileExistsError: if `output_dir` exists and may not be replaced.
         OSError: if a file cannot be read or written, or the disk is too small.
     """
+    if expect is not None and expect not in VARIANTS:
+        raise ValueError(f"`expect` is one of {', '.join(VARIANTS)}, not {expect!r}.")
+    files = {"checkpoint": Path(checkpoint_path)}
+    if unet_checkpoint_path is not None:
+        files["unet_checkpoint"] = Path(unet_checkpoint_path)
     with new_folder(output_dir, overwrite) as folder:
-        checkpoint = read_original(Path(checkpoint_path))
+        if any(file.resolve().is_relative_to(Path(output_dir).resolve()) for file in files.values()):
+            raise ValueError(f"{output_dir} holds an original file, which would be removed with what is replaced.")
+        checkpoint = read_original(files["checkpoint"])
         if not checkpoint.is_whole:
             raise OriginalCheckpointError(
                 f"{checkpoint_path} is a {'LoRA' if checkpoint.lora else 'U-Net'} alone: give VideoCrafter2's"
                 " `model.ckpt`, which has the VAE and the text encoder, as the checkpoint, and this file as the"
                 " U-Net's."
             )
-        unet_checkpoint = None if unet_checkpoint_path is None else read_original(Path(unet_checkpoint_path))
-        components = {**checkpoint.components, **(unet_checkpoint.components if unet_checkpoint else {})}
-        words = read_tokenizer(tokenizer, text_encoder_config(components["text_encoder"]))
-        models = {name: build(components[name]) for name, build in BUILDERS.items()}
-        sources = [checkpoint] if unet_checkpoint is None else [checkpoint, unet_checkpoint]
-        factors = sources[-1].lora
+        components, factors = dict(checkpoint.components), ()
+        if "unet_checkpoint" in files:
+            unet_checkpoint = read_original(files["unet_checkpoint"])
+            factors = unet_checkpoint.lora
+            if not factors:
+                components["unet"] = unet_checkpoint.components["unet"]
         if time_cond_proj_seed is not None and not factors:
             raise ValueError("`time_cond_proj_seed` is for a LoRA (`unet_lora.pt`), and there is none.")
+        words = read_tokenizer(tokenizer, text_encoder_config(components["text_encoder"]))
+        models = {name: build(components[name]) for name, build in BUILDERS.items()}
         if factors:
             models["unet"] = build_unet(merge_lora(components["unet"], factors, time_cond_proj_seed))
         config = models["unet"].config
-        title, doubt = describe(config, sources[-1].file.name, expect)
+        title, doubt = describe(config, files.get("unet_checkpoint", files["checkpoint"]).name, expect)
         check_free_space(folder, sum(_num_bytes(model) for model in models.values()))
         for name, model in models.items():
             _check_finite(model, name)
@@ -109,7 +119,10 @@ def convert_t2v_turbo(
             "lora": bool(factors),
             # VideoCrafter2, the base, has no layer for the guidance: one that is there now was drawn.
             "time_cond_proj_seed": time_cond_proj_seed if factors and config["time_cond_proj_dim"] else None,
-            "files": _files(sources),
+            "files": {
+                role: {"name": file.name, "size": file.stat().st_size, "sha256": sha256_of(file)}
+                for role, file in files.items()
+            },
         }
         text = json.dumps(record, indent=2) + "\n"
         (folder / PROVENANCE).write_text(text, encoding="utf-8")
@@ -164,8 +177,3 @@ def _check_finite(model: nn.Module, network: str) -> None:
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise OriginalCheckpointError(f"The {network} holds NaN or infinity, in what becomes {name!r}.")
-
-
-def _files(sources: Sequence[OriginalCheckpoint]) -> dict[str, dict[str, Any]]:
-    files = [source.file for source in sources]
-    return {file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in files}

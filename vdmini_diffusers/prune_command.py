@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from vdmini_diffusers.hub import push_folder
-from vdmini_diffusers.pruning import PLANS, PruningPlan
+from vdmini_diffusers.pruning import PLANS, read_plan
 from vdmini_diffusers.pruning.unet_survey import UNetSurvey
 
 
@@ -43,7 +43,7 @@ def prune_command(description: str, survey: Callable[..., UNetSurvey], prune: Ca
     """
     parser = HfArgumentParser(ConversionArguments, description=description)
     (args,) = parser.parse_args_into_dataclasses()
-    plan = PLANS.get(args.plan) or PruningPlan.from_json_string(Path(args.plan).read_text(encoding="utf-8"))
+    plan = read_plan(args.plan, PLANS)
     if args.dry_run:
         found = survey(args.pretrained_model_name_or_path, plan, revision=args.revision)
         print(f"teacher {found.num_teacher_parameters:,} parameters")

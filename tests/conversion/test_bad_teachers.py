@@ -298,6 +298,12 @@ class TestArchitecture:
         refused(teacher, message)
 
     @BOTH
+    def test_field_of_another_version_of_diffusers_does_not_matter(self, teacher):
+        edit_json(teacher / "unet/config.json", use_new_thing=True)
+        student = prune(teacher, teacher.parent / "student")
+        assert json.loads((student / "unet/config.json").read_text())["use_new_thing"] is True
+
+    @BOTH
     def test_plan_that_does_not_fit(self, teacher):
         plan = UNetPruningPlan(name="deep", down={0: (0, 7)}, keep_mid=False, up={3: (0, 1, 2)})
         refused(teacher, "is not a layer of the teacher", PruningPlanError, plan=plan)

@@ -93,6 +93,11 @@ class TestRefusals:
         edit_config(teacher, **change)
         refused(teacher, message)
 
+    def test_field_of_another_version_of_diffusers_does_not_matter(self, teacher):
+        edit_config(teacher, use_new_thing=True)
+        folder = prune_vae_decoder(teacher, teacher.parent / "student", plan=PLAN)
+        assert json.loads((folder / "config.json").read_text())["use_new_thing"] is True
+
     def test_plan_of_another_kind(self, teacher):
         refused(teacher, "'vdmini' is a unet plan", PruningPlanError, plan=VDMINI_UNET)
 

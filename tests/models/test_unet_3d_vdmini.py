@@ -112,8 +112,9 @@ def test_without_conditions_it_is_bit_equal_to_the_stock_class(dtype):
 
 
 @torch.no_grad()
-def test_with_guidance_only_it_is_bit_equal_to_the_stock_class():
-    stock = randomise(UNet3DConditionModel(**STOCK_CONFIG, time_cond_proj_dim=12)).eval()
+def test_with_guidance_only_and_other_settings_it_is_bit_equal_to_the_stock_class():
+    settings = {"time_cond_proj_dim": 12, "act_fn": "gelu", "norm_eps": 1e-2, "mid_block_scale_factor": 1.5}
+    stock = randomise(UNet3DConditionModel(**STOCK_CONFIG, **settings)).eval()
     ours = student_of(stock, keep_everything(stock.config))
     inputs = tiny_t2v_inputs(ours)
     assert "timestep_cond" in inputs

@@ -18,6 +18,7 @@ from vdmini_diffusers.pruning import (
     TransformerPruningPlan,
     UNetPruningPlan,
     keep_everything,
+    read_plan,
 )
 
 
@@ -92,6 +93,16 @@ def test_a_plan_can_be_copied_and_sent_to_another_process():
 def test_the_paper_s_plan_is_found_by_its_name():
     assert PLANS["vdmini"] is VDMINI_UNET
     assert all(name == plan.name for name, plan in PLANS.items())
+
+
+def test_a_command_line_names_a_plan_of_the_paper_or_a_file(tmp_path):
+    plan = UNetPruningPlan("other", {0: (0,)}, False, {3: (0, 2)})
+    (tmp_path / "plan.json").write_text(plan.to_json_string())
+    assert read_plan("vdmini", PLANS) is VDMINI_UNET
+    assert read_plan(str(tmp_path / "plan.json"), PLANS) == plan
+    for name in ("vdmimi", str(tmp_path)):
+        with pytest.raises(PruningPlanError, match="is no plan: neither one of vdmini nor a JSON file with a plan"):
+            read_plan(name, PLANS)
 
 
 def test_keep_everything_names_every_layer_of_the_teacher():

@@ -9,7 +9,14 @@ from drawn_weights import DrawnWeights
 from original_inputs import CONTEXT, LATENTS, PIXELS, TOKENS, UNET_INPUTS, normal
 from tiny_text_to_video import CLIP_EXCERPT
 
-from vdmini_diffusers.t2v_turbo.checkpoint import SCHEDULE
+
+# The buffers of the original's noise schedule, which lie beside the weights.
+SCHEDULE = [
+    *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"),
+    *("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
+    *("posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
+    "scale_arr",
+]
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,21 @@ from pathlib import Path
 import forked_scripts
 import huggingface_hub
 import pytest
+import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, LCMScheduler
 from original_inputs import PIXELS, TOKENS, UNET_INPUTS, normal
+from tiny_text_to_video import CLIP_EXCERPT
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel, VideoCrafterDDIMScheduler
-from vdmini_diffusers.convert_t2v_turbo import convert_t2v_turbo
+from vdmini_diffusers.convert_t2v_turbo import convert_t2v_turbo, scheduler
 from vdmini_diffusers.prune_pipeline import prune_t2v_pipeline
+from vdmini_diffusers.pruning.teacher_folder import sha256_of
+from vdmini_diffusers.t2v_turbo.checkpoint import read_original
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError
 from vdmini_diffusers.t2v_turbo.tokenizer import read_tokenizer
+from vdmini_diffusers.t2v_turbo.variants import describe
 
 
 SCRIPT = Path(__file__).parents[2] / "conversion" / "convert_t2v_turbo_to_diffusers.py"
@@ -49,7 +54,7 @@ def test_a_whole_checkpoint_becomes_a_folder_that_computes_what_it_computes(
     torch.testing.assert_close(output, expected["text_encoder"], rtol=0, atol=1e-10)
     index = json.loads((folder / "model_index.json").read_text())
     assert index["scheduler"] == ["scheduling_ddim_videocrafter", "VideoCrafterDDIMScheduler"]
-    assert VideoCrafterDDIMScheduler.from_pretrained(folder, subfolder="scheduler").config.steps_offset == 1
+    assert isinstance(VDMiniT2VPipeline.from_pretrained(folder).scheduler, VideoCrafterDDIMScheduler)
 
 
 @torch.no_grad()
@@ -72,6 +77,93 @@ def test_the_u_net_of_t2v_turbo_v2_takes_the_place_of_the_checkpoint_s(whole, or
     scheduler = LCMScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
     scheduler.set_timesteps(8)
     assert scheduler.timesteps.tolist() == [999, 874, 749, 624, 499, 374, 249, 124]
+
+
+def test_of_a_whole_checkpoint_given_as_the_u_net_s_only_the_u_net_is_taken(
+    whole, originals, tokenizer_folder, tmp_path
+):
+    other = {name: torch.zeros_like(tensor) for name, tensor in whole.items()}
+    other |= {f"model.diffusion_model.{name}": tensor for name, tensor in originals[0]["unet_mg"].items()}
+    (tmp_path / "other").mkdir()
+    files = [saved(whole, tmp_path / "model.ckpt"), saved(other, tmp_path / "other" / "model.ckpt")]
+    folder = convert_t2v_turbo(files[0], tmp_path / "out", unet_checkpoint_path=files[1], tokenizer=tokenizer_folder)
+    tensors = safetensors.torch.load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(tensors["post_quant_conv.bias"], originals[0]["vae"]["post_quant_conv.bias"])
+    tensors = safetensors.torch.load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(tensors["conv_out.bias"], originals[0]["unet_mg"]["out.2.bias"])
+    record = json.loads((folder / "conversion_provenance.json").read_text())
+    assert {role: file["sha256"] for role, file in record["files"].items()} == {
+        "checkpoint": sha256_of(files[0]),
+        "unet_checkpoint": sha256_of(files[1]),
+    }
+    assert all(file["sha256"] in (folder / "README.md").read_text() for file in record["files"].values())
+
+
+class TestScheduler:
+    """Its steps against the original's, written out; the numbers are large, so that clipping would be seen."""
+
+    ALPHAS = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()).cumprod(0)
+    LATENTS, OUTPUT = 5 * normal(2, 4, 2, 2, 2)
+
+    def x0(self, timestep):
+        noise = (1 - self.ALPHAS[timestep]).sqrt() * self.OUTPUT
+        return (self.LATENTS - noise) / self.ALPHAS[timestep].sqrt()
+
+    def test_videocrafter2_s_is_ddim_that_ends_at_the_least_noise(self):
+        ddim = scheduler({"time_cond_proj_dim": None})
+        ddim.set_timesteps(50)
+        assert ddim.timesteps.tolist() == list(range(981, 0, -20))
+        for timestep, before in ((981, 961), (21, 1), (1, 0)):
+            expected = self.ALPHAS[before].sqrt() * self.x0(timestep) + (1 - self.ALPHAS[before]).sqrt() * self.OUTPUT
+            found = ddim.step(self.OUTPUT, timestep, self.LATENTS).prev_sample
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # its table is of single precision
+
+    def test_t2v_turbo_s_is_lcm_s_on_a_grid_of_200(self):
+        lcm = scheduler({"time_cond_proj_dim": 256})
+        lcm.set_timesteps(4)
+        assert lcm.timesteps.tolist() == [999, 749, 499, 249]
+        for timestep in (999, 249):
+            scaled = (10 * timestep) ** 2
+            skip, out = 0.25 / (scaled + 0.25), (scaled / (scaled + 0.25)) ** 0.5
+            found = lcm.step(self.OUTPUT, timestep, self.LATENTS).denoised
+            torch.testing.assert_close(found, out * self.x0(timestep) + skip * self.LATENTS, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["vocab.json and merges.txt", "tokenizer.json"])
+def test_the_tokenizer_made_anew_makes_the_words_of_open_clip(form, tmp_path):
+    folder = CLIP_EXCERPT
+    if form == "tokenizer.json":
+        CLIPTokenizer.from_pretrained(CLIP_EXCERPT, pad_token="!").save_pretrained(folder := tmp_path)
+        assert not (folder / "merges.txt").exists()
+    size = len(json.loads((CLIP_EXCERPT / "vocab.json").read_text()))
+    config = {"vocab_size": size, "max_position_embeddings": 77, "bos_token_id": 49406, "eos_token_id": 49407}
+    tokenizer = read_tokenizer(folder, config)
+    goldens = {g["prompt"]: g["tokens"] for g in json.loads((CLIP_EXCERPT / "tokens.json").read_text())}
+    for prompt in ("A corgi surfs a wave at sunset.", "Wow! It's raining!!! Don't you see ! ?"):
+        assert tokenizer(prompt).input_ids == goldens[prompt]
+    assert tokenizer.model_max_length == 77
+
+
+@pytest.mark.parametrize(
+    ("guidance", "motion", "file", "expect", "title"),
+    [
+        (None, None, "model.ckpt", None, "VideoCrafter2"),
+        (256, None, "unet.pt", None, "T2V-Turbo or T2V-Turbo-v2 without motion guidance"),
+        (256, None, "unet.pt", "v1", "T2V-Turbo"),
+        (256, None, "unet_lora.pt", None, "T2V-Turbo"),
+        (256, None, "unet_no_mg.pt", None, "T2V-Turbo-v2 without motion guidance"),
+        (256, 256, "unet_mg.pt", None, "T2V-Turbo-v2 with motion guidance"),
+    ],
+)
+def test_what_a_u_net_is_called_by_its_layers_its_file_and_the_user(guidance, motion, file, expect, title):
+    config = {"time_cond_proj_dim": guidance, "motion_cond_proj_dim": motion}
+    assert describe(config, file, expect) == (title, "")
+
+
+def test_files_from_before_zip_archives_are_read(tmp_path):
+    tensor = normal(3)
+    torch.save({"a": tensor}, tmp_path / "unet.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(read_original(tmp_path / "unet.pt").components["unet"]["a"], tensor)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +196,8 @@ class TestFolder:
         text = (folder / "conversion_provenance.json").read_text()
         record, source = json.loads(text), folder.parent / "t2v_turbo_vc2.pt"
         content = source.read_bytes()
-        assert record["files"] == {source.name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+        found = {"name": source.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert record["files"] == {"checkpoint": found}
         assert record["unet"] == "T2V-Turbo"
         assert str(folder.parent) not in text + (folder / "README.md").read_text()
 
@@ -128,6 +221,14 @@ class TestFolder:
         with pytest.raises(FileExistsError, match="is not a pipeline folder"):
             convert_t2v_turbo(folder.parent / "t2v_turbo_vc2.pt", tmp_path / "out", overwrite=True)
         assert (tmp_path / "out" / "thesis.txt").exists()
+
+    def test_a_folder_that_holds_the_original_is_not_overwritten(self, folder, tmp_path):
+        (tmp_path / "out").mkdir()
+        shutil.copy(folder / "model_index.json", tmp_path / "out")
+        file = saved({}, tmp_path / "out" / "model.ckpt")
+        with pytest.raises(ValueError, match="holds an original file, which would be removed"):
+            convert_t2v_turbo(file, tmp_path / "out", overwrite=True)
+        assert file.exists()
 
 
 class Evil:
@@ -177,7 +278,7 @@ class TestRefusals:
         whole["model.diffusion_model.out.2.bias"] = torch.full((4,), float("inf"), dtype=torch.float64)
         refuse(whole, "NaN or infinity, in what becomes 'conv_out.bias'")
 
-    @pytest.mark.parametrize("state", [{"epoch": 3}, [], [torch.zeros(2), 3], torch.zeros(2), 3])
+    @pytest.mark.parametrize("state", [{"epoch": 3}, {0: torch.zeros(2)}, [], [torch.zeros(2), 3], 3])
     def test_other_things_than_tensors(self, refuse, state):
         refuse(state, "other things than tensors")
 
@@ -188,16 +289,19 @@ class TestRefusals:
     def test_a_u_net_that_is_not_what_its_file_s_name_says(self, whole, originals, refuse):
         unet = {name: t for name, t in originals[0]["unet_mg"].items() if name not in MOTION}
         found = "It has layers for guidance, so it is T2V-Turbo or T2V-Turbo-v2 without motion guidance"
-        refuse(whole, rf"unet_mg\.pt should be T2V-Turbo-v2 with motion guidance, by its name\. {found}", unet)
+        refuse(
+            whole, rf"unet_mg\.pt should be T2V-Turbo-v2 with motion .*, by its name\. {found}\. .*are swapped", unet
+        )
 
     @pytest.mark.parametrize("expect", ["videocrafter2", "v1"])
-    def test_a_u_net_that_is_not_what_the_user_says(self, whole, originals, refuse, expect):
-        refuse(whole, "as `expect`", originals[0]["unet_mg"], "unet.pt", expect=expect)
+    def test_a_u_net_that_is_not_what_the_user_says(self, expect):
+        config = {"time_cond_proj_dim": 256, "motion_cond_proj_dim": 256}
+        with pytest.raises(OriginalCheckpointError, match=r"as `expect` .* It has layers for guidance and motion"):
+            describe(config, "unet.pt", expect)
 
-    def test_an_expectation_that_there_is_not(self, whole, tmp_path, tokenizer_folder):
-        file = saved(whole, tmp_path / "model.ckpt")
+    def test_an_expectation_that_there_is_not(self, tmp_path):
         with pytest.raises(ValueError, match="`expect` is one of videocrafter2, v1, v2-no-mg, v2-mg, not 'v3'"):
-            convert_t2v_turbo(file, tmp_path / "out", tokenizer=tokenizer_folder, expect="v3")
+            convert_t2v_turbo(tmp_path / "model.ckpt", tmp_path / "out", expect="v3")
 
     def test_a_seed_for_a_lora_that_there_is_not(self, whole, tmp_path, tokenizer_folder):
         file = saved(whole, tmp_path / "model.ckpt")

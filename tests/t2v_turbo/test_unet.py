@@ -147,6 +147,17 @@ def test_a_tensor_of_another_shape_is_named(originals):
         converted_model(tensors)
 
 
+def test_a_tensor_of_whole_numbers_is_named(originals):
+    tensors = {**originals, "out.2.bias": torch.zeros(4, dtype=torch.int8)}
+    with pytest.raises(OriginalCheckpointError, match=r"out\.2\.bias is torch\.int8, expected floating point"):
+        converted_model(tensors)
+
+
+def test_a_tensor_without_the_axis_that_is_a_size_is_named():
+    with pytest.raises(OriginalCheckpointError, match=r"'input_blocks\.0\.0\.weight' has the shape \[320\]"):
+        unet_config({"input_blocks.0.0.weight": torch.zeros(320)})
+
+
 def test_something_else_is_no_u_net():
     with pytest.raises(OriginalCheckpointError, match="no U-Net of VideoCrafter2 or T2V-Turbo: it has no 'input_bl"):
         unet_config({"conv_in.weight": torch.zeros(320, 4, 3, 3)})

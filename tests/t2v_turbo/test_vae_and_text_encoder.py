@@ -87,7 +87,7 @@ class TestVae:
         assert len({original_vae_key(name).key for name in vae.state_dict()}) == 248
 
     def test_something_else_is_refused(self):
-        with pytest.raises(OriginalCheckpointError, match="not the VAE of VideoCrafter2: it has no encoder"):
+        with pytest.raises(OriginalCheckpointError, match="no VAE of VideoCrafter2: it has no 'encoder"):
             vae_config({"conv_in.weight": torch.zeros(1)})
 
 
@@ -116,13 +116,33 @@ class TestTextEncoder:
         with pytest.raises(OriginalCheckpointError, match=r"1 missing: transformer\.resblocks\.1\.ln_1\.bias"):
             converted_text_encoder(weights)
 
+    def test_a_number_in_a_name_is_not_taken_for_that_many_layers(self):
+        weights = dict(draw(text_encoder, torch.zeros(1, TOKENS, dtype=torch.long)))
+        weights["transformer.resblocks.999999999.ln_1.bias"] = torch.zeros(1)
+        with pytest.raises(OriginalCheckpointError, match=r"1 unknown: transformer\.resblocks\.999999999\.ln_1"):
+            converted_text_encoder(weights)
+
+    @pytest.mark.parametrize(
+        ("name", "shape"),
+        [
+            ("token_embedding.weight", (60,)),
+            ("transformer.resblocks.1.attn.in_proj_bias", (2,)),
+            ("transformer.resblocks.1.attn.in_proj_weight", ()),
+        ],
+    )
+    def test_a_tensor_of_another_shape_is_named(self, name, shape):
+        weights = dict(draw(text_encoder, torch.zeros(1, TOKENS, dtype=torch.long)))
+        weights[name] = torch.zeros(shape)
+        with pytest.raises(OriginalCheckpointError, match=name.replace(".", r"\.")):
+            converted_text_encoder(weights)
+
     def test_at_full_size_it_has_the_parameters_of_23_layers_of_open_clip_s(self):
         tensors = {
             "token_embedding.weight": torch.empty(49408, 1024, device="meta"),
             "positional_embedding": torch.empty(77, 1024, device="meta"),
             "transformer.resblocks.0.mlp.c_fc.weight": torch.empty(4096, 1024, device="meta"),
-            "transformer.resblocks.23.ln_1.bias": torch.empty(1024, device="meta"),
         }
+        tensors |= {f"transformer.resblocks.{i}.ln_1.bias": torch.empty(1024, device="meta") for i in range(24)}
         config = text_encoder_config(tensors)
         assert (config["bos_token_id"], config["eos_token_id"], config["num_attention_heads"]) == (49406, 49407, 16)
         with init_empty_weights():

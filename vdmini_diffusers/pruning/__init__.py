@@ -11,6 +11,7 @@ from vdmini_diffusers.pruning.plan import (
     TransformerPruningPlan,
     UNetPruningPlan,
     keep_everything,
+    read_plan,
 )
 from vdmini_diffusers.pruning.student_config import student_config
 from vdmini_diffusers.pruning.weight_map import weight_map
@@ -32,6 +33,7 @@ __all__ = [
     "keep_decoder",
     "keep_everything",
     "paper_name",
+    "read_plan",
     "student_config",
     "weight_map",
 ]

@@ -68,7 +68,7 @@ def without_layers(
 def empty_decoder(plan: DecoderPruningPlan, class_name: str, vae_config: Mapping[str, Any]) -> nn.Module:
     """On the meta device. Raises `PruningPlanError` if the plan does not fit the VAE."""
     with init_empty_weights():
-        return STUDENTS[class_name](**decoder_config(plan, vae_config)).decoder
+        return STUDENTS[class_name].from_config(decoder_config(plan, vae_config)).decoder
 
 
 def prune_channels(

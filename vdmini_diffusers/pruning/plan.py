@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -185,6 +186,19 @@ class DecoderPruningPlan(PruningPlan):
                 f"{num_stages} up blocks have {num_stages} `widths` and {num_stages - 1} `upsampler_widths`; got"
                 f" {self.widths} and {self.upsampler_widths}."
             )
+
+
+def read_plan(name: str, plans: Mapping[str, PruningPlan]) -> PruningPlan:
+    """What a command line names: one of `plans`, or a JSON file with a plan.
+
+    Raises:
+        PruningPlanError: if it is neither.
+    """
+    if name in plans:
+        return plans[name]
+    if not Path(name).is_file():
+        raise PruningPlanError(f"{name!r} is no plan: neither one of {', '.join(plans)} nor a JSON file with a plan.")
+    return PruningPlan.from_json_string(Path(name).read_text(encoding="utf-8"))
 
 
 def keep_everything(teacher_config: Mapping[str, Any]) -> UNetPruningPlan:

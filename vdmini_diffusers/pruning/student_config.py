@@ -100,9 +100,8 @@ def check_plan_fits(plan: UNetPruningPlan, teacher_config: Mapping[str, Any]) ->
             skips.append(hidden)  # the downsampler's
     if plan.keep_mid:
         _check_width("mid_block.resnets.0", "hidden", widths[-1], hidden)
-        for field in PER_STAGE_FIELDS[
-            2:
-        ]:  # a mid block has no fields of its own: it is built like the innermost stage
+        # A mid block has no fields of its own: it is built like the innermost stage.
+        for field in PER_STAGE_FIELDS[2:]:
             values = teacher_config.get(field)
             if isinstance(values, (list, tuple)) and values[num_kept - 1] != values[-1]:
                 raise PruningPlanError(

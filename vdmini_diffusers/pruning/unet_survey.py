@@ -85,8 +85,8 @@ def survey_unet(folder: Path, plan: PruningPlan, kind: PipelineKind) -> UNetSurv
             teacher = classes[class_name].from_config(config)
     except Exception as error:  # whatever the config provokes in the constructors of all layers
         raise CheckpointError(f"{config_file} does not describe a U-Net: {error}") from error
-    with torch.device("meta"):
-        student = kind.student_unet(**student_config(plan, teacher.config))
+    with torch.device("meta"):  # `from_config`, as a teacher's may have fields of another version of diffusers
+        student = kind.student_unet.from_config(student_config(plan, teacher.config))
     shapes = {key: tuple(tensor.shape) for key, tensor in teacher.state_dict().items()}
     weights = weight_map(plan, student.state_dict())
     for key, tensor in student.state_dict().items():

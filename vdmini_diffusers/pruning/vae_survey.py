@@ -91,7 +91,7 @@ def survey_vae(folder: Path, plan: PruningPlan) -> DecoderSurvey:
     student_config = decoder_config(plan, complete)
     try:
         with torch.device("meta"):
-            student = STUDENTS[class_name](**student_config)
+            student = STUDENTS[class_name].from_config(student_config)
     except ValueError as error:
         raise CheckpointError(f"{config_file}: {error}") from error
     shapes = {key: tuple(tensor.shape) for key, tensor in teacher.state_dict().items()}

@@ -37,5 +37,5 @@ def teacher_card(record: Mapping[str, Any]) -> str:
         num_parameters=f"{record['num_parameters']:,}",
         doubt=f" **{record['doubt']}**" if record["doubt"] else "",
         tokenizer=record["tokenizer"],
-        files="\n".join(f"| `{name}` | {f['size']:,} | `{f['sha256']}` |" for name, f in record["files"].items()),
+        files="\n".join(f"| `{f['name']}` | {f['size']:,} | `{f['sha256']}` |" for f in record["files"].values()),
     )

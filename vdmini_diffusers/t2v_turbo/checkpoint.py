@@ -39,7 +39,6 @@ class OriginalCheckpoint:
     lora: factors that are merged into the U-Net of another checkpoint; then there are no components.
     """
 
-    file: Path
     components: Mapping[str, Mapping[str, Tensor]]
     lora: Sequence[Tensor] = ()
 
@@ -66,11 +65,11 @@ def read_original(file: Path) -> OriginalCheckpoint:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if isinstance(state, list) and state and all(isinstance(factor, Tensor) for factor in state):
-        return OriginalCheckpoint(file, {}, lora=state)
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        return OriginalCheckpoint({}, lora=state)
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise OriginalCheckpointError(f"{file} holds other things than tensors by name.")
     if not any(name.startswith(UNET_PREFIX) for name in state):
-        return OriginalCheckpoint(file, {"unet": state})
+        return OriginalCheckpoint({"unet": state})
     components = {
         component: {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         for component, prefix in PREFIXES.items()
@@ -80,4 +79,4 @@ def read_original(file: Path) -> OriginalCheckpoint:
         raise OriginalCheckpointError(f"{file} has {len(unknown)} unknown tensors: {', '.join(sorted(unknown))}.")
     if absent := [component for component, tensors in components.items() if not tensors]:
         raise OriginalCheckpointError(f"{file} has a U-Net with a prefix, and no {' and no '.join(absent)}.")
-    return OriginalCheckpoint(file, components)
+    return OriginalCheckpoint(components)

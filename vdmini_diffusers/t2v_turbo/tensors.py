@@ -17,6 +17,22 @@ class Source(NamedTuple):
     third: int | None = None
 
 
+def axis_size(tensors: Mapping[str, Tensor], network: str, key: str, axis: int) -> int:
+    """A size that the config is made of.
+
+    Raises:
+        OriginalCheckpointError: if the tensor by which it is known is missing, or has no such axis.
+    """
+    if key not in tensors:
+        raise OriginalCheckpointError(
+            f"This is no {network}: it has no {key!r}, but {len(tensors)} tensors such as"
+            f" {', '.join(sorted(tensors)[:3])}."
+        )
+    if tensors[key].ndim <= axis:
+        raise OriginalCheckpointError(f"This is no {network}: {key!r} has the shape {list(tensors[key].shape)}.")
+    return tensors[key].shape[axis]
+
+
 def convert_tensors(
     tensors: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
@@ -32,7 +48,8 @@ def convert_tensors(
         ignored: original names that need not be used.
 
     Raises:
-        OriginalCheckpointError: if tensors are missing, left over, or of other shapes; all of them are listed.
+        OriginalCheckpointError: if tensors are missing, left over, of other shapes or no floating point; all of them
+            are listed.
     """
     sources = {name: source_of(name) for name in shapes}
     wanted = {source.key for source in sources.values()}
@@ -51,10 +68,14 @@ def convert_tensors(
         shape, rest = tuple(tensor.shape[: len(shapes[name])]), tensor.shape[len(shapes[name]) :]
         if shape != tuple(shapes[name]) or set(rest) - {1}:
             problems.append(f"{sources[name].key} has {list(tensor.shape)}, expected {list(shapes[name])}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{sources[name].key} is {tensor.dtype}, expected floating point")
     if problems:
-        raise OriginalCheckpointError(f"Tensors of the {network} have other shapes: {'; '.join(problems)}.")
+        raise OriginalCheckpointError(f"Tensors of the {network} are of another kind: {'; '.join(problems)}.")
     return {name: tensor.reshape(shapes[name]).contiguous() for name, tensor in converted.items()}
 
 
 def _part(tensor: Tensor, third: int | None) -> Tensor:
-    return tensor if third is None else tensor.chunk(3)[third]
+    if third is None or tensor.ndim == 0:  # without rows it has another shape, which is said later
+        return tensor
+    return tensor.tensor_split(3)[third]

@@ -5,11 +5,12 @@ VideoCrafter2 runs all layers but the last, and then the final norm: the last la
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError, Source
+from vdmini_diffusers.t2v_turbo.tensors import Source, axis_size
 
 
 PREFIX = "cond_stage_model.model."
@@ -38,7 +39,7 @@ def original_text_encoder_key(key: str) -> Source:
 
 def unused_text_encoder_keys(tensors: Mapping[str, Tensor]) -> set[str]:
     """What VideoCrafter2 never computes with: the last layer, the projection to CLIP's space, the causal mask."""
-    last = f"transformer.resblocks.{_num_layers(tensors) - 1}."
+    last = f"transformer.resblocks.{num_layers(tensors, 'transformer.resblocks.') - 1}."
     return {name for name in tensors if name.startswith(last)} | {"text_projection", "logit_scale", "attn_mask"}
 
 
@@ -48,17 +49,21 @@ def text_encoder_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         OriginalCheckpointError: if the tensors by which the sizes are known are missing.
     """
-    sizes = ("token_embedding.weight", "positional_embedding", "transformer.resblocks.0.mlp.c_fc.weight")
-    if absent := [name for name in sizes if name not in tensors]:
-        raise OriginalCheckpointError(f"This is not the text encoder of VideoCrafter2: it has no {', '.join(absent)}.")
-    vocabulary, width = tensors[sizes[0]].shape
+    config = text_tower_config(tensors, "text encoder of VideoCrafter2")
+    return {**config, "num_hidden_layers": config["num_hidden_layers"] - 1}
+
+
+def text_tower_config(tensors: Mapping[str, Tensor], network: str) -> dict[str, Any]:
+    """As `text_encoder_config`, with all layers. `network` is for the error."""
+    size = partial(axis_size, tensors, network)
+    vocabulary, width = size("token_embedding.weight", 0), size("token_embedding.weight", 1)
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "intermediate_size": tensors[sizes[2]].shape[0],
-        "num_hidden_layers": _num_layers(tensors) - 1,
+        "intermediate_size": size("transformer.resblocks.0.mlp.c_fc.weight", 0),
+        "num_hidden_layers": num_layers(tensors, "transformer.resblocks."),
         "num_attention_heads": width // HEAD,
-        "max_position_embeddings": tensors[sizes[1]].shape[0],
+        "max_position_embeddings": size("positional_embedding", 0),
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-5,
         "bos_token_id": vocabulary - 2,
@@ -67,6 +72,6 @@ def text_encoder_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _num_layers(tensors: Mapping[str, Tensor]) -> int:
-    found = (re.match(r"transformer\.resblocks\.(\d+)\.", name) for name in tensors)
-    return 1 + max((int(match[1]) for match in found if match), default=0)
+def num_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """Layers with numbers after `prefix`. They are counted, as a file may have any number in a name."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})

@@ -5,11 +5,12 @@ a downsampler; three of `output_blocks` are a level, three layers, the last with
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError, Source
+from vdmini_diffusers.t2v_turbo.tensors import Source, axis_size
 
 
 TOP = {
@@ -74,19 +75,7 @@ def unet_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         OriginalCheckpointError: if the tensors by which the sizes are known are missing.
     """
-
-    def size(key: str, axis: int) -> int:
-        if key not in tensors:
-            raise OriginalCheckpointError(
-                f"This is no U-Net of VideoCrafter2 or T2V-Turbo: it has no {key!r}, but {len(tensors)} tensors such"
-                f" as {', '.join(sorted(tensors)[:3])}."
-            )
-        if tensors[key].ndim <= axis:
-            raise OriginalCheckpointError(
-                f"{key} has the shape {list(tensors[key].shape)}, which is not that of a U-Net."
-            )
-        return tensors[key].shape[axis]
-
+    size = partial(axis_size, tensors, "U-Net of VideoCrafter2 or T2V-Turbo")
     return {
         "in_channels": size("input_blocks.0.0.weight", 1),
         "out_channels": size("out.2.weight", 0),

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError, Source
+from vdmini_diffusers.t2v_turbo.tensors import Source, axis_size
 
 
 PREFIX = "first_stage_model."
@@ -41,16 +42,13 @@ def vae_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         OriginalCheckpointError: if the tensors by which the sizes are known are missing.
     """
-    sizes = [f"encoder.down.{level}.block.0.conv2.weight" for level in range(LEVELS)]
-    sizes.append("post_quant_conv.weight")
-    if absent := [name for name in sizes if name not in tensors]:
-        raise OriginalCheckpointError(f"This is not the VAE of VideoCrafter2: it has no {', '.join(absent)}.")
+    size = partial(axis_size, tensors, "VAE of VideoCrafter2")
     return {
         "down_block_types": ("DownEncoderBlock2D",) * LEVELS,
         "up_block_types": ("UpDecoderBlock2D",) * LEVELS,
-        "block_out_channels": tuple(tensors[name].shape[0] for name in sizes[:LEVELS]),
+        "block_out_channels": tuple(size(f"encoder.down.{level}.block.0.conv2.weight", 0) for level in range(LEVELS)),
         "layers_per_block": 2,
-        "latent_channels": tensors[sizes[-1]].shape[0],
+        "latent_channels": size("post_quant_conv.weight", 0),
         "sample_size": 512,
         "scaling_factor": 0.18215,
     }

@@ -1,7 +1,7 @@
 """Which of the original networks a U-Net is, as far as its layers tell, and whether it is the one that was meant."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError
 
@@ -26,7 +26,12 @@ VARIANTS: dict[Variant, Layers] = {
     "v2-mg": Layers("T2V-Turbo-v2 with motion guidance", True, True),
 }
 # As their authors name the files. Their README has the links to the two of T2V-Turbo-v2 the wrong way round once.
-FILES: dict[str, Variant] = {"unet_mg.pt": "v2-mg", "unet_no_mg.pt": "v2-no-mg", "t2v_turbo_vc2.pt": "v1"}
+FILES: dict[str, Variant] = {
+    "unet_mg.pt": "v2-mg",
+    "unet_no_mg.pt": "v2-no-mg",
+    "t2v_turbo_vc2.pt": "v1",
+    "unet_lora.pt": "v1",
+}
 
 
 def describe(config: Mapping[str, Any], file_name: str, expected: Variant | None) -> tuple[str, str]:
@@ -41,17 +46,16 @@ def describe(config: Mapping[str, Any], file_name: str, expected: Variant | None
     """
     guidance, motion = config["time_cond_proj_dim"] is not None, config["motion_cond_proj_dim"] is not None
     possible = [v.name for v in VARIANTS.values() if v.guidance == guidance and v.motion in (motion, None)]
-    if expected is not None and expected not in get_args(Variant):
-        raise ValueError(f"`expect` is one of {', '.join(get_args(Variant))}, not {expected!r}.")
     meant = expected or FILES.get(file_name)
     if meant is None:
         return " or ".join(possible), ""
     if VARIANTS[meant].name not in possible:
         source = "as `expect` (--expect) says" if expected else "by its name"
         layers = [name for name, there in (("guidance", guidance), ("motion guidance", motion)) if there]
+        swapped = " The links to T2V-Turbo-v2's two files are swapped in one place of its README."
         raise OriginalCheckpointError(
             f"{file_name} should be {VARIANTS[meant].name}, {source}. It has {_layers(layers)}, so it is"
-            f" {' or '.join(possible)}. The links to T2V-Turbo-v2's two files are swapped in one place of its README."
+            f" {' or '.join(possible)}.{swapped if meant.startswith('v2') else ''}"
         )
     if meant == "v2-no-mg" and motion:
         return VARIANTS[meant].name, (
