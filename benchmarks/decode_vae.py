@@ -3,13 +3,12 @@
 
     python benchmarks/decode_vae.py
     python benchmarks/decode_vae.py --device cuda --compile --num_frames 14 --height 576 --width 1024 --rounds 10
-    python benchmarks/decode_vae.py --end_to_end i2v
+    python benchmarks/decode_vae.py --end_to_end i2v --num_frames 2 --height 256 --width 384 --chunk_sizes 2
     python benchmarks/decode_vae.py --end_to_end t2v --num_frames 16 --height 320 --width 512 --variants fp32 bf16
 
 Full width, random weights. The decoders take turns within each round, so that other load on the machine meets all of
 them; a time is the least of its rounds. Memory is the allocator's peak on a GPU, elsewhere what the process grew by:
-nothing in tiny clips, which fit where others were.
-Multiply-accumulates are counted on the meta device.
+nothing in tiny clips, which fit where others were. Multiply-accumulates are counted on the meta device.
 
 `--end_to_end i2v` has the components of Table A1, of the unpruned one-step pipeline (SF-V's) and of VDMini-I2V,
 `--end_to_end t2v` those of Table A3, of T2V-Turbo-v2 and of VDMini-T2V. Both models of a component are in memory and

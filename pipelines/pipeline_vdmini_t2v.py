@@ -78,8 +78,8 @@ def consistency_timesteps(
             f" {num_train_timesteps} timesteps: `num_inference_steps` goes from 1 to the scheduler's"
             " `original_inference_steps`."
         )
-    grid = range(num_train_timesteps // original_inference_steps, num_train_timesteps + 1)
-    grid = [t - 1 for t in grid[:: num_train_timesteps // original_inference_steps]][:original_inference_steps]
+    spacing = num_train_timesteps // original_inference_steps
+    grid = [spacing * i - 1 for i in range(1, original_inference_steps + 1)]
     return grid[:: -(original_inference_steps // num_inference_steps)][:num_inference_steps]
 
 
@@ -242,7 +242,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             return for_each_video(prompt_embeds), None
         return for_each_video(prompt_embeds), for_each_video(negative_prompt_embeds)
 
-    def decode_latents(self, latents: torch.Tensor, decode_chunk_size: int) -> torch.Tensor:
+    def decode_latents(self, latents: torch.Tensor, decode_chunk_size: int = 16) -> torch.Tensor:
         """Latents `(batch, channels, frames, h, w)` to pixels `(batch, 3, frames, height, width)` in [-1, 1]."""
         frames = 1 / self.vae.config.scaling_factor * latents.transpose(1, 2).flatten(0, 1)
         chunks = frames.to(self.vae.dtype).split(decode_chunk_size)
@@ -273,7 +273,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         fps: float = 8,
         motion_guidance_scale: float | None = None,
         motion_guidance_percentage: float = 0.5,
-        decode_chunk_size: int | None = None,
+        decode_chunk_size: int = 16,
         timesteps: list[int] | None = None,
     ) -> VDMiniT2VPipelineOutput | tuple:
         r"""
@@ -302,7 +302,8 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             callback_on_step_end_tensor_inputs (`list[str]`):
                 What it gets in `callback_kwargs`: `"latents"`, `"prompt_embeds"` (with guidance at run time after the
                 negative ones, in one tensor).
-            cross_attention_kwargs (`dict`, *optional*): For the U-Net's attention processors.
+            cross_attention_kwargs (`dict`, *optional*):
+                For the U-Net's attention processors. A LoRA's strength is set by `set_adapters`, not by `scale` here.
             num_videos_per_prompt (`int`, defaults to 1): At least 1. Videos of one prompt are neighbours.
             fps (`float`, defaults to 8): At least 1; told to a U-Net that has `fps_cond`.
             motion_guidance_scale (`float`, *optional*):
@@ -310,9 +311,9 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
                 not told it, and refuse it.
             motion_guidance_percentage (`float`, defaults to 0.5):
                 In which part of the noise levels, from the highest on, it is told this strength; then it is told 0.
-            decode_chunk_size (`int`, *optional*): Frames that the VAE decodes at once; by default `num_frames`.
-            timesteps (`list[int]`, *optional*): Falling timesteps instead of the default ones, where the scheduler
-                takes them.
+            decode_chunk_size (`int`, defaults to 16): Frames that the VAE decodes at once, at least 1.
+            timesteps (`list[int]`, *optional*):
+                Falling timesteps, from 0 on, instead of the default ones, where the scheduler takes them.
 
         Returns:
             [`VDMiniT2VPipelineOutput`] or a tuple with its `frames`: for `"pil"` a list of images per video, for
@@ -330,7 +331,6 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         width = self.default_size[1] if width is None else width
         num_inference_steps = defaults[0] if num_inference_steps is None else num_inference_steps
         guidance_scale = defaults[1] if guidance_scale is None else guidance_scale
-        decode_chunk_size = num_frames if decode_chunk_size is None else decode_chunk_size
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         _check_numbers(Integral, 1, height=height, width=width, num_frames=num_frames)
@@ -348,6 +348,8 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             raise ValueError(f"`motion_guidance_percentage` must be at most 1, not {motion_guidance_percentage}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, not {output_type!r}.")
+        if self.vae is None and output_type != "latent":
+            raise ValueError("This pipeline has no VAE: pass `output_type='latent'`.")
         strangers = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if strangers:
             known = self._callback_tensor_inputs
@@ -438,6 +440,8 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             self.scheduler.set_timesteps(num_inference_steps, device=device)
         elif not (isinstance(timesteps, list) and timesteps and all(isinstance(t, Integral) for t in timesteps)):
             raise TypeError(f"`timesteps` must be a list of integers, not {timesteps!r}.")
+        elif min(timesteps) < 0:
+            raise ValueError(f"`timesteps` must be at least 0, not {min(timesteps)}.")
         elif "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             raise ValueError(f"{type(self.scheduler).__name__} takes no `timesteps`: pass `num_inference_steps`.")
         else:
@@ -473,9 +477,13 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             raise ValueError("Pass either `negative_prompt` or `negative_prompt_embeds`, not both.")
         if negative is not None and not isinstance(negative, str) and len(negative) != batch_size:
             raise ValueError(f"There are {len(negative)} negative prompts for {batch_size} prompts.")
-        given = [embeds for embeds in (prompt_embeds, negative_prompt_embeds) if embeds is not None]
-        lengths = {embeds.shape[1] for embeds in given}
-        if len(given) == 1 and self.do_classifier_free_guidance:
+        lengths = {embeds.shape[1] for embeds in (prompt_embeds, negative_prompt_embeds) if embeds is not None}
+        if prompt is not None or (self.do_classifier_free_guidance and negative_prompt_embeds is None):
+            if self.text_encoder is None or self.tokenizer is None:
+                raise ValueError(
+                    "This pipeline has no text encoder or no tokenizer: pass `prompt_embeds`, and for guidance at run"
+                    " time `negative_prompt_embeds`."
+                )
             lengths.add(self.text_encoder.config.max_position_embeddings)  # of what is made of text
         if len(lengths) > 1:
             raise ValueError(f"Embeddings of prompt and negative prompt must have as many tokens, not {lengths}.")

@@ -80,6 +80,8 @@ def test_text_to_video_is_pruned_distilled_and_shown_as_well(tmp_path):
     assert (tmp_path / "vdmini-t2v" / "model_index.json").is_file()
 
 
-def test_a_picture_for_text_to_video_is_refused(tmp_path):
+def test_a_picture_for_text_to_video_and_no_sampling_steps_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--task i2v"):
         Arguments(output_dir=tmp_path, task="t2v", image=tmp_path / "picture.png")
+    with pytest.raises(ValueError, match="must be at least 1, not 0"):
+        Arguments(output_dir=tmp_path, num_inference_steps=0)

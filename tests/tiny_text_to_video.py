@@ -84,6 +84,7 @@ def tiny_t2v_components(unet: Any = None) -> dict[str, Any]:
         norm_num_groups=4,
         latent_channels=4,
         sample_size=16,
+        scaling_factor=0.25,
     )
     text_encoder = CLIPTextModel(
         CLIPTextConfig(

@@ -100,7 +100,7 @@ class VideoMeasure:
         """
         features, reference = videos.features, self.reference.features
         if features is None or reference is None:
-            raise ValueError("FVD needs I3D: give `HeldOutMeasure` a detector.")
+            raise ValueError("FVD needs I3D: pass `detector`.")
         return {"fvd": frechet_distance(features, reference), "kvd": kernel_distance(features, reference)}
 
 

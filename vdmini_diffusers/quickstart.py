@@ -76,6 +76,8 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.image is not None and self.task != "i2v":
             raise ValueError("`--image` is animated by `--task i2v`; `--task t2v` films `--prompts`.")
+        if self.num_inference_steps is not None and self.num_inference_steps < 1:
+            raise ValueError(f"`--num_inference_steps` must be at least 1, not {self.num_inference_steps}.")
 
 
 class FromPictures:

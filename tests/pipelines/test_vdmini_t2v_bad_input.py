@@ -4,11 +4,15 @@ import pytest
 import torch
 from tiny_text_to_video import MODELSCOPE, T2V_TURBO, tiny_t2v_pipeline, tiny_t2v_student
 
+from vdmini_diffusers import VDMiniT2VPipeline
+
 
 @pytest.fixture(scope="module")
 def pipes():
     kinds = {"turbo": {}, "turbo-v1": T2V_TURBO, "modelscope": MODELSCOPE}
-    return {name: tiny_t2v_pipeline(tiny_t2v_student(**config)) for name, config in kinds.items()}
+    pipes = {name: tiny_t2v_pipeline(tiny_t2v_student(**config)) for name, config in kinds.items()}
+    only_unet = dict.fromkeys(("text_encoder", "tokenizer", "vae"))
+    return pipes | {f"{name}, U-Net": VDMiniT2VPipeline(**{**pipes[name].components, **only_unet}) for name in pipes}
 
 
 EMBEDS = torch.zeros(1, 77, 16)
@@ -42,6 +46,7 @@ WRONG = [
     ("turbo", {"timesteps": []}, TypeError, "`timesteps` must be a list of integers"),
     ("turbo", {"timesteps": [999.5]}, TypeError, "`timesteps` must be a list of integers"),
     ("turbo", {"timesteps": [99, 999]}, ValueError, "descending"),
+    ("turbo", {"timesteps": [999, -1]}, ValueError, "`timesteps` must be at least 0, not -1"),
     ("modelscope", {"timesteps": [999, 499]}, ValueError, "DDIMScheduler takes no `timesteps`"),
     ("turbo", {"guidance_scale": -1}, ValueError, "`guidance_scale` must be at least 0"),
     ("turbo", {"guidance_scale": "high"}, TypeError, "`guidance_scale` must be a number"),
@@ -58,6 +63,9 @@ WRONG = [
     ("turbo", {"generator": [torch.Generator()] * 2}, ValueError, "2 generators for 1 videos"),
     ("turbo", {"latents": torch.zeros(4, 16, 8, 8)}, ValueError, r"shape \(1, 4, 16, 8, 8\)"),
     ("turbo", {"latents": torch.zeros(1, 16, 4, 8, 8)}, ValueError, r"shape \(1, 4, 16, 8, 8\)"),
+    ("turbo, U-Net", {"output_type": "latent"}, ValueError, "no text encoder"),
+    ("modelscope, U-Net", {"output_type": "latent", "prompt": None, "prompt_embeds": EMBEDS}, ValueError, "no text"),
+    ("turbo, U-Net", {"prompt": None, "prompt_embeds": EMBEDS}, ValueError, "no VAE: pass `output_type='latent'`"),
 ]
 
 
@@ -69,7 +77,8 @@ def test_bad_input_is_refused_before_anything_is_computed(kind, arguments, error
         raise AssertionError("computed")
 
     pipe = pipes[kind]
-    hooks = [model.register_forward_pre_hook(computing) for model in (pipe.text_encoder, pipe.vae, pipe.unet)]
+    models = [model for model in (pipe.text_encoder, pipe.vae, pipe.unet) if model is not None]
+    hooks = [model.register_forward_pre_hook(computing) for model in models]
     try:
         with pytest.raises(error, match=message):
             pipe(**{"prompt": "a corgi", **arguments})

@@ -6,7 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet3DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    UNet3DConditionModel,
+)
 from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.pipelines.deprecated.text_to_video_synthesis import TextToVideoSDPipeline
 from peft import LoraConfig
@@ -186,16 +192,25 @@ def test_without_embedded_guidance_it_is_ddim_guided_at_run_time(kind, negative)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.std()))
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 9.0])
-def test_a_stock_unet_gives_bit_by_bit_what_the_stock_pipeline_gives(guidance_scale):
+@pytest.mark.parametrize(
+    ("scheduler", "num_frames", "arguments"),
+    [
+        (DDIMScheduler, 3, {"guidance_scale": 1.0}),
+        (DDIMScheduler, 3, {}),
+        (DDIMScheduler, 1, {"eta": 1.0}),  # of more frames, the stock pipeline draws the noise in another order
+        (EulerDiscreteScheduler, 3, {}),  # scales the noise at the start and what the U-Net gets
+    ],
+    ids=["not guided", "guided", "eta", "Euler"],
+)
+def test_a_stock_unet_gives_bit_by_bit_what_the_stock_pipeline_gives(scheduler, num_frames, arguments):
     components = tiny_t2v_components(randomise(UNet3DConditionModel(**STOCK_CONFIG)).eval())
+    components["scheduler"] = scheduler.from_config(components["scheduler"].config)
     embeds = dict(zip(("prompt_embeds", "negative_prompt_embeds"), torch.randn(2, 1, 77, 16), strict=True))
-    arguments = {"num_frames": 3, "num_inference_steps": 3, "guidance_scale": guidance_scale, **embeds}
+    arguments = {"num_frames": num_frames, "num_inference_steps": 3, "output_type": "np", **embeds, **arguments}
     stock, ours = (
-        cls(**components)(**arguments, generator=seeded(), output_type="np").frames
-        for cls in (TextToVideoSDPipeline, VDMiniT2VPipeline)
+        cls(**components)(**arguments, generator=seeded()).frames for cls in (TextToVideoSDPipeline, VDMiniT2VPipeline)
     )
-    assert ours.shape == stock.shape == (1, 3, 16, 16, 3)
+    assert ours.shape == stock.shape == (1, num_frames, 16, 16, 3)
     assert np.array_equal(ours, stock)
 
 
@@ -248,7 +263,7 @@ def test_defaults_are_t2v_turbos_with_embedded_guidance_and_the_stock_pipelines_
     assert modelscope.guidance_scale == 9.0
 
 
-@pytest.mark.parametrize(("percentage", "last_told"), [(0.0, None), (0.3, 749), (1.0, 249)])
+@pytest.mark.parametrize(("percentage", "last_told"), [(0.0, None), (0.251, 749), (1.0, 249)])
 def test_motion_guidance_ends_after_its_part_of_the_noise_levels(percentage, last_told, turbo):
     arguments = {"num_frames": 1, "num_inference_steps": 4, "motion_guidance_percentage": percentage}
     with Calls(turbo) as calls:
@@ -310,7 +325,7 @@ def test_embeddings_do_what_the_prompts_do_that_they_were_made_of(turbo, modelsc
 
 def test_without_text_encoder_and_vae_embeddings_become_latents(turbo):
     embeds = turbo.encode_prompt([PROMPT])[0]
-    pipe = VDMiniT2VPipeline(**{**turbo.components, "text_encoder": None, "tokenizer": None})
+    pipe = VDMiniT2VPipeline(**{**turbo.components, "text_encoder": None, "tokenizer": None, "vae": None})
     assert pipe(prompt_embeds=embeds, **SMALL).frames.shape == (1, 4, 2, 8, 8)
 
 
@@ -329,8 +344,12 @@ def test_outputs_have_the_shapes_of_other_pipelines(turbo):
     with torch.no_grad():
         decoded = turbo.vae.decode(latents[1, :, 2:3].transpose(0, 1) / turbo.vae.config.scaling_factor).sample
     torch.testing.assert_close(tensors[1, 2:3], (decoded / 2 + 0.5).clamp(0, 1))
-    for chunk in (1, 2, 100):
+    sizes = []
+    hook = turbo.vae.decoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    for chunk in (1, 4, 100):
         torch.testing.assert_close(video(output_type="pt", decode_chunk_size=chunk).frames, tensors)
+    hook.remove()
+    assert sizes == [1, 1, 1, 1, 1, 1, 4, 2, 6]
     turbo.vae.enable_slicing()
     torch.testing.assert_close(video(output_type="pt").frames, tensors)
     turbo.vae.disable_slicing()
@@ -393,12 +412,14 @@ def test_a_callback_may_interrupt_and_the_next_call_is_whole_again(turbo):
     assert len(calls) == 2
 
 
-def test_the_arguments_begin_as_those_of_the_stock_pipeline():
+def test_the_arguments_begin_as_those_of_the_stock_pipeline(turbo):
     ours = list(inspect.signature(VDMiniT2VPipeline.__call__).parameters)
     stock = list(inspect.signature(TextToVideoSDPipeline.__call__).parameters)
     end = stock.index("callback")
     assert ours[:end] == stock[:end]
-    assert "cross_attention_kwargs" in ours
+    with Calls(turbo) as calls:
+        turbo(PROMPT, cross_attention_kwargs={"a processor's": "own"}, **SMALL)
+    assert calls[0]["cross_attention_kwargs"] == {"a processor's": "own"}
     encode = list(inspect.signature(VDMiniT2VPipeline.encode_prompt).parameters)
     assert encode == list(inspect.signature(TextToVideoSDPipeline.encode_prompt).parameters)[: len(encode)]
 
@@ -419,12 +440,20 @@ def test_the_teachers_fourth_stage_asks_for_larger_multiples(turbo):
     assert turbo(PROMPT, height=24, **SMALL).frames.shape == (1, 4, 2, 12, 8)
 
 
-def test_lora_weights_load_and_change_the_video(tmp_path):
+def test_lora_weights_of_unet_and_text_encoder_load_and_change_the_video(tmp_path):
     pipe = tiny_t2v_pipeline()
     plain = pipe(PROMPT, generator=seeded(), **SMALL).frames
     pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    of_unet_alone = pipe(PROMPT, generator=seeded(), **SMALL).frames
+    text_lora = LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    pipe.text_encoder.add_adapter(text_lora)
     adapted = pipe(PROMPT, generator=seeded(), **SMALL).frames
-    pipe.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    assert (adapted - of_unet_alone).abs().max() > 1e-2
+    pipe.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=get_peft_model_state_dict(pipe.unet),
+        text_encoder_lora_layers=get_peft_model_state_dict(pipe.text_encoder),
+    )
     again = tiny_t2v_pipeline()
     again.load_lora_weights(tmp_path)
     torch.testing.assert_close(again(PROMPT, generator=seeded(), **SMALL).frames, adapted)

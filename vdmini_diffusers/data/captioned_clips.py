@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 from PIL import Image, ImageOps
 
-from .moving_pictures import HEIGHT, SPRITES, WIDTH, drive, load_photos, load_sprites, push_in
+from .moving_pictures import HEIGHT, SPRITES, WAYS, WIDTH, drive, load_photos, load_sprites, push_in
 
 
 FPS = 8  # T2V-Turbo's
@@ -27,7 +27,6 @@ PLACES = {  # photographs as `load_photos` names them, in words
 }
 PIXELS_PER_FRAME = {"slowly ": 0.8, "": 1.8, "quickly ": 3.0}
 GROWTH_PER_FRAME = {"slowly ": 0.015, "": 0.03, "quickly ": 0.06}
-WAYS = {(-1, 0): "left", (1, 0): "right", (0, -1): "up", (0, 1): "down"}
 CAMERA_SHARE = 0.25
 
 

@@ -43,6 +43,7 @@ SPRITES = {
     "balloon": (0, -1),
     "water drop": (0, 1),
 }
+WAYS = {(-1, 0): "left", (1, 0): "right", (0, -1): "up", (0, 1): "down"}
 TRAIN_PHOTOS = (
     *("astronaut", "chelsea", "hubble_deep_field", "immunohistochemistry", "retina", "rocket", "china.jpg"),
     *("brick", "camera", "coins", "grass", "gravel"),  # grey
@@ -141,8 +142,7 @@ class MovingPictures:
             if dx and rng.random() < 0.5:
                 dx, sprite = -dx, ImageOps.mirror(sprite)
             frames = drive(rng, background, sprite, dx, dy, DRIVE_PIXELS_PER_FRAME * speed)
-            way = {(-1, 0): "left", (1, 0): "right", (0, -1): "up", (0, 1): "down"}[dx, dy]
-            caption = f"a {thing} moves {way} over {place}"
+            caption = f"a {thing} moves {WAYS[dx, dy]} over {place}"
         return Clip(np.stack([np.asarray(frame) for frame in frames]), motion_bucket_id, kind, caption)
 
 
