@@ -14,7 +14,12 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest
 import torch
+from hypothesis import settings
 from tiny import randomise, tiny_svd_pipeline, tiny_teacher_unet
+
+
+settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ def content(tmp_path_factory):
 class TestAnyDamage:
     """Random damage to a small file: it is refused in our words, or read; nothing else happens."""
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_damaged_bytes(self, tmp_path, content, data):
         damaged = bytearray(content)
@@ -37,7 +37,7 @@ class TestAnyDamage:
             damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
         self.read(tmp_path, bytes(damaged[: data.draw(st.integers(0, len(damaged)))]))
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         header=st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -73,7 +73,7 @@ class TestAnyDamage:
         assert copied.keys() == expected.keys()
         assert all(torch.equal(copied[name], expected[name]) for name in copied)
 
-    @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_damaged_header_of_a_whole_teacher(self, teacher_folder, tmp_path, data):
         teacher = tmp_path / "teacher"

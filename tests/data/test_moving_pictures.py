@@ -44,7 +44,7 @@ def test_a_clip_is_eight_colour_frames_of_64_pixels(pictures):
     assert clip.frames.dtype == np.uint8
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), bucket=st.integers(MIN_MOTION_BUCKET_ID, MAX_MOTION_BUCKET_ID))
 def test_a_sprite_moves_where_its_caption_says_at_the_speed_of_its_bucket(pictures, seed, bucket):
     clip = pictures.clip(np.random.default_rng(seed), motion_bucket_id=bucket, kind="drive")

@@ -275,7 +275,7 @@ def content(request, tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("videos") / request.param, 12, 5).read_bytes()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_damaged_files_give_a_clip_or_are_unusable(content, data):
     damaged = bytearray(content)

@@ -39,7 +39,7 @@ def axes(draw):
 
 
 @given(axes())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_tiles_cover_an_axis_and_their_weights_sum_to_one(axis):
     size, tile, stride, scale = axis
     spans = tile_spans(size, tile, stride, scale)
@@ -108,7 +108,7 @@ OVERLAP, OVERLAP_FRAMES = 4 * REACH // SCALE, 4 * REACH_FRAMES  # whose outer qu
     size=st.tuples(st.integers(1, 2), st.integers(20, 34), st.integers(20, 34)),
     stride=st.tuples(st.integers(1, 9), st.integers(5, 9), st.integers(5, 9)),
 )
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @torch.no_grad()
 def test_with_exact_statistics_tiles_equal_the_whole_where_their_sight_ends_within_them(shared_vae, size, stride):
     check_with_exact_statistics(shared_vae, size, stride)
@@ -118,7 +118,7 @@ def test_with_exact_statistics_tiles_equal_the_whole_where_their_sight_ends_with
     size=st.tuples(st.integers(20, 40), st.just(2), st.just(3)),
     stride=st.tuples(st.integers(3, 9), st.just(1), st.just(1)),
 )
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @torch.no_grad()
 def test_with_exact_statistics_chunks_of_frames_equal_the_whole(shared_vae, size, stride):
     check_with_exact_statistics(shared_vae, size, stride)

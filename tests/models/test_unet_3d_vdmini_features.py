@@ -40,55 +40,32 @@ def attention_modules(model):
 
 
 class TestAttentionBackends:
-    @pytest.fixture(autouse=True)
-    def restore_the_active_backend(self):
-        active = _AttentionBackendRegistry._active_backend  # `set_attention_backend` also sets it for the process
-        yield
-        _AttentionBackendRegistry.set_active_backend(active)
-
-    @pytest.fixture
-    def calls(self, monkeypatch):
-        """Names of the backends in the order in which attention was computed by them; they still compute it."""
-        names = []
-
-        def listened_to(name, function):
-            def listening(*args, **kwargs):
-                names.append(name)
-                return function(*args, **kwargs)
-
-            return listening
-
-        backends = _AttentionBackendRegistry._backends
-        for name, function in backends.items():
-            monkeypatch.setitem(backends, name, listened_to(name.value, function))
-        return names
-
-    def test_a_backend_takes_effect_on_every_attention_module_and_is_reset(self, student, calls):
+    def test_a_backend_takes_effect_on_every_attention_module_and_is_reset(self, student, backend_calls):
         expected = output_of(student)
-        assert calls == ["native"] * len(attention_modules(student)) == ["native"] * 46
-        calls.clear()
+        assert backend_calls == ["native"] * len(attention_modules(student)) == ["native"] * 46
+        backend_calls.clear()
         student.set_attention_backend("_native_math")
         assert_close(output_of(student), expected)
-        assert calls == ["_native_math"] * 46
-        calls.clear()
+        assert backend_calls == ["_native_math"] * 46
+        backend_calls.clear()
         student.reset_attention_backend()
         _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
         assert torch.equal(output_of(student), expected)
-        assert calls == ["native"] * 46
+        assert backend_calls == ["native"] * 46
 
-    def test_the_context_manager_takes_effect_inside_it(self, student, calls):
+    def test_the_context_manager_takes_effect_inside_it(self, student, backend_calls):
         with attention_backend("_native_flash"):
             output_of(student)
-        assert calls == ["_native_flash"] * 46
+        assert backend_calls == ["_native_flash"] * 46
 
-    def test_of_the_stock_u_net_no_attention_goes_through_the_dispatcher(self, calls):
+    def test_of_the_stock_u_net_no_attention_goes_through_the_dispatcher(self, backend_calls):
         # Why ours has a processor of its own. When this fails, diffusers has one.
         stock = UNet3DConditionModel(**STOCK_CONFIG).eval()
         stock.set_attention_backend("_native_math")
         inputs = tiny_t2v_inputs(stock, batch=1, frames=1)
         with torch.no_grad():
             stock(**inputs)
-        assert calls == []
+        assert backend_calls == []
 
 
 class TestProcessors:

@@ -27,60 +27,37 @@ def attention_modules(model):
 
 
 class TestAttentionBackends:
-    @pytest.fixture(autouse=True)
-    def restore_the_active_backend(self):
-        active = _AttentionBackendRegistry._active_backend  # `set_attention_backend` also sets it for the process
-        yield
-        _AttentionBackendRegistry.set_active_backend(active)
-
-    @pytest.fixture
-    def calls(self, monkeypatch):
-        """Names of the backends in the order in which attention was computed by them; they still compute it."""
-        names = []
-
-        def listened_to(name, function):
-            def listening(*args, **kwargs):
-                names.append(name)
-                return function(*args, **kwargs)
-
-            return listening
-
-        backends = _AttentionBackendRegistry._backends
-        for name, function in backends.items():
-            monkeypatch.setitem(backends, name, listened_to(name.value, function))
-        return names
-
-    def test_all_attention_goes_through_the_dispatcher(self, student, calls):
+    def test_all_attention_goes_through_the_dispatcher(self, student, backend_calls):
         output_of(student)
-        assert calls == ["native"] * len(attention_modules(student)) == ["native"] * 44
+        assert backend_calls == ["native"] * len(attention_modules(student)) == ["native"] * 44
 
     @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
     @pytest.mark.parametrize("backend", ["native", "_native_math", "_native_flash", "flex"])
-    def test_a_backend_takes_effect_on_every_attention_module_and_is_reset(self, backend, student, calls):
+    def test_a_backend_takes_effect_on_every_attention_module_and_is_reset(self, backend, student, backend_calls):
         expected = output_of(student)
-        calls.clear()
+        backend_calls.clear()
         student.set_attention_backend(backend)
         assert_close(output_of(student), expected)
-        assert calls == [backend] * 44
-        calls.clear()
+        assert backend_calls == [backend] * 44
+        backend_calls.clear()
         student.reset_attention_backend()
         _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
         assert torch.equal(output_of(student), expected)
-        assert calls == ["native"] * 44
+        assert backend_calls == ["native"] * 44
 
-    def test_the_context_manager_takes_effect_inside_it(self, student, calls):
+    def test_the_context_manager_takes_effect_inside_it(self, student, backend_calls):
         with attention_backend("_native_math"):
             output_of(student)
         output_of(student)
-        assert calls == ["_native_math"] * 44 + ["native"] * 44
+        assert backend_calls == ["_native_math"] * 44 + ["native"] * 44
 
-    def test_two_students_may_have_different_backends(self, student, calls):
+    def test_two_students_may_have_different_backends(self, student, backend_calls):
         other = copy.deepcopy(student)
         other.set_attention_backend("_native_math")
         student.set_attention_backend("_native_flash")
         output_of(other)
         output_of(student)
-        assert calls == ["_native_math"] * 44 + ["_native_flash"] * 44
+        assert backend_calls == ["_native_math"] * 44 + ["_native_flash"] * 44
 
     def test_an_unknown_backend_is_refused(self, student):
         with pytest.raises(ValueError, match="must be one of the following"):
@@ -95,11 +72,11 @@ class TestAttentionBackends:
             return
         pytest.skip("sageattention is installed here")
 
-    def test_of_the_stock_u_net_no_attention_goes_through_the_dispatcher(self, teacher_unet, calls):
+    def test_of_the_stock_u_net_no_attention_goes_through_the_dispatcher(self, teacher_unet, backend_calls):
         # Why the student has a processor of its own. When this fails, diffusers has one.
         teacher_unet.set_attention_backend("_native_math")
         output_of(teacher_unet)
-        assert calls == []
+        assert backend_calls == []
 
 
 class TestProcessors:

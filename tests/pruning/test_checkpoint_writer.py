@@ -15,7 +15,7 @@ DTYPES = {torch.float16: np.uint16, torch.bfloat16: np.uint16, torch.float32: np
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_bits_are_copied_if_and_only_if_they_are_finite_numbers(dtype, tmp_path_factory, data):
     largest = np.iinfo(DTYPES[dtype]).max
     exponent = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000}.get(dtype, 0x7FF << 52)

@@ -6,7 +6,7 @@ import json
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_teacher_unet
 
@@ -29,7 +29,6 @@ unet_plans = st.builds(UNetPruningPlan, names, stages, st.booleans(), stages)
 transformer_plans = st.builds(TransformerPruningPlan, names, st.dictionaries(names, indices, min_size=1, max_size=3))
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(unet_plans | transformer_plans)
 def test_json_gives_an_equal_plan_back_with_the_same_hash(plan):
     again = PruningPlan.from_json_string(plan.to_json_string())
@@ -37,7 +36,6 @@ def test_json_gives_an_equal_plan_back_with_the_same_hash(plan):
     assert again.to_json_string() == plan.to_json_string()
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(unet_plans | transformer_plans, unet_plans | transformer_plans)
 def test_plans_are_equal_exactly_when_their_json_is(one, other):
     assert (one == other) == (one.to_json_string() == other.to_json_string())

@@ -180,7 +180,7 @@ def shapes(model):
     return tensors | heads
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_well_formed_plan_fits_exactly_when_the_teacher_cut_by_hand_has_the_student_s_shapes(data):
     teacher_config = data.draw(teachers())
@@ -209,7 +209,7 @@ free_stages = st.dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200)
 @given(teachers(), free_stages, st.booleans(), free_stages)
 def test_a_plan_that_is_not_well_formed_is_always_refused_and_never_breaks(teacher_config, down, keep_mid, up):
     depths = teacher_config["layers_per_block"]
