@@ -42,6 +42,12 @@ def test_every_word_of_the_captions_is_one_token(tokenizer):
         assert len(tokenizer(scene.caption).input_ids) == 2 + len(scene.caption.split())
 
 
+def test_words_have_the_ids_of_the_shipped_tokenizer_whenever_it_is_built(tokenizer):
+    shipped = type(tokenizer).from_pretrained(T2V_TEACHER / "tokenizer")
+    for scene in all_scenes():
+        assert shipped(scene.caption).input_ids == tokenizer(scene.caption).input_ids
+
+
 def test_words_that_no_caption_has_are_spelled_and_the_padding_is_no_word(tokenizer):
     ids = tokenizer("zebra!").input_ids
     assert tokenizer.decode(ids[1:-1]).strip() == "zebra !"

@@ -25,25 +25,30 @@ GUIDANCE_SCALE = 1.0
 
 
 def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
-    """CLIP's kind of byte-pair encoding, with the merges that make one token of each word of the captions."""
+    """CLIP's kind of byte-pair encoding, with the merges that make one token of each word of the captions.
+
+    Each word has the same id every time. The trainer decides between equally frequent merges differently from process
+    to process, so the parts of words, and what is made of other words, may differ.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers  # transformers brings it
 
+    captions = sorted(captions)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # "!" comes first, as in CLIP: it has the id that pads
     model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     model.normalizer = normalizers.Lowercase()
     model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.BpeTrainer(initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
-    model.train_from_iterator(sorted(captions), trainer)
+    model.train_from_iterator(captions, trainer)
     learned = json.loads(model.to_str())["model"]
-    words = [
+    tokens = [
         *alphabet,
         *(letter + "</w>" for letter in alphabet),
-        *learned["vocab"],
-        "<|startoftext|>",
-        "<|endoftext|>",
+        *("<|startoftext|>", "<|endoftext|>"),
+        *sorted({word + "</w>" for caption in captions for word in caption.lower().split()}),
+        *sorted(learned["vocab"]),
     ]
     return CLIPTokenizer(
-        vocab={word: index for index, word in enumerate(dict.fromkeys(words))},
+        vocab={token: index for index, token in enumerate(dict.fromkeys(tokens))},
         merges=[tuple(pair) for pair in learned["merges"]],
         model_max_length=MAX_TOKENS,
     )
