@@ -104,7 +104,8 @@ def _xclip(place: str, num_frames: int, dtype: torch.dtype) -> XCLIPReward:
 
 def _whole(kind: type[PreTrainedModel], place: str, dtype: torch.dtype) -> Any:
     """transformers makes up what a checkpoint of another model lacks, at random, and warns."""
-    model, info = kind.from_pretrained(place, dtype=dtype, output_loading_info=True)
+    loaded: Any = kind.from_pretrained(place, dtype=dtype, output_loading_info=True)
+    model, info = loaded
     if absent := sorted(info["missing_keys"]):
         raise OSError(f"it holds no whole {kind.__name__}; {absent[0]} and {len(absent) - 1} more are missing.")
     return model

@@ -117,7 +117,7 @@ def test_the_video_reward_is_that_of_x_clip(tokenizer):
         with torch.no_grad():
             output = model(**tokenizer([caption], return_tensors="pt"), pixel_values=pixels[i : i + 1])
         expected = output.logits_per_video[0, 0] / model.logit_scale.exp()
-        torch.testing.assert_close(found[i], expected, rtol=0, atol=5e-3)
+        torch.testing.assert_close(found[i], expected, rtol=0, atol=4e-4)  # other captions: 1e-3
 
 
 def brightness(frames: torch.Tensor, captions: list[str]) -> torch.Tensor:

@@ -242,7 +242,8 @@ def test_training_on_videos_in_bfloat16_shows_validation_prompts_and_saves_whole
         write_video(videos / f"{i}.mp4", 10, 8)
     lines = [json.dumps({"file_name": f"{i}.mp4", "caption": f"a photo of {i} cats"}) for i in range(3)]
     (videos / "metadata.jsonl").write_text("\n".join(lines))
-    size = {"num_frames": 2, "height": 16, "width": 16}
+    # On a CPU, torch gives a kernel of 3 frames no gradient in bfloat16, but NaN, where there are but 2.
+    size = {"num_frames": 4, "height": 16, "width": 16}
     data = {"precomputed_data_dir": None, "train_data_dir": videos, "cache_dir": tmp_path / "cache", **size}
     validation = {"validation_prompts": "a cat", "validation_steps": 2}
     run(command(folders, tmp_path / "out", mixed_precision="bf16", **data, **validation), tmp_path / "log")
@@ -252,7 +253,7 @@ def test_training_on_videos_in_bfloat16_shows_validation_prompts_and_saves_whole
     assert largest_difference(*vaes) == 0 and {tensor.dtype for tensor in vaes[0].values()} == {torch.float32}
     assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.float32}
     with Image.open(tmp_path / "out" / "validation" / "step-000002-0.gif") as gif:
-        assert gif.n_frames == 2 and gif.size == (16, 16)
+        assert gif.n_frames == 4 and gif.size == (16, 16)
 
 
 def test_a_yaml_file_may_name_the_task(folders, tmp_path):
