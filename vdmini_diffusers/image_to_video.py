@@ -15,8 +15,8 @@ from torch import nn
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.latents import PrecomputedLatents, encode_image_to_video
 from vdmini_diffusers.distillation.arguments import CriticArguments, TrainingArguments, UNetTrainingArguments
-from vdmini_diffusers.distillation.tasks.base import Generators
-from vdmini_diffusers.distillation.tasks.single_step import Encode, SingleStepTask
+from vdmini_diffusers.distillation.tasks.base import Encode, Generators
+from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.pruning import PruningPlan

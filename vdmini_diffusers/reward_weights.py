@@ -7,11 +7,12 @@ from typing import Any
 import huggingface_hub
 import torch
 from diffusers import AutoencoderKL
-from transformers import CLIPModel, CLIPTokenizer, XCLIPModel
+from transformers import CLIPModel, CLIPTokenizer, PreTrainedModel, XCLIPModel
 
 from vdmini_diffusers.distillation.consistency_arguments import RewardArguments
-from vdmini_diffusers.distillation.reward_models import CLIPReward, XCLIPReward
+from vdmini_diffusers.distillation.reward_models import CLIPReward, Fit, XCLIPReward
 from vdmini_diffusers.distillation.rewards import Reward, RewardMixture
+from vdmini_diffusers.t2v_turbo.checkpoint import read_original
 from vdmini_diffusers.t2v_turbo.open_clip import clip_model
 
 
@@ -27,8 +28,8 @@ def load_rewards(
     """The mixture, or None if no reward was asked for.
 
     Raises:
-        OSError: if the weights of one cannot be had; the message names them.
-        ValueError: for a name that is not known, or a weight that is no number.
+        OSError: if the weights of one cannot be had, or are not all there; the message names them.
+        ValueError: for a name that is not known, a weight that is no number, or a file that is not HPSv2.1's.
     """
     if not args.image_rewards and not args.video_rewards:
         return None
@@ -57,13 +58,13 @@ def load_rewards(
                 ) from error
     return RewardMixture(
         vae,
-        rewards["image"],
-        rewards["video"],
-        args.image_reward_weight,
-        args.video_reward_weight,
-        args.num_reward_frames,
-        args.num_video_reward_frames,
-        args.max_caption_words,
+        image_rewards=rewards["image"],
+        video_rewards=rewards["video"],
+        image_weight=args.image_reward_weight,
+        video_weight=args.video_reward_weight,
+        num_image_frames=args.num_reward_frames,
+        num_video_frames=args.num_video_reward_frames,
+        max_caption_words=args.max_caption_words,
     )
 
 
@@ -81,8 +82,8 @@ def _weights(flag: str, asked: list[str], known: Mapping[str, str]) -> dict[str,
     return weights
 
 
-def _clip(place: str, fit: str, dtype: torch.dtype) -> CLIPReward:
-    return CLIPReward(CLIPModel.from_pretrained(place, dtype=dtype), CLIPTokenizer.from_pretrained(place), fit)
+def _clip(place: str, fit: Fit, dtype: torch.dtype) -> CLIPReward:
+    return CLIPReward(_whole(CLIPModel, place, dtype), _tokenizer(place), fit)
 
 
 def _hps(place: str, tokenizer: str, dtype: torch.dtype) -> CLIPReward:
@@ -90,13 +91,29 @@ def _hps(place: str, tokenizer: str, dtype: torch.dtype) -> CLIPReward:
     file = Path(place)
     if not file.is_file():
         file = Path(huggingface_hub.hf_hub_download(place, HPS_FILE))
-    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    model = clip_model(content.get("state_dict", content)).to(dtype)
-    return CLIPReward(model, CLIPTokenizer.from_pretrained(tokenizer), "pad")
+    tensors = read_original(file).components.get("unet", {})  # as a bare U-Net's: tensors by name, without a prefix
+    return CLIPReward(clip_model(tensors).to(dtype), _tokenizer(tokenizer), "pad")
 
 
 def _xclip(place: str, num_frames: int, dtype: torch.dtype) -> XCLIPReward:
-    model: Any = XCLIPModel.from_pretrained(place, dtype=dtype)
+    model = _whole(XCLIPModel, place, dtype)
     if (wanted := model.config.vision_config.num_frames) != num_frames:
         raise ValueError(f"{place} takes {wanted} frames: `--num_video_reward_frames {wanted}`, not {num_frames}.")
-    return XCLIPReward(model, CLIPTokenizer.from_pretrained(place))
+    return XCLIPReward(model, _tokenizer(place))
+
+
+def _whole(kind: type[PreTrainedModel], place: str, dtype: torch.dtype) -> Any:
+    """transformers makes up what a checkpoint of another model lacks, at random, and warns."""
+    loaded: Any = kind.from_pretrained(place, dtype=dtype, output_loading_info=True)
+    model, info = loaded
+    if absent := sorted(info["missing_keys"]):
+        raise OSError(f"it holds no whole {kind.__name__}; {absent[0]} and {len(absent) - 1} more are missing.")
+    return model
+
+
+def _tokenizer(place: str) -> CLIPTokenizer:
+    """transformers makes one without words where the files are missing."""
+    tokenizer = CLIPTokenizer.from_pretrained(place)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise OSError(f"{place} has no files of a tokenizer.")
+    return tokenizer

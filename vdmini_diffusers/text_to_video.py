@@ -23,8 +23,8 @@ from vdmini_diffusers.distillation.consistency_arguments import (
     TextToVideoTrainingArguments,
 )
 from vdmini_diffusers.distillation.rewards import RewardMixture
-from vdmini_diffusers.distillation.tasks.base import Generators
-from vdmini_diffusers.distillation.tasks.consistency import MOTION_GUIDANCE, ConsistencyTask, Encode
+from vdmini_diffusers.distillation.tasks.base import Encode, Generators
+from vdmini_diffusers.distillation.tasks.consistency import MOTION_GUIDANCE, ConsistencyTask
 from vdmini_diffusers.models import VDMiniUNet3DConditionModel
 from vdmini_diffusers.pipelines import VDMiniT2VPipeline
 from vdmini_diffusers.pruning import PruningPlan
@@ -74,6 +74,8 @@ class TextToVideo:
 
     def load_teacher(self, args: TextToVideoTrainingArguments, dtype: torch.dtype) -> list[nn.Module]:
         own = self.consistency_args
+        if self.student_name is None and args.rank is not None:
+            raise ValueError("`--rank` trains a pruned student: LoRA would leave the new layers of a teacher at zero.")
         for name in (self.teacher_name, self.student_name, own.ode_teacher_model_name_or_path):
             if name is not None:
                 check_family(name, "t2v")
@@ -150,6 +152,15 @@ class TextToVideo:
             num_frames, _, height, width = clips["latents"].shape
             factor = self.teacher.vae_scale_factor
             self.shape = ClipShape(num_frames, height * factor, width * factor, float(clips["fps"]))
+        # The last stage of the U-Net does not downsample.
+        multiple = self.teacher.vae_scale_factor * 2 ** (len(self.teacher.unet.config.down_block_types) - 1)
+        if self.shape.height % multiple or self.shape.width % multiple:
+            raise ValueError(
+                f"Height and width of clips must be multiples of {multiple}, which VAE and U-Net of the teacher"
+                f" downsample by; they are {self.shape.height} and {self.shape.width}."
+            )
+        if self.rewards is not None:
+            self.rewards.draw_frames(self.shape.num_frames, [torch.Generator()])  # refuses too few now, not later
 
     def encode(self, batch: Mapping[str, Any], generators: Generators) -> Mapping[str, Any]:
         return encode_text_to_video(dict(batch), self.teacher, generators)
@@ -240,9 +251,9 @@ def with_guidance(
 
 
 def lcm_scheduler(pipe: VDMiniT2VPipeline, num_ddim_steps: int) -> LCMScheduler:
-    """For a pipeline of few steps: its own scheduler, or one with the noise of the one that it has."""
+    """For a pipeline of few steps: with the noise of the scheduler that it has, on the grid that is trained on."""
     if isinstance(pipe.scheduler, LCMScheduler):
-        return pipe.scheduler
+        return LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps=num_ddim_steps)
     noise = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
     config = {name: pipe.scheduler.config[name] for name in noise if name in pipe.scheduler.config}
     zero_snr = pipe.scheduler.config.get("rescale_betas_zero_snr", False)

@@ -5,7 +5,7 @@ The scripts in `training/` parse their arguments and call `train_unet` with what
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -35,7 +35,7 @@ from vdmini_diffusers.distillation.engine import (
     shard_frozen,
 )
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
-from vdmini_diffusers.distillation.tasks.base import Generators, Task
+from vdmini_diffusers.distillation.tasks.base import Encode, Generators, Task
 from vdmini_diffusers.pruning import PruningPlan, feature_pairs
 from vdmini_diffusers.trained_pipeline import push, show_on_trackers
 
@@ -43,7 +43,6 @@ from vdmini_diffusers.trained_pipeline import push, show_on_trackers
 logger = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-Encode = Callable[[Mapping[str, Any], Generators], Mapping[str, Any]]
 
 
 class BaseModel(Protocol):

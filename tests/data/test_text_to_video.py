@@ -37,6 +37,17 @@ def test_a_sample_s_latents_do_not_depend_on_its_neighbours(pipe):
     torch.testing.assert_close(together[:1], alone)
 
 
+def test_latents_of_a_vae_in_bfloat16_are_drawn_in_float32():
+    pipe = tiny_t2v_pipeline()
+    pipe.vae.bfloat16()
+    latents = encode_text_to_video(batch(1), pipe, generators(1))["latents"][0]
+    with torch.no_grad():
+        posterior = pipe.vae.encode(batch(1)["pixel_values"][0].bfloat16()).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=generators(1)[0])
+    expected = (posterior.mean.float() + posterior.std.float() * noise) * pipe.vae.config.scaling_factor
+    torch.testing.assert_close(latents, expected)
+
+
 def test_the_pooled_embedding_is_the_hidden_state_at_the_end_token(pipe):
     encoded = encode_text_to_video(batch(), pipe, generators())
     expected, _ = pipe.encode_prompt(batch()["caption"], torch.device("cpu"))

@@ -1,9 +1,12 @@
 """Rewards against the path through transformers' processors, and how their gradient comes back through the VAE."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_consistency_task import batch, scheduler
 from tiny import randomise
 from tiny_text_to_video import CLIP_EXCERPT, tiny_t2v_components, tiny_t2v_teacher
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, XCLIPConfig, XCLIPModel
@@ -99,7 +102,8 @@ def test_a_clip_reward_is_that_of_model_and_processor(tokenizer):
 
 
 def test_the_video_reward_is_that_of_x_clip(tokenizer):
-    model, images = tiny_xclip(), pictures(8)
+    model = tiny_xclip()
+    images = np.random.default_rng(0).integers(0, 256, (8, 40, 70, 3), dtype=np.uint8)  # sharp: bicubic is no bilinear
     found = XCLIPReward(model, tokenizer)(as_frames(images).unflatten(0, (2, 4)), CAPTIONS)
     processor = CLIPImageProcessor(
         size={"shortest_edge": 32},
@@ -113,11 +117,12 @@ def test_the_video_reward_is_that_of_x_clip(tokenizer):
         with torch.no_grad():
             output = model(**tokenizer([caption], return_tensors="pt"), pixel_values=pixels[i : i + 1])
         expected = output.logits_per_video[0, 0] / model.logit_scale.exp()
-        torch.testing.assert_close(found[i], expected, rtol=0, atol=5e-3)
+        torch.testing.assert_close(found[i], expected, rtol=0, atol=4e-4)  # other captions: 1e-3
 
 
 def brightness(frames: torch.Tensor, captions: list[str]) -> torch.Tensor:
-    return frames.square().mean(dim=(1, 2, 3, 4))
+    cats = torch.tensor([1 + caption.count("cat") for caption in captions])
+    return cats * frames.square().mean(dim=(1, 2, 3, 4))
 
 
 def motion(frames: torch.Tensor, captions: list[str]) -> torch.Tensor:
@@ -133,25 +138,37 @@ def latents(count: int = 3, frames: int = 8) -> torch.Tensor:
 
 
 def test_value_and_gradient_are_those_of_decoding_everything_at_once(vae):
-    rewards, captions = mixture(vae), ["a cat", "a word " * 30, "a dog"]
-    frames = rewards.draw_frames(8, sample_generators(5, 0, 0, 3))
-    denoised = latents().requires_grad_()
+    rewards, captions = mixture(vae), ["a cat " * 20, "a cat " * 20 + "too", "a dog", ""]
+    frames = rewards.draw_frames(8, sample_generators(5, 0, 0, 4))
+    denoised = latents(4).requires_grad_()
     losses = rewards.losses(denoised, captions, frames)
     sum(losses.values()).backward()
 
-    reference = latents().requires_grad_()
+    reference = latents(4).requires_grad_()
     expected = {"image_reward": 0, "video_reward": 0}
-    for i in (0, 2):  # the other caption is long
-        for kind, reward in (("image", lambda x: 3 * brightness(x, [])), ("video", lambda x: motion(x, []))):
+    for i, cats in ((0, 21), (2, 1)):  # the caption between has a word too many, the last has none
+        for kind, factor in (("image", 0.2 * 3 * cats), ("video", 0.5)):
             decoded = vae.decode(reference[i, frames[kind][i]] / vae.config.scaling_factor).sample
-            factor = {"image": 0.2, "video": 0.5}[kind] / 3
-            expected[f"{kind}_reward"] -= factor * reward((decoded / 2 + 0.5).clamp(0, 1)[None])[0]
+            pictures = (decoded / 2 + 0.5).clamp(0, 1)
+            rated = pictures if kind == "image" else pictures.diff(dim=0)
+            expected[f"{kind}_reward"] -= factor / 4 * rated.square().mean()
     sum(expected.values()).backward()
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value)
     torch.testing.assert_close(denoised.grad, reference.grad)
-    assert denoised.grad[0].abs().sum() > 0 and denoised.grad[1].abs().sum() == 0
+    assert [bool(gradient.any()) for gradient in denoised.grad] == [True, False, True, False]
     assert all(parameter.grad is None for parameter in vae.parameters())
+
+
+def test_a_half_precision_decoder_loses_no_gradient_to_underflow(vae):
+    def gradient(decoder) -> torch.Tensor:
+        denoised = latents(1).requires_grad_()
+        faint = RewardMixture(decoder, [(1e-3, brightness)])  # a pixel's share is that of a large picture
+        faint.losses(denoised, ["a cat"], {"image": torch.tensor([[0, 1]])})["image_reward"].backward()
+        return denoised.grad
+
+    half, full = gradient(copy.deepcopy(vae).half()), gradient(vae)
+    assert (half - full).norm() < 0.05 * full.norm()
 
 
 def test_frames_are_drawn_per_sample_and_video_frames_with_a_stride(vae):
@@ -159,6 +176,8 @@ def test_frames_are_drawn_per_sample_and_video_frames_with_a_stride(vae):
     assert drawn["image"].shape == (50, 2) and all(a != b for a, b in drawn["image"].tolist())
     assert set(drawn["image"].flatten().tolist()) == set(range(16))
     assert (drawn["video"].diff(dim=1) == 4).all() and set(drawn["video"][:, 0].tolist()) == {0, 1, 2, 3}
+    uneven = mixture(vae).draw_frames(7, sample_generators(5, 0, 0, 50))["video"]
+    assert set(uneven.flatten().tolist()) == set(range(7)) and (uneven.diff(dim=1) == 1).all()
     alone = mixture(vae).draw_frames(16, sample_generators(5, 0, 7, 1))
     assert torch.equal(alone["image"][0], drawn["image"][7])
     with pytest.raises(ValueError, match="wants 4 frames, and clips have 3"):
@@ -218,8 +237,6 @@ def test_frames_are_decoded_one_at_a_time_forward_and_again_backward(vae):
 
 
 def test_rewards_reach_the_student_and_are_logged_beside_the_consistency(vae, tokenizer):
-    from test_consistency_task import batch, scheduler
-
     student = tiny_t2v_teacher().requires_grad_(True)
     teacher = ODETeacher(tiny_t2v_teacher().requires_grad_(False), DiffusionSchedule.of(scheduler()))
     rewards = RewardMixture(vae, [(1.0, CLIPReward(tiny_clip(), tokenizer, "squash"))], num_video_frames=2)
@@ -249,7 +266,9 @@ def test_rewards_by_name_come_from_their_folders(vae, tokenizer, tmp_path):
         **places,
     )
     rewards = load_rewards(args, vae)
-    assert [weight for weight, _ in rewards.image_rewards] == [0.5, 1.0]
+    assert [(weight, reward.fit) for weight, reward in rewards.image_rewards] == [(0.5, "squash"), (1.0, "crop")]
+    assert (rewards.image_weight, rewards.video_weight) == (0.2, 0.5)
+    assert (rewards.num_image_frames, rewards.num_video_frames, rewards.max_caption_words) == (2, 4, 40)
     denoised = latents(1).requires_grad_()
     losses = rewards.losses(denoised, ["a cat"], rewards.draw_frames(8, sample_generators(5, 0, 0, 1)))
     sum(losses.values()).backward()
@@ -268,7 +287,23 @@ def test_weights_that_cannot_be_had_are_named_with_the_way_to_do_without(vae, na
         load_rewards(RewardArguments(image_rewards=[name]), vae)
 
 
-def test_unknown_names_and_weights_are_refused(vae):
+def test_weights_of_another_model_and_folders_without_a_tokenizer_are_refused(vae, tokenizer, tmp_path):
+    tiny_clip().save_pretrained(tmp_path)
+    place = str(tmp_path)
+    with pytest.raises(OSError, match="has no files of a tokenizer"):
+        load_rewards(RewardArguments(image_rewards=["clip_score"], clip_score_model=place), vae)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match=r"holds no whole XCLIPModel; mit\..* more are missing"):
+        load_rewards(RewardArguments(video_rewards=["xclip"], xclip_model=place), vae)
+    (tmp_path / "HPS_v2.1_compressed.pt").write_bytes(b"no pickle")
+    with pytest.raises(ValueError, match="cannot be read as pickled weights"):
+        file = str(tmp_path / "HPS_v2.1_compressed.pt")
+        load_rewards(RewardArguments(image_rewards=["hpsv2.1"], hps_checkpoint=file), vae)
+
+
+def test_unknown_names_and_numbers_that_cannot_be_are_refused(vae):
+    with pytest.raises(ValueError, match="`--num_reward_frames` must be at least 1, not 0"):
+        RewardArguments(num_reward_frames=0)
     with pytest.raises(ValueError, match=r"'aesthetics' is not known; there are clip_score, pick_score, hpsv2\.1"):
         load_rewards(RewardArguments(image_rewards=["aesthetics:1"]), vae)
     with pytest.raises(ValueError, match="weight of 'xclip:much' is no number"):

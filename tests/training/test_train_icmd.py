@@ -121,6 +121,7 @@ def test_the_learning_rate_follows_its_schedule(folders, tmp_path):
 
 
 @pytest.mark.slow  # four runs of two processes, 20 s each before their first step
+@pytest.mark.timeout(1200)
 def test_sharded_by_fsdp_the_losses_are_the_same_and_a_resumed_run_ends_like_an_unbroken_one(folders, tmp_path):
     tiny_image().save(tmp_path / "picture.png")
     shown = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet3DConditionModel
 from forked_scripts import start
 from PIL import Image
 from safetensors.torch import load_file
@@ -17,9 +17,7 @@ from scripts_run import command_of, largest_difference, logged_losses, run
 from tiny import student_of
 from tiny_text_to_video import (
     CLIP_EXCERPT,
-    STOCK_CONFIG,
     VIDEOCRAFTER2,
-    tiny_t2v_inputs,
     tiny_t2v_pipeline,
     tiny_t2v_teacher,
 )
@@ -29,7 +27,6 @@ from written_videos import write_video
 
 from vdmini_diffusers import VDMiniT2VPipeline
 from vdmini_diffusers.pruning import VDMINI_UNET
-from vdmini_diffusers.text_to_video import with_guidance
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -172,7 +169,7 @@ def test_sharded_by_fsdp_the_losses_are_the_same_and_a_resumed_run_ends_like_an_
     assert largest_difference(weights(tmp_path / "halves"), weights(tmp_path / "whole")) == 0
 
 
-def test_a_reward_by_name_is_trained_on_and_one_without_weights_stops_at_the_start(folders, tmp_path):
+def test_a_reward_by_name_trains_lora_and_one_without_weights_stops_at_the_start(folders, tmp_path):
     text = {"vocab_size": 49408, "eos_token_id": 49407, "bos_token_id": 49406, "hidden_size": 16}
     text |= {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -180,36 +177,16 @@ def test_a_reward_by_name_is_trained_on_and_one_without_weights_stops_at_the_sta
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(tmp_path / "clip")
     CLIPTokenizer.from_pretrained(CLIP_EXCERPT).save_pretrained(tmp_path / "clip")
     settings = {"image_rewards": "clip_score:1", "max_train_steps": 1}
-    found = command(folders, tmp_path / "out", clip_score_model=tmp_path / "clip", **settings)
+    lora = {"rank": 2, "learning_rate": 1e-2}
+    found = command(folders, tmp_path / "out", clip_score_model=tmp_path / "clip", **settings, **lora)
     losses = logged_losses(run(found, tmp_path / "log"))
     assert losses[0]["image_reward"] != 0
+    after, before = weights(tmp_path / "out"), weights(folders[1])
+    changed = [name for name in after if not torch.equal(after[name], before[name])]
+    assert changed and all(re.search(r"to_(q|k|v|out\.0)\.weight", name) for name in changed)
     none = command(folders, tmp_path / "none", clip_score_model=tmp_path / "nothing", **settings)
     output = run(none, tmp_path / "log", fails=True)
     assert "leave 'clip_score' out of `--image_rewards`" in output and not (tmp_path / "none").exists()
-
-
-@pytest.mark.parametrize("motion_cond_proj_dim", [8, None])
-def test_what_t2v_turbo_begins_as_pays_no_attention_to_guidance_and_learns_to(motion_cond_proj_dim):
-    base = tiny_t2v_teacher(**VIDEOCRAFTER2)
-    unet = with_guidance(base, 16, motion_cond_proj_dim).eval()
-    inputs = tiny_t2v_inputs(base)
-    told = {"timestep_cond": torch.randn(2, 16)}
-    if motion_cond_proj_dim:
-        told["motion_cond"] = torch.randn(2, motion_cond_proj_dim)
-    output = unet(**inputs, **told).sample
-    assert torch.equal(output, base(**inputs).sample)
-    output.square().mean().backward()
-    first = unet.time_embedding.combine_proj or unet.time_embedding.cond_proj
-    assert first.weight.grad.abs().max() > 0
-
-
-def test_a_stock_unet_of_modelscope_may_become_t2v_turbo():
-    base = UNet3DConditionModel(**STOCK_CONFIG).eval()
-    unet = with_guidance(base, 16, None)
-    assert (unet.config.fps_cond, unet.config.mid_block_type) == (False, "UNetMidBlock3DCrossAttn")
-    inputs = tiny_t2v_inputs(unet)
-    expected = base(**{name: value for name, value in inputs.items() if name != "timestep_cond"}).sample
-    torch.testing.assert_close(unet.eval()(**inputs).sample, expected)
 
 
 def test_the_teacher_may_solve_the_ode_itself(folders, tmp_path):
@@ -258,20 +235,25 @@ def test_models_of_the_other_task_are_refused(folders, teacher_folder, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_training_on_videos_and_their_captions_shows_validation_prompts(folders, tmp_path):
+def test_training_on_videos_in_bfloat16_shows_validation_prompts_and_saves_whole_precision(folders, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
     for i in range(3):
         write_video(videos / f"{i}.mp4", 10, 8)
     lines = [json.dumps({"file_name": f"{i}.mp4", "caption": f"a photo of {i} cats"}) for i in range(3)]
     (videos / "metadata.jsonl").write_text("\n".join(lines))
-    size = {"num_frames": 2, "height": 16, "width": 16}
+    # On a CPU, torch gives a kernel of 3 frames no gradient in bfloat16, but NaN, where there are but 2.
+    size = {"num_frames": 4, "height": 16, "width": 16}
     data = {"precomputed_data_dir": None, "train_data_dir": videos, "cache_dir": tmp_path / "cache", **size}
     validation = {"validation_prompts": "a cat", "validation_steps": 2}
-    run(command(folders, tmp_path / "out", **data, **validation), tmp_path / "log")
-    assert (tmp_path / "out" / WEIGHTS).exists()
+    run(command(folders, tmp_path / "out", mixed_precision="bf16", **data, **validation), tmp_path / "log")
+    vaes = [
+        load_file(folder / "vae" / "diffusion_pytorch_model.safetensors") for folder in (tmp_path / "out", folders[0])
+    ]
+    assert largest_difference(*vaes) == 0 and {tensor.dtype for tensor in vaes[0].values()} == {torch.float32}
+    assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.float32}
     with Image.open(tmp_path / "out" / "validation" / "step-000002-0.gif") as gif:
-        assert gif.n_frames == 2 and gif.size == (16, 16)
+        assert gif.n_frames == 4 and gif.size == (16, 16)
 
 
 def test_a_yaml_file_may_name_the_task(folders, tmp_path):

@@ -26,9 +26,9 @@ def encode_text_to_video(
         encode_chunk_size: frames that the VAE encodes at once.
 
     Returns:
-        `latents` `(batch, frames, channels, h, w)`: drawn from the VAE's posterior, as in T2V-Turbo's training, times
-        its scaling factor. `prompt_embeds` `(batch, tokens, width)`, `pooled_prompt_embeds` `(batch, width)`,
-        `fps` `(batch,)`, float32, and `caption`.
+        `latents` `(batch, frames, channels, h, w)`, float32: drawn from the VAE's posterior, as in T2V-Turbo's
+        training, times its scaling factor. `prompt_embeds` `(batch, tokens, width)` and `pooled_prompt_embeds`
+        `(batch, width)`, of the text encoder's dtype. `fps` `(batch,)`, float32, and `caption`.
 
     Raises:
         ValueError: if the shape or number of something does not fit.
@@ -41,7 +41,7 @@ def encode_text_to_video(
         chunks = videos.flatten(0, 1).to(vae.device, vae.dtype).split(encode_chunk_size)
         posteriors = [vae.encode(chunk).latent_dist for chunk in chunks]
     mean, std = (
-        torch.cat([getattr(posterior, name) for posterior in posteriors]).unflatten(0, videos.shape[:2])
+        torch.cat([getattr(posterior, name).float() for posterior in posteriors]).unflatten(0, videos.shape[:2])
         for name in ("mean", "std")
     )
     generator = None if generators is None else list(generators)

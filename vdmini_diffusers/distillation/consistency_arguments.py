@@ -17,6 +17,11 @@ class TextToVideoTrainingArguments(UNetTrainingArguments):
     )
     validation_prompts: list[str] = field(default_factory=list, metadata={"help": "Texts to film on the way."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.temporal_dropout < 1:
+            raise ValueError(f"`--temporal_dropout` goes from 0 to below 1, not to {self.temporal_dropout}.")
+
 
 @dataclass
 class TextToVideoICMDArguments(ICMDArguments):
@@ -67,3 +72,8 @@ class RewardArguments:
     pick_score_model: str = setting("yuvalkirstain/PickScore_v1", "Folder or Hub id of PickScore.")
     hps_checkpoint: str = setting("xswu/HPSv2", "HPS_v2.1_compressed.pt, or the Hub id of the repository that has it.")
     xclip_model: str = setting("microsoft/xclip-base-patch32", "Folder or Hub id of the video-text reward.")
+
+    def __post_init__(self) -> None:
+        for name in ("num_reward_frames", "num_video_reward_frames", "max_caption_words"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`--{name}` must be at least 1, not {getattr(self, name)}.")

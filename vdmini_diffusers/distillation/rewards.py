@@ -63,7 +63,8 @@ class RewardMixture:
             drawn["image"] = torch.stack([order[: self.num_image_frames] for order in orders])
         if self.video_rewards:
             stride = num_frames // self.num_video_frames
-            starts = [torch.randint(stride, (1,), generator=generator) for generator in generators]
+            num_starts = num_frames - stride * (self.num_video_frames - 1)
+            starts = [torch.randint(num_starts, (1,), generator=generator) for generator in generators]
             drawn["video"] = torch.cat(starts)[:, None] + stride * torch.arange(self.num_video_frames)
         return drawn
 
@@ -91,8 +92,10 @@ class RewardMixture:
         leaf = latents.detach().requires_grad_()
         decoded = self.decode(leaf)[None]
         reward = torch.stack([factor * rate(decoded, [caption]).float().sum() for factor, rate in rewards]).sum()
-        (gradient,) = torch.autograd.grad(reward, leaf)
-        return reward.detach() + ((latents - leaf.detach()) * gradient).sum()
+        # A pixel's share of a reward is too small for float16; on its way, accelerate's scaler does not reach it.
+        scale = 1024 if self.vae.dtype == torch.float16 else 1
+        (gradient,) = torch.autograd.grad(scale * reward, leaf)
+        return reward.detach() + ((latents - leaf.detach()) * gradient / scale).sum()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """`(n, channels, h, w)` to `(n, 3, height, width)`, 0 to 1."""

@@ -1,14 +1,15 @@
 """What the loop asks of a task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 
 Generators = Sequence[torch.Generator]  # one per sample, on the CPU
+Encode = Callable[[Mapping[str, Any], Generators], Mapping[str, Any]]  # a batch of videos to one of latents
 
 
 @dataclass(frozen=True)

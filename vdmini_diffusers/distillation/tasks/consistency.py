@@ -1,6 +1,6 @@
 """T2V-Turbo's objective (Eq. 3; Li et al., 2024): consistency along an ODE, and rewards. Text to video."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,8 @@ from vdmini_diffusers.distillation.noise import (
     per_sample,
 )
 from vdmini_diffusers.distillation.rewards import RewardMixture
-from vdmini_diffusers.distillation.tasks.base import Generators, ModelInputs
+from vdmini_diffusers.distillation.tasks.base import Encode, Generators, ModelInputs
 
-
-Encode = Callable[[Mapping[str, Any], Generators], Mapping[str, Any]]
 
 MOTION_GUIDANCE = ("motion_score", "noisy_latents", "timestep_index", "use_motion_guide")
 

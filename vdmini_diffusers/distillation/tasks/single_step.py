@@ -1,7 +1,6 @@
 """SF-V's objective (Zhang et al., 2024): one step from any of four noise levels to the video. Image to video."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -15,10 +14,7 @@ from vdmini_diffusers.distillation.noise import (
     karras_sigmas,
     per_sample,
 )
-from vdmini_diffusers.distillation.tasks.base import Generators, ModelInputs
-
-
-Encode = Callable[[Mapping[str, Any], Generators], Mapping[str, torch.Tensor]]
+from vdmini_diffusers.distillation.tasks.base import Encode, Generators, ModelInputs
 
 
 class SingleStepTask:
