@@ -140,7 +140,7 @@ def test_the_teacher_films_what_captions_say_of_pairs_it_was_not_shown(measure, 
 def test_the_same_noise_becomes_other_videos_by_other_captions(measure):
     pipe = VDMiniT2VPipeline.from_pretrained(T2V_TEACHER, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    captions = ["a red car moves left past a temple", "a balloon moves up past the stars"]
+    captions = ["a red car moves left past an eye", "a balloon moves up past the stars"]
     frames = pipe(
         captions,
         num_frames=8,
@@ -149,7 +149,7 @@ def test_the_same_noise_becomes_other_videos_by_other_captions(measure):
         **SAMPLING,
     ).frames
     seen = [measure.recognise((video * 255).round().astype(np.uint8), "red car").place for video in frames]
-    assert seen == ["china.jpg", "hubble_deep_field"]
+    assert seen == ["retina", "hubble_deep_field"]
 
 
 def test_pruned_and_unpruned_can_be_told_apart_by_number(measure, teacher_videos, tmp_path):
