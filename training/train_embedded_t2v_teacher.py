@@ -53,7 +53,7 @@ class Arguments:
     seed: int = field(default=0, metadata={"help": "Seeds the weights, the clips and the noise."})
     num_clips: int = field(default=2048, metadata={"help": "Clips whose latents are cached."})
     image_steps: int = field(default=600, metadata={"help": "Optimiser steps on single frames, before clips."})
-    clip_steps: int = field(default=900, metadata={"help": "Optimiser steps on clips."})
+    clip_steps: int = field(default=3600, metadata={"help": "Optimiser steps on clips."})
     learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate of U-Net and text encoder."})
     train_batch_size: int = field(default=2, metadata={"help": "Clips a step, or eight times as many frames."})
     proportion_empty_prompts: float = field(default=0.1, metadata={"help": "Share of samples without their caption."})
