@@ -252,12 +252,10 @@ def with_guidance(
 
 def lcm_scheduler(pipe: VDMiniT2VPipeline, num_ddim_steps: int) -> LCMScheduler:
     """For a pipeline of few steps: with the noise of the scheduler that it has, on the grid that is trained on."""
-    if isinstance(pipe.scheduler, LCMScheduler):
-        return LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps=num_ddim_steps)
     noise = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-    config = {name: pipe.scheduler.config[name] for name in noise if name in pipe.scheduler.config}
-    zero_snr = pipe.scheduler.config.get("rescale_betas_zero_snr", False)
-    return LCMScheduler(**config, original_inference_steps=num_ddim_steps, rescale_betas_zero_snr=zero_snr)
+    kept = (*noise, "rescale_betas_zero_snr", "timestep_scaling")
+    config = {name: value for name, value in pipe.scheduler.config.items() if name in kept}
+    return LCMScheduler(**config, original_inference_steps=num_ddim_steps)
 
 
 def models_of(rewards: RewardMixture) -> list[nn.Module]:
