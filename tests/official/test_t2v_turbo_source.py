@@ -163,7 +163,7 @@ def test_videocrafter2s_scheduler_gives_the_latents_that_their_sampler_gives(the
         alphas_cumprod_prev=torch.cat([torch.ones(1), ours.alphas_cumprod[:-1]]),
         use_scale=True,
         scale_arr=scales,
-        apply_model=lambda x, t, c: unet(x, t, context=c, fps=8),
+        apply_model=lambda x, t, c, **_: unet(x, t, context=c, fps=8),
     )
     sampler = theirs.sampler(model)
     sampler.register_buffer = partial(setattr, sampler)  # theirs puts all on a GPU
