@@ -1,6 +1,6 @@
 from vdmini_diffusers.pipelines.pipeline_vdmini_i2v import VDMiniI2VPipeline
 from vdmini_diffusers.pipelines.pipeline_vdmini_t2v import VDMiniT2VPipeline
-from vdmini_diffusers.pipelines.scheduling_ddim_videocrafter import VideoCrafterDDIMScheduler
+from vdmini_diffusers.pipelines.scheduling_ddim_videocrafter_vdmini import VDMiniVideoCrafterDDIMScheduler
 
 
-__all__ = ["VDMiniI2VPipeline", "VDMiniT2VPipeline", "VideoCrafterDDIMScheduler"]
+__all__ = ["VDMiniI2VPipeline", "VDMiniT2VPipeline", "VDMiniVideoCrafterDDIMScheduler"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import diffusers.pipelines
 import pytest
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 
 ROOT = Path(__file__).parents[1]
@@ -201,7 +201,9 @@ class TestHubFiles:
 
     def test_the_public_classes_carry_our_name(self, path):
         classes = [n.name for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)]
-        diffusers_kinds = [n for n in classes if n.endswith(("Pipeline", "Model")) or "AutoencoderKL" in n]
+        diffusers_kinds = [
+            n for n in classes if n.endswith(("Pipeline", "Model", "Scheduler")) or "AutoencoderKL" in n
+        ]
         assert diffusers_kinds and all(name.startswith("VDMini") for name in diffusers_kinds)
 
 
@@ -225,7 +227,13 @@ def test_a_model_s_module_holds_model_mixin(path):
     assert module.ModelMixin is ModelMixin
 
 
-@pytest.mark.parametrize("path", [p for p in hub_files() if p.parent.name == "pipelines"], ids=relative)
+@pytest.mark.parametrize("path", [p for p in hub_files() if p.stem.startswith("scheduling")], ids=relative)
+def test_a_scheduler_s_module_holds_scheduler_mixin(path):
+    module = importlib.import_module(f"vdmini_diffusers.pipelines.{path.stem}")
+    assert module.SchedulerMixin is SchedulerMixin
+
+
+@pytest.mark.parametrize("path", [p for p in hub_files() if p.stem.startswith("pipeline")], ids=relative)
 def test_a_pipeline_s_module_holds_one_pipeline_class(path):
     module = importlib.import_module(f"vdmini_diffusers.pipelines.{path.stem}")
     # Counted as `diffusers.utils.dynamic_modules_utils.find_pipeline_class` does.

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler
 from tiny import randomise, student_of
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel, VideoCrafterDDIMScheduler
+from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel, VDMiniVideoCrafterDDIMScheduler
 from vdmini_diffusers.pruning import VDMINI_UNET
 
 
@@ -97,7 +97,7 @@ def tiny_t2v_components(unet: Any = None) -> dict[str, Any]:
         )
     )
     if unet.config.time_cond_proj_dim is None:
-        cls = VideoCrafterDDIMScheduler if unet.config.get("fps_cond") else DDIMScheduler
+        cls = VDMiniVideoCrafterDDIMScheduler if unet.config.get("fps_cond") else DDIMScheduler
         scheduler = cls(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
         )

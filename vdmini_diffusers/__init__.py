@@ -9,7 +9,7 @@ from vdmini_diffusers.models import (
     VDMiniUNet3DConditionModel,
     VDMiniUNetSpatioTemporalConditionModel,
 )
-from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline, VideoCrafterDDIMScheduler
+from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline, VDMiniVideoCrafterDDIMScheduler
 
 
 __version__ = "0.1.0"
@@ -20,6 +20,6 @@ __all__ = [
     "VDMiniT2VPipeline",
     "VDMiniUNet3DConditionModel",
     "VDMiniUNetSpatioTemporalConditionModel",
-    "VideoCrafterDDIMScheduler",
+    "VDMiniVideoCrafterDDIMScheduler",
     "__version__",
 ]

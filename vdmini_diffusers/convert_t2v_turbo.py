@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from vdmini_diffusers import __version__
 from vdmini_diffusers.models import VDMiniUNet3DConditionModel
-from vdmini_diffusers.pipelines import VDMiniT2VPipeline, VideoCrafterDDIMScheduler
+from vdmini_diffusers.pipelines import VDMiniT2VPipeline, VDMiniVideoCrafterDDIMScheduler
 from vdmini_diffusers.pruning.output_folder import check_free_space, new_folder
 from vdmini_diffusers.pruning.teacher_folder import sha256_of
 from vdmini_diffusers.t2v_turbo.card import teacher_card
@@ -156,10 +156,12 @@ def build_text_encoder(tensors: Mapping[str, Tensor]) -> CLIPTextModel:
 BUILDERS = {"unet": build_unet, "vae": build_vae, "text_encoder": build_text_encoder}
 
 
-def scheduler(unet_config: Mapping[str, Any]) -> LCMScheduler | VideoCrafterDDIMScheduler:
+def scheduler(unet_config: Mapping[str, Any]) -> LCMScheduler | VDMiniVideoCrafterDDIMScheduler:
     """T2V-Turbo's, for a U-Net that is told the guidance, with its grid of 200 timesteps; else VideoCrafter2's."""
     if unet_config["time_cond_proj_dim"] is None:
-        return VideoCrafterDDIMScheduler(**NOISE_SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+        return VDMiniVideoCrafterDDIMScheduler(
+            **NOISE_SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        )
     return LCMScheduler(**NOISE_SCHEDULE, clip_sample=False, original_inference_steps=200)
 
 

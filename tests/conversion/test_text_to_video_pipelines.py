@@ -22,7 +22,7 @@ from tiny_text_to_video import (
     tiny_t2v_teacher,
 )
 
-from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel, VideoCrafterDDIMScheduler
+from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel, VDMiniVideoCrafterDDIMScheduler
 from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, prune_t2v_pipeline, survey_t2v_pipeline
 from vdmini_diffusers.pruning import VDMINI_UNET, PruningPlanError, weight_map
 from vdmini_diffusers.pruning.checkpoint_reader import CheckpointError
@@ -90,11 +90,11 @@ def test_a_student_of_modelscope_is_the_teacher_without_the_blocks(modelscope_fo
 
 def test_a_student_of_videocrafter2_has_its_scheduler_with_the_code_of_the_package(tmp_path):
     tiny_t2v_pipeline(tiny_t2v_teacher(**VIDEOCRAFTER2)).save_pretrained(tmp_path / "teacher")
-    (tmp_path / "teacher/scheduler/scheduling_ddim_videocrafter.py").write_text("raise SystemExit('run')")
+    (tmp_path / "teacher/scheduler/scheduling_ddim_videocrafter_vdmini.py").write_text("raise SystemExit('run')")
     folder = prune_t2v_pipeline(tmp_path / "teacher", tmp_path / "student")
-    assert type(VDMiniT2VPipeline.from_pretrained(folder).scheduler) is VideoCrafterDDIMScheduler
+    assert type(VDMiniT2VPipeline.from_pretrained(folder).scheduler) is VDMiniVideoCrafterDDIMScheduler
     trusted = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-    assert type(trusted.scheduler).__module__ == "diffusers_modules.local.scheduling_ddim_videocrafter"
+    assert type(trusted.scheduler).__module__ == "diffusers_modules.local.scheduling_ddim_videocrafter_vdmini"
 
 
 def test_both_doors_open_the_folder_and_give_the_same_video(student_folder):

@@ -15,7 +15,7 @@ from original_inputs import PIXELS, TOKENS, UNET_INPUTS, normal
 from tiny_text_to_video import CLIP_EXCERPT
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel, VideoCrafterDDIMScheduler
+from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel, VDMiniVideoCrafterDDIMScheduler
 from vdmini_diffusers.convert_t2v_turbo import convert_t2v_turbo, scheduler
 from vdmini_diffusers.prune_pipeline import prune_t2v_pipeline
 from vdmini_diffusers.pruning.teacher_folder import sha256_of
@@ -53,8 +53,8 @@ def test_a_whole_checkpoint_becomes_a_folder_that_computes_what_it_computes(
     output = text_encoder(TOKENS).last_hidden_state
     torch.testing.assert_close(output, expected["text_encoder"], rtol=0, atol=1e-10)
     index = json.loads((folder / "model_index.json").read_text())
-    assert index["scheduler"] == ["scheduling_ddim_videocrafter", "VideoCrafterDDIMScheduler"]
-    assert isinstance(VDMiniT2VPipeline.from_pretrained(folder).scheduler, VideoCrafterDDIMScheduler)
+    assert index["scheduler"] == ["scheduling_ddim_videocrafter_vdmini", "VDMiniVideoCrafterDDIMScheduler"]
+    assert isinstance(VDMiniT2VPipeline.from_pretrained(folder).scheduler, VDMiniVideoCrafterDDIMScheduler)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from diffusers import UNet3DConditionModel, UNetSpatioTemporalConditionModel
 
 from vdmini_diffusers.models import VDMiniUNet3DConditionModel, VDMiniUNetSpatioTemporalConditionModel
-from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline, VideoCrafterDDIMScheduler
+from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline, VDMiniVideoCrafterDDIMScheduler
 
 
 class Component(NamedTuple):
@@ -84,5 +84,5 @@ TEXT_TO_VIDEO = PipelineKind(
     card="vdmini_t2v.md",
     pipeline_tag="text-to-video",
     tags=("vdmini", "video-diffusion", "pruning", "text-to-video"),
-    schedulers=(VideoCrafterDDIMScheduler,),
+    schedulers=(VDMiniVideoCrafterDDIMScheduler,),
 )

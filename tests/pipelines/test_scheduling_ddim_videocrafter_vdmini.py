@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from vdmini_diffusers import VideoCrafterDDIMScheduler
+from vdmini_diffusers import VDMiniVideoCrafterDDIMScheduler
 
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -22,7 +22,7 @@ def sampled(scheduler, noise, predict_noise, num_steps=50):
 
 def test_a_perfect_network_gives_the_spread_of_its_data_and_with_the_stock_scheduler_less():
     spread = 3.0
-    alphas_cumprod = VideoCrafterDDIMScheduler(**CONFIG).alphas_cumprod.double()
+    alphas_cumprod = VDMiniVideoCrafterDDIMScheduler(**CONFIG).alphas_cumprod.double()
 
     def predict_noise(noisy, t):
         """The best guess for Gaussian data."""
@@ -30,7 +30,7 @@ def test_a_perfect_network_gives_the_spread_of_its_data_and_with_the_stock_sched
         return noisy * noise / (signal**2 + noise**2)
 
     noise = torch.randn(1, 4, 2, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    ours = sampled(VideoCrafterDDIMScheduler(**CONFIG), noise, predict_noise, 250)
+    ours = sampled(VDMiniVideoCrafterDDIMScheduler(**CONFIG), noise, predict_noise, 250)
     stock = sampled(DDIMScheduler(**CONFIG), noise, predict_noise, 250)
     assert float(ours.std()) == pytest.approx(spread, rel=0.05)
     assert float(stock.std()) < 0.85 * spread
@@ -38,7 +38,7 @@ def test_a_perfect_network_gives_the_spread_of_its_data_and_with_the_stock_sched
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_each_step_is_that_of_videocrafter2s_own_sampler(eta):
-    scheduler = VideoCrafterDDIMScheduler(**CONFIG)
+    scheduler = VDMiniVideoCrafterDDIMScheduler(**CONFIG)
     scheduler.set_timesteps(50)
     alphas_cumprod = scheduler.alphas_cumprod.double()
     timesteps = scheduler.timesteps.tolist()
@@ -58,7 +58,7 @@ def test_each_step_is_that_of_videocrafter2s_own_sampler(eta):
 
 
 def test_noise_is_added_to_the_scaled_video():
-    scheduler = VideoCrafterDDIMScheduler(**CONFIG)
+    scheduler = VDMiniVideoCrafterDDIMScheduler(**CONFIG)
     timesteps = torch.tensor([0, 200, 999])
     clean, noise = torch.randn(2, 3, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     scaled = SCALES[timesteps].float().view(3, 1, 1, 1, 1) * clean
@@ -68,6 +68,6 @@ def test_noise_is_added_to_the_scaled_video():
 
 def test_its_config_is_that_of_the_stock_scheduler():
     stock = DDIMScheduler(**CONFIG)
-    ours = VideoCrafterDDIMScheduler.from_config(stock.config)
+    ours = VDMiniVideoCrafterDDIMScheduler.from_config(stock.config)
     assert torch.equal(ours.alphas_cumprod, stock.alphas_cumprod)
     assert type(DDIMScheduler.from_config(ours.config)) is DDIMScheduler

@@ -19,7 +19,7 @@ SIGNAL_SCALE = 0.7
 NUM_SCALED_TIMESTEPS = 400
 
 
-class VideoCrafterDDIMScheduler(DDIMScheduler):
+class VDMiniVideoCrafterDDIMScheduler(DDIMScheduler):
     """[`DDIMScheduler`], with the same config, for networks trained on noisy latents as described above.
 
     Its `pred_original_sample` is `x_0`, without the factor.
