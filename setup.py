@@ -45,7 +45,7 @@ setup(
         "safetensors>=0.5",
         "torch>=2.6",
         "tqdm",
-        "transformers>=5.0",
+        "transformers>=5.0,<5.24",
     ],
     extras_require=EXTRAS,
     # Pipelines and model cards live in top-level folders. In a checkout, the links to them in vdmini_diffusers/ make
