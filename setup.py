@@ -7,7 +7,7 @@ from setuptools import setup
 
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vdmini_diffusers" / "__init__.py").read_text())[1]
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vdmini_diffusers" / "version.py").read_text())[1]
 
 # Imported only by the functions that need them: `import vdmini_diffusers` works without any extra.
 # Never here: torchvision and what pulls it in (lpips), except in an extra of its own. Where torchvision does not match
@@ -53,16 +53,21 @@ setup(
     # (Windows).
     packages=[
         "vdmini_diffusers",
+        "vdmini_diffusers.cli",
         "vdmini_diffusers.data",
+        "vdmini_diffusers.demo",
         "vdmini_diffusers.distillation",
         "vdmini_diffusers.distillation.tasks",
-        "vdmini_diffusers.embedded",
         "vdmini_diffusers.evaluation",
+        "vdmini_diffusers.families",
         "vdmini_diffusers.model_cards",
         "vdmini_diffusers.models",
         "vdmini_diffusers.pipelines",
         "vdmini_diffusers.pruning",
+        "vdmini_diffusers.pruning.plans",
+        "vdmini_diffusers.serialization",
         "vdmini_diffusers.t2v_turbo",
+        "vdmini_diffusers.trainers",
     ],
     package_dir={
         "": ".",
@@ -71,8 +76,7 @@ setup(
     },
     package_data={
         "vdmini_diffusers": ["py.typed"],
-        "vdmini_diffusers.data": ["*.png"],
-        "vdmini_diffusers.embedded": ["examples/*", "i2v_teacher/*", "i2v_teacher/*/*", "t2v_*/*", "t2v_*/*/*"],
+        "vdmini_diffusers.demo": ["*.png", "examples/*", "i2v_teacher/*", "i2v_teacher/*/*", "t2v_*/*", "t2v_*/*/*"],
         "vdmini_diffusers.model_cards": ["*.md"],
     },
 )

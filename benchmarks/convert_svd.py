@@ -48,7 +48,7 @@ from transformers import (
 )
 
 from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, prune_t2v_pipeline
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 
 
 UNET_FILE = "unet/diffusion_pytorch_model.fp16.safetensors"
@@ -60,8 +60,7 @@ import json, os, re, shutil, subprocess, sys, time
 from pathlib import Path
 from vdmini_diffusers import prune_pipeline
 
-function, name, options, work, weights, rounds, cached = json.loads(sys.argv[1])
-prune = getattr(prune_pipeline, function)
+name, options, work, weights, rounds, cached = json.loads(sys.argv[1])
 work = Path(work)
 
 def resident(field):
@@ -83,7 +82,7 @@ for _ in range(rounds):
     prepare(work / "teacher" / weights)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before, start = resident("VmRSS"), time.perf_counter()
-    prune(name, work / "student", variant="fp16", **options)
+    prune_pipeline(name, work / "student", variant="fp16", **options)
     converted, peak = time.perf_counter() - start, resident("VmHWM") - before
     prepare(work / "kept")
     start = time.perf_counter()
@@ -144,7 +143,7 @@ def write_t2v(folder: Path) -> ModelMixin:
         )
 
 
-TEACHERS = {"svd": (write_svd, prune_svd_pipeline), "t2v": (write_t2v, prune_t2v_pipeline)}
+TEACHERS = {"svd": write_svd, "t2v": write_t2v}
 
 
 def write_teacher(folder: Path, write: Callable[[Path], ModelMixin]) -> int:
@@ -186,8 +185,8 @@ def as_hub_cache(teacher: Path, cache: Path) -> None:
     (repo / "refs" / "main").write_text(COMMIT)
 
 
-def measure(prune: Callable, name: str, options: dict[str, object], work: Path, rounds: int, cached: bool) -> str:
-    setting = json.dumps([prune.__name__, name, options, str(work), UNET_FILE, rounds, cached])
+def measure(name: str, options: dict[str, object], work: Path, rounds: int, cached: bool) -> str:
+    setting = json.dumps([name, options, str(work), UNET_FILE, rounds, cached])
     command = [sys.executable, "-c", MEASURE, setting]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     converted, copied, peaks = zip(*json.loads(done.stdout.splitlines()[-1]), strict=True)
@@ -214,16 +213,15 @@ def main(args: BenchmarkArguments) -> None:
     work = (Path(args.work_dir) / "convert_svd_benchmark").absolute()
     work.mkdir(parents=True)
     try:
-        write, prune = TEACHERS[args.teacher]
-        largest = write_teacher(work / "teacher", write)
+        largest = write_teacher(work / "teacher", TEACHERS[args.teacher])
         as_hub_cache(work / "teacher", work / "cache")
-        prune(work / "teacher", work / "student", variant="fp16")
+        prune_pipeline(work / "teacher", work / "student", variant="fp16")
         shutil.move(work / "student" / UNET_FILE, work / "kept")
         print(f"kept {(work / 'kept').stat().st_size / 1e9:.2f} GB, largest tensor {largest / 2**20:.1f} MiB")
         hub = {"cache_dir": str(work / "cache"), "local_files_only": True}
         teachers = {"computed": (str(work / "teacher"), {}), "known": ("bench/svd", hub)}
         for cached, (hashes, (name, options)) in itertools.product((True, False), teachers.items()):
-            figures = measure(prune, name, options, work, args.rounds, cached)
+            figures = measure(name, options, work, args.rounds, cached)
             print(f"from {'memory' if cached else 'disk'}, hashes {hashes}: {figures}", flush=True)
         print(
             f"SHA-256 of the teacher's U-Net alone, from memory: {seconds_to_hash(work / 'teacher' / UNET_FILE):.2f} s"

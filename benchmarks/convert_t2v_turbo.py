@@ -33,7 +33,7 @@ from vdmini_diffusers.t2v_turbo.vae import original_vae_key
 MEASURE = """
 import json, re, sys, threading, time
 from pathlib import Path
-from vdmini_diffusers.convert_t2v_turbo import convert_t2v_turbo
+from vdmini_diffusers.t2v_turbo.convert import convert_t2v_turbo
 
 def resident(field):
     return int(re.search(field + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -26,13 +26,13 @@ from typing import Literal
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from vdmini_diffusers.contact_sheet import write_contact_sheet
-from vdmini_diffusers.embedded import I2V_TEACHER, T2V_BASE, T2V_TEACHER
-from vdmini_diffusers.embedded.text_to_video import GUIDANCE_SCALE, NUM_DDIM_STEPS, W_RANGE
+from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
+from vdmini_diffusers.demo.held_out import HeldOutMeasure, HeldOutPrompts
+from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_TEACHER
+from vdmini_diffusers.demo.text_to_video_networks import GUIDANCE_SCALE, NUM_DDIM_STEPS, W_RANGE
+from vdmini_diffusers.demo.training_latents import write_captioned_latents, write_training_latents
 from vdmini_diffusers.evaluation.i3d import load_i3d
-from vdmini_diffusers.held_out import HeldOutMeasure, HeldOutPrompts
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, prune_t2v_pipeline
-from vdmini_diffusers.training_clips import write_captioned_latents, write_training_latents
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 
 
 TRAIN_SCRIPT = Path(__file__).parents[1] / "training" / "train_icmd.py"
@@ -67,7 +67,6 @@ class Kind:
     """What the two tasks differ in. `flags`: of the training; `sampling`: of `generate`; `real`: of real clips."""
 
     teacher: Path
-    prune: Callable[..., Path]
     write_latents: Callable[..., Path]
     measure: type[HeldOutMeasure] | type[HeldOutPrompts]
     flags: dict[str, object]
@@ -79,7 +78,6 @@ class Kind:
 KINDS = {
     "i2v": Kind(
         I2V_TEACHER,
-        prune_svd_pipeline,
         write_training_latents,
         HeldOutMeasure,
         {},
@@ -89,7 +87,6 @@ KINDS = {
     ),
     "t2v": Kind(
         T2V_TEACHER,
-        prune_t2v_pipeline,
         write_captioned_latents,
         HeldOutPrompts,
         {
@@ -225,7 +222,7 @@ def main(args: Arguments) -> None:
     latents = kind.write_latents(args.output_dir / "latents", kind.teacher, args.num_train_clips)
     student = args.output_dir / "pruned"
     if not student.exists():
-        kind.prune(kind.teacher, student)
+        prune_pipeline(kind.teacher, student)
 
     wanted = [(name, seed) for seed in args.seeds for name in ROWS]
     wanted += [(name, seed) for seed in args.sensitivity_seeds for name in SENSITIVITY]

@@ -29,20 +29,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import HfArgumentParser
 
+from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.distillation.critics import CriticFeatures, InstanceNoise
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
 from vdmini_diffusers.distillation.losses import discriminator_loss, generator_loss, icd_loss
 from vdmini_diffusers.distillation.tasks.base import ModelInputs
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
-from vdmini_diffusers.embedded import I2V_TEACHER
+from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
-from vdmini_diffusers.pruning import VDMINI_UNET, feature_pairs, student_config
+from vdmini_diffusers.pruning import VDMINI_UNET
 
 
 GIB = 2**30
 STUDENT_UNITS = ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel")  # what FSDP is told to wrap
-SVD = {"num_attention_heads": (5, 10, 20, 20), "num_frames": 14, "sample_size": 96}
+SVD_CONFIG = {"num_attention_heads": (5, 10, 20, 20), "num_frames": 14, "sample_size": 96}
 
 
 @dataclass
@@ -58,12 +59,12 @@ class Parts:
     """What takes part in a step, on one device, in the current tensor mode."""
 
     def __init__(self, teacher_config: dict, teacher_dtype: torch.dtype, gradient_checkpointing: bool):
-        student = VDMiniUNetSpatioTemporalConditionModel(**student_config(VDMINI_UNET, teacher_config))
+        student = VDMiniUNetSpatioTemporalConditionModel(**VDMINI_UNET.student_config(teacher_config))
         self.student = student.train()
         torch.set_default_dtype(teacher_dtype)  # fake weights cannot be converted
         self.teacher = UNetSpatioTemporalConditionModel(**teacher_config).requires_grad_(False)
         torch.set_default_dtype(torch.float32)
-        self.pairs = feature_pairs(VDMINI_UNET, self.teacher.config)
+        self.pairs = VDMINI_UNET.feature_pairs(self.teacher.config)
         if gradient_checkpointing:
             student.enable_gradient_checkpointing()
         channels = dict(zip(SingleStepTask.critic_taps, self.teacher.config.block_out_channels, strict=True))
@@ -84,7 +85,7 @@ def draw(shape: tuple[int, ...], embedding_width: int) -> ModelInputs:
 
 def step(parts: Parts, inputs: ModelInputs, autocast: bool) -> None:
     """Student, teacher, both critics and backward, as `icmd_training_loop` has them; no optimiser step."""
-    task = SingleStepTask()
+    task = SingleStepTask(SVD)
     given = inputs.noisy_latents, inputs.noise_levels, inputs.conditioning
     mixed = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
     noise = InstanceNoise(torch.randn_like(inputs.clean_latents), torch.ones_like(inputs.noise_levels))
@@ -209,7 +210,7 @@ def main(args: Arguments) -> None:
     shape = (args.train_batch_size, args.num_frames, 4, args.height // 8, args.width // 8)
     for gradient_checkpointing in (True, False):
         with FakeTensorMode():
-            full = dict(UNetSpatioTemporalConditionModel(**SVD).config)
+            full = dict(UNetSpatioTemporalConditionModel(**SVD_CONFIG).config)
             full = {name: value for name, value in full.items() if not name.startswith("_")}
             parts = Parts(full, torch.bfloat16, gradient_checkpointing)
             besides = peak_besides(parts, draw(shape, full["cross_attention_dim"]), True)

@@ -21,17 +21,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
+from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, TrainingArguments
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
 from vdmini_diffusers.distillation.critics import CriticFeatures
 from vdmini_diffusers.distillation.engine import make_accelerator, make_optimizer
 from vdmini_diffusers.distillation.loop import LoopSettings, draw_instance_noise, icmd_training_loop
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
-from vdmini_diffusers.embedded import I2V_TEACHER
+from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
-from vdmini_diffusers.pruning import VDMINI_UNET, feature_pairs
-from vdmini_diffusers.train_unet import make_critics
+from vdmini_diffusers.pruning import VDMINI_UNET
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
+from vdmini_diffusers.trainers.distill import make_critics
 
 
 @dataclass
@@ -91,10 +92,10 @@ def main(args: Arguments) -> None:
         )
         accelerator = make_accelerator(training)
         teacher_pipe = VDMiniI2VPipeline.from_pretrained(I2V_TEACHER, dtype=torch.float32)
-        student_folder = prune_svd_pipeline(I2V_TEACHER, Path(folder) / "student")
+        student_folder = prune_pipeline(I2V_TEACHER, Path(folder) / "student")
         student = VDMiniI2VPipeline.from_pretrained(student_folder, dtype=torch.float32).unet.train()
         teacher = teacher_pipe.unet.eval().requires_grad_(False).to(accelerator.device)
-        task = SingleStepTask()
+        task = SingleStepTask(SVD)
         condition_dim = teacher_pipe.image_encoder.config.projection_dim
         critics = make_critics(
             teacher.config, condition_dim, task, CriticArguments(), ICMDArguments(mca_start_step=0), accelerator.device
@@ -137,7 +138,7 @@ def main(args: Arguments) -> None:
                 validation_steps=1,
             ),
             checkpoints=Checkpoints(Path(folder), None),
-            pairs=feature_pairs(VDMINI_UNET, teacher.config),
+            pairs=VDMINI_UNET.feature_pairs(teacher.config),
             critics=critics,
             critic_features=critic_features,
             validate=between_steps,

@@ -20,15 +20,16 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
 from torch.utils.data import default_collate
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection, HfArgumentParser
+from transformers import HfArgumentParser
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
-from vdmini_diffusers.data.latents import LatentShards, PrecomputedLatents, encode_image_to_video, write_shard
+from vdmini_diffusers.data.latents import LatentShards, PrecomputedLatents, write_shard
 from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.video_dataset import VideoDataset, load_video_dataset
-from vdmini_diffusers.embedded import I2V_TEACHER
+from vdmini_diffusers.demo.teachers import I2V_TEACHER
+from vdmini_diffusers.families.svd import encode_image_to_video
+from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 
 
 @dataclass
@@ -79,17 +80,8 @@ def load_batch(dataset: VideoDataset | PrecomputedLatents, indices: range) -> di
 
 def main(args: Arguments) -> None:
     source = args.pretrained_model_name_or_path
-    vae = AutoencoderKLTemporalDecoder.from_pretrained(source, subfolder="vae", dtype=torch.float32)
-    image_encoder = CLIPVisionModelWithProjection.from_pretrained(
-        source, subfolder="image_encoder", dtype=torch.float32
-    )
-    feature_extractor = CLIPImageProcessor.from_pretrained(source, subfolder="feature_extractor")
-    encode = partial(
-        encode_image_to_video,
-        vae=vae.to(args.device),
-        image_encoder=image_encoder.to(args.device),
-        feature_extractor=feature_extractor,
-    )
+    pipe = VDMiniI2VPipeline.from_pretrained(source, unet=None, dtype=torch.float32).to(args.device)
+    encode = partial(encode_image_to_video, pipe=pipe)
 
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)

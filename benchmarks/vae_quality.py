@@ -29,14 +29,14 @@ from transformers import HfArgumentParser
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.latents import encode_for_decoder
 from vdmini_diffusers.data.skipped_videos import SkipLog
+from vdmini_diffusers.data.vae_clips import decode_clips
 from vdmini_diffusers.data.video_dataset import load_video_dataset
+from vdmini_diffusers.demo.held_out import held_out_clips
+from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.distillation.decoder_losses import lpips_distance
-from vdmini_diffusers.distillation.decoding import decode_clips
-from vdmini_diffusers.embedded import I2V_TEACHER
 from vdmini_diffusers.evaluation.continuation import psnr
-from vdmini_diffusers.held_out import held_out_clips
 from vdmini_diffusers.pruning.vae_folder import find_vae
-from vdmini_diffusers.trained_vae import decoder_inputs, to_uint8
+from vdmini_diffusers.trainers.trained_vae import decoder_inputs, to_uint8
 
 
 @dataclass

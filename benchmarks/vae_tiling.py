@@ -25,8 +25,8 @@ from torch import Tensor
 from transformers import HfArgumentParser
 
 from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder
-from vdmini_diffusers.data.moving_pictures import load_photos
-from vdmini_diffusers.embedded import I2V_TEACHER
+from vdmini_diffusers.demo.moving_pictures import load_photos
+from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.models.autoencoder_kl_vdmini import Span, tile_spans
 
 

@@ -5,9 +5,12 @@
         --output_dir vdmini-i2v
 """
 
-from vdmini_diffusers.prune_command import prune_command
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, survey_svd_pipeline
+from functools import partial
+
+from vdmini_diffusers.cli.prune_command import prune_command
+from vdmini_diffusers.cli.script import run
+from vdmini_diffusers.families.svd import SVD
 
 
 if __name__ == "__main__":
-    prune_command("Prune Stable Video Diffusion to VDMini-I2V.", survey_svd_pipeline, prune_svd_pipeline)
+    run(partial(prune_command, "Prune Stable Video Diffusion to VDMini-I2V.", SVD))

@@ -6,9 +6,12 @@
 T2V-Turbo's and VideoCrafter2's own files are converted first, by `conversion/convert_t2v_turbo_to_diffusers.py`.
 """
 
-from vdmini_diffusers.prune_command import prune_command
-from vdmini_diffusers.prune_pipeline import prune_t2v_pipeline, survey_t2v_pipeline
+from functools import partial
+
+from vdmini_diffusers.cli.prune_command import prune_command
+from vdmini_diffusers.cli.script import run
+from vdmini_diffusers.families.videocrafter import VIDEOCRAFTER
 
 
 if __name__ == "__main__":
-    prune_command("Prune a text-to-video pipeline to VDMini-T2V.", survey_t2v_pipeline, prune_t2v_pipeline)
+    run(partial(prune_command, "Prune a text-to-video pipeline to VDMini-T2V.", VIDEOCRAFTER))

@@ -8,9 +8,8 @@
 import json
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
-
-from vdmini_diffusers.convert_t2v_turbo import PROVENANCE, convert_t2v_turbo
+from vdmini_diffusers.cli.script import parse_arguments, run
+from vdmini_diffusers.t2v_turbo.convert import PROVENANCE, convert_t2v_turbo
 from vdmini_diffusers.t2v_turbo.tokenizer import TOKENIZER
 from vdmini_diffusers.t2v_turbo.variants import Variant
 
@@ -48,4 +47,4 @@ def main(args: ConversionArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(ConversionArguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((ConversionArguments,))))

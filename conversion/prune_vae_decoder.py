@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
-from transformers import HfArgumentParser
 
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.video_dataset import load_video_dataset
-from vdmini_diffusers.hub import push_folder
-from vdmini_diffusers.prune_vae import prune_vae_decoder, survey_vae_decoder
-from vdmini_diffusers.pruning import DECODER_PLANS, read_plan
+from vdmini_diffusers.pruning import DECODER_PLANS, find_plan
+from vdmini_diffusers.pruning.prune_vae_decoder import prune_vae_decoder, survey_vae_decoder
+from vdmini_diffusers.serialization.repository import push_folder
 
 
 @dataclass
@@ -55,7 +55,7 @@ class PruningArguments:
 
 
 def main(args: PruningArguments) -> None:
-    plan = read_plan(args.plan, DECODER_PLANS)
+    plan = find_plan(args.plan, DECODER_PLANS)
     if args.dry_run:
         survey = survey_vae_decoder(
             args.pretrained_model_name_or_path, plan, subfolder=args.subfolder, revision=args.revision
@@ -98,4 +98,4 @@ def clips(args: PruningArguments) -> Iterator[Tensor]:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(PruningArguments).parse_args_into_dataclasses())
+    run(lambda: main(*parse_arguments((PruningArguments,))))

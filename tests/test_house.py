@@ -17,32 +17,22 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vdmini_diffusers"
 
-# A part imports parts of lower floors only. Scripts and tests, which are not named here, stand on the fifth as well.
+# A part imports parts of lower floors only. Scripts and tests, which are not named here, stand above all of them.
 FLOORS = {
+    "version": 0,
     "models": 1,
     "pipelines": 1,
-    "contact_sheet": 2,
+    "serialization": 2,
     "data": 2,
-    "distillation": 2,
-    "embedded": 2,
-    "evaluation": 2,
-    "hub": 2,
-    "pruning": 2,
-    "t2v_turbo": 2,
-    "convert_t2v_turbo": 3,
-    "held_out": 3,
-    "prune_command": 3,
-    "prune_pipeline": 3,
-    "prune_vae": 3,
-    "reward_weights": 3,
-    "trained_pipeline": 3,
-    "trained_vae": 3,
-    "training_clips": 3,
-    "image_to_video": 4,
-    "text_to_video": 4,
-    "train_unet": 4,
-    "train_vae_decoder": 4,
-    "quickstart": 5,
+    "families": 3,
+    "pruning": 4,
+    "distillation": 4,
+    "evaluation": 4,
+    "t2v_turbo": 4,
+    "trainers": 5,
+    "cli": 6,
+    "demo": 7,
+    "quickstart": 8,
 }
 
 # What a file may import that is also published beside the weights, where our package is not installed.
@@ -91,7 +81,7 @@ def relative(path: Path) -> str:
 
 
 def part_of(module: str) -> str:
-    """`pruning` for `vdmini_diffusers.pruning.plan`; empty for the package itself."""
+    """`pruning` for `vdmini_diffusers.pruning.plans.base`; empty for the package itself."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -107,7 +97,7 @@ def imported_modules(path: Path) -> set[str]:
             modules.add(".".join([*parents, node.module or ""]).rstrip("."))
         elif isinstance(node, ast.ImportFrom):
             modules.add(node.module)
-            # `from vdmini_diffusers import hub` imports a module as well
+            # `from vdmini_diffusers import data` imports a module as well
             modules |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "vdmini_diffusers"}
     return modules
 
@@ -146,21 +136,21 @@ def test_the_import_reader_sees_every_form_of_import(tmp_path, monkeypatch):
     path.parent.mkdir(parents=True)
     path.write_text(
         "import os, vdmini_diffusers.data.x\n"
-        "from vdmini_diffusers import hub\n"
+        "from vdmini_diffusers import data\n"
         "from ..models import unet\n"
-        "from .weight_map import weight_map\n"
+        "from .presets import PLANS\n"
         "def f():\n    from vdmini_diffusers.pipelines import a\n"
     )
     assert imported_modules(path) == {
         "os",
         "vdmini_diffusers",
         "vdmini_diffusers.data.x",
-        "vdmini_diffusers.hub",
+        "vdmini_diffusers.data",
         "vdmini_diffusers.models",
-        "vdmini_diffusers.pruning.weight_map",
+        "vdmini_diffusers.pruning.presets",
         "vdmini_diffusers.pipelines",
     }
-    assert parts_imported_by(path) == {"data", "hub", "models", "pruning", "pipelines"}
+    assert parts_imported_by(path) == {"data", "models", "pruning", "pipelines"}
 
 
 def test_there_are_hub_files():

@@ -21,8 +21,8 @@ from vdmini_diffusers import (
     VDMiniUNet3DConditionModel,
     VDMiniUNetSpatioTemporalConditionModel,
 )
-from vdmini_diffusers.embedded.networks import build_scheduler
-from vdmini_diffusers.pruning import DecoderPruningPlan, UNetPruningPlan, student_config, weight_map
+from vdmini_diffusers.demo.image_to_video_networks import build_scheduler
+from vdmini_diffusers.pruning import DecoderPruningPlan, UNetPruningPlan
 
 
 TINY_UNET_CONFIG = {
@@ -165,9 +165,9 @@ def student_of(teacher: nn.Module, plan: UNetPruningPlan) -> Any:
     """The student that `plan` makes of `teacher`, with the teacher's tensors, in the teacher's dtype."""
     text_to_video = isinstance(teacher, UNet3DConditionModel)
     student_class = VDMiniUNet3DConditionModel if text_to_video else VDMiniUNetSpatioTemporalConditionModel
-    student = student_class.from_config(student_config(plan, teacher.config))
+    student = student_class.from_config(plan.student_config(teacher.config))
     tensors = teacher.state_dict()
-    keys = weight_map(plan, student.state_dict())
+    keys = plan.weight_map(student.state_dict())
     student.load_state_dict({student_key: tensors[teacher_key] for student_key, teacher_key in keys.items()})
     return student.to(teacher.dtype).eval()
 

@@ -21,17 +21,16 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
-from diffusers import AutoencoderKLTemporalDecoder
 from tqdm.auto import tqdm
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection, HfArgumentParser
+from transformers import HfArgumentParser
 
+from vdmini_diffusers.cli.script import peek_argument
 from vdmini_diffusers.data.arguments import TextToVideoDataArguments, VideoDataArguments
-from vdmini_diffusers.data.latents import LatentShards, encode_for_decoder, encode_image_to_video, write_shard
+from vdmini_diffusers.data.latents import LatentShards, write_shard
 from vdmini_diffusers.data.skipped_videos import SkipLog, summarize
-from vdmini_diffusers.data.text_to_video import encode_text_to_video
+from vdmini_diffusers.data.vae_clips import encode_for_decoder
 from vdmini_diffusers.data.video_dataset import VideoDataset, VideoStream, load_video_dataset, seed_of
-from vdmini_diffusers.distillation.arguments import asked_for
-from vdmini_diffusers.pipelines import VDMiniT2VPipeline
+from vdmini_diffusers.families import find_family
 from vdmini_diffusers.pruning.vae_folder import find_vae
 
 
@@ -105,56 +104,30 @@ def make_encode(args: PrecomputeArguments) -> Callable[[dict[str, Any]], dict[st
 
         return encode_frames
 
-    if args.latents_for == "text_to_video":
-        return make_text_to_video_encode(args)
-    vae, image_encoder, feature_extractor = load_encoders(args)
-
-    def encode(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        batch["pixel_values"] = batch["pixel_values"].to(device)
-        tensors = encode_image_to_video(
-            batch,
-            vae,
-            image_encoder,
-            feature_extractor,
-            args.noise_aug_strength,
-            [torch.Generator().manual_seed(seed_of(args.seed, "noise", name)) for name in batch["name"]],
-            args.encode_chunk_size,
+    family = find_family(args.pretrained_model_name_or_path, args.revision)
+    given = {"image_to_video": "image", "text_to_video": "text"}[args.latents_for]
+    if family.given != given:
+        raise ValueError(
+            f"--latents_for {args.latents_for} needs a pipeline that makes videos of {given}s;"
+            f" {args.pretrained_model_name_or_path} makes them of {family.given}s ({family.name})."
         )
-        conditions = tensors.pop("added_time_ids")
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-        return tensors | {"added_time_ids": conditions}  # three small numbers, kept exact
-
-    return encode
-
-
-def make_text_to_video_encode(args: PrecomputeArguments) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
-    weights = {"variant": args.variant, "revision": args.revision, "dtype": torch.float32}
-    pipe = VDMiniT2VPipeline.from_pretrained(args.pretrained_model_name_or_path, unet=None, **weights)
-    pipe.to(PartialState().device)
-    dtype = DTYPES[args.save_dtype]
+    # In float32: the VAE of SVD overflows in float16, and this is done once.
+    pipe = family.pipeline.from_pretrained(
+        args.pretrained_model_name_or_path,
+        variant=args.variant,
+        revision=args.revision,
+        dtype=torch.float32,
+        **dict.fromkeys(family.denoisers),
+    ).to(device)
+    options = {"noise_aug_strength": args.noise_aug_strength} if given == "image" else {}
 
     def encode(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         generators = [torch.Generator().manual_seed(seed_of(args.seed, "noise", name)) for name in batch["name"]]
-        tensors = encode_text_to_video(batch, pipe, generators, args.encode_chunk_size)
-        fps = {"fps": tensors.pop("fps")}  # kept exact
-        del tensors["caption"]  # which the shard lists
-        return {name: tensor.to(dtype) for name, tensor in tensors.items()} | fps
+        tensors = family.encode(batch, pipe, generators, args.encode_chunk_size, **options)
+        exact = {name: tensors.pop(name) for name in family.exact_tensors}
+        return {name: tensors[name].to(dtype) for name in family.sample_tensors if name in tensors} | exact
 
     return encode
-
-
-def load_encoders(
-    args: PrecomputeArguments,
-) -> tuple[AutoencoderKLTemporalDecoder, CLIPVisionModelWithProjection, CLIPImageProcessor]:
-    """In float32: the VAE of SVD overflows in float16, and this is done once."""
-    source, options = args.pretrained_model_name_or_path, {"revision": args.revision}
-    weights = {"variant": args.variant, "dtype": torch.float32}
-    models = (
-        AutoencoderKLTemporalDecoder.from_pretrained(source, subfolder="vae", **weights, **options),
-        CLIPVisionModelWithProjection.from_pretrained(source, subfolder="image_encoder", **weights, **options),
-    )
-    vae, image_encoder = (model.to(PartialState().device).requires_grad_(False).eval() for model in models)
-    return vae, image_encoder, CLIPImageProcessor.from_pretrained(source, subfolder="feature_extractor", **options)
 
 
 def main(args: PrecomputeArguments, data_args: VideoDataArguments) -> None:
@@ -204,6 +177,6 @@ def main(args: PrecomputeArguments, data_args: VideoDataArguments) -> None:
 
 
 if __name__ == "__main__":
-    text_to_video = asked_for("latents_for", default="image_to_video") == "text_to_video"
+    text_to_video = peek_argument("latents_for", default="image_to_video") == "text_to_video"
     kinds = (PrecomputeArguments, TextToVideoDataArguments if text_to_video else VideoDataArguments)
     main(*HfArgumentParser(kinds).parse_args_into_dataclasses())

@@ -18,23 +18,11 @@ The bare commands are the paper's runs. A YAML file with settings may be the fir
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vdmini_diffusers.data.arguments import TextToVideoDataArguments, VideoDataArguments
-from vdmini_diffusers.distillation.arguments import (
-    CriticArguments,
-    ICMDArguments,
-    TrainingArguments,
-    asked_for,
-    parse_arguments,
-)
-from vdmini_diffusers.distillation.consistency_arguments import (
-    ConsistencyArguments,
-    RewardArguments,
-    TextToVideoICMDArguments,
-    TextToVideoTrainingArguments,
-)
-from vdmini_diffusers.image_to_video import ImageToVideo
-from vdmini_diffusers.text_to_video import TextToVideo
-from vdmini_diffusers.train_unet import train_unet
+from vdmini_diffusers.cli.script import parse_arguments, peek_argument, run
+from vdmini_diffusers.trainers.distill import OBJECTIVES, train_denoiser
+
+
+TASKS = {"i2v": "single_step", "t2v": "consistency"}
 
 
 @dataclass
@@ -54,14 +42,12 @@ class ModelArguments:
 
 
 def main() -> None:
-    if asked_for("task", default="i2v") == "t2v":
-        kinds = (TextToVideoTrainingArguments, CriticArguments, TextToVideoICMDArguments, TextToVideoDataArguments)
-        kinds = (ModelArguments, *kinds, ConsistencyArguments, RewardArguments)
-    else:
-        kinds = (ModelArguments, TrainingArguments, CriticArguments, ICMDArguments, VideoDataArguments)
-    models, args, critic_args, icmd_args, data_args, *own = parse_arguments(kinds)
-    base_model = TextToVideo if models.task == "t2v" else ImageToVideo
-    base = base_model(
+    task = peek_argument("task", default="i2v")
+    objective = OBJECTIVES[TASKS.get(task, "single_step")]  # the parser refuses any other task
+    models, args, critic_args, icmd_args, data_args, *own = parse_arguments(
+        (ModelArguments, *objective.arguments, *objective.own)
+    )
+    pair = objective.pair(
         models.pretrained_teacher_model_name_or_path,
         models.pretrained_student_model_name_or_path,
         *own,
@@ -69,8 +55,8 @@ def main() -> None:
         revision=models.revision,
         student_variant=models.student_variant,
     )
-    train_unet(base, args, critic_args, icmd_args, data_args)
+    train_denoiser(pair, args, critic_args, icmd_args, data_args)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -11,16 +11,11 @@ Latent adversarial diffusion: the student is the model itself, the critic's back
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import VideoDataArguments
-from vdmini_diffusers.distillation.arguments import (
-    CriticArguments,
-    ICMDArguments,
-    TrainingArguments,
-    parse_arguments,
-    setting,
-)
-from vdmini_diffusers.image_to_video import ImageToVideo
-from vdmini_diffusers.train_unet import train_unet
+from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, TrainingArguments, setting
+from vdmini_diffusers.trainers.distill import train_denoiser
+from vdmini_diffusers.trainers.single_step import SingleStepPair
 
 
 @dataclass
@@ -52,9 +47,9 @@ def main() -> None:
         (ModelArguments, SFVTrainingArguments, SFVCriticArguments, VideoDataArguments)
     )
     only_data = ICMDArguments(lambda_icd=0.0, lambda_mca=0.0, lambda_data_critic=1.0)
-    base = ImageToVideo(models.pretrained_model_name_or_path, None, models.variant, models.revision)
-    train_unet(base, args, critic_args, only_data, data_args)
+    pair = SingleStepPair(models.pretrained_model_name_or_path, None, models.variant, models.revision)
+    train_denoiser(pair, args, critic_args, only_data, data_args)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

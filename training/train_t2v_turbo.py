@@ -11,16 +11,17 @@ The student is the model itself, told the guidance weight from now on; the froze
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import TextToVideoDataArguments
-from vdmini_diffusers.distillation.arguments import CriticArguments, parse_arguments, setting
+from vdmini_diffusers.distillation.arguments import CriticArguments, setting
 from vdmini_diffusers.distillation.consistency_arguments import (
     ConsistencyArguments,
     RewardArguments,
     TextToVideoICMDArguments,
     TextToVideoTrainingArguments,
 )
-from vdmini_diffusers.text_to_video import TextToVideo
-from vdmini_diffusers.train_unet import train_unet
+from vdmini_diffusers.trainers.consistency import ConsistencyPair
+from vdmini_diffusers.trainers.distill import train_denoiser
 
 
 @dataclass
@@ -49,7 +50,7 @@ def main() -> None:
     )
     if models.motion_cond_proj_dim < 0 or models.time_cond_proj_dim < 4:
         raise ValueError("`--time_cond_proj_dim` must be at least 4, `--motion_cond_proj_dim` 0 or as much.")
-    base = TextToVideo(
+    pair = ConsistencyPair(
         models.pretrained_model_name_or_path,
         None,
         consistency_args,
@@ -59,8 +60,8 @@ def main() -> None:
         guidance_dims=(models.time_cond_proj_dim, models.motion_cond_proj_dim or None),
     )
     alone = TextToVideoICMDArguments(lambda_icd=0.0, lambda_mca=0.0, lambda_data_critic=0.0)
-    train_unet(base, args, CriticArguments(), alone, data_args)
+    train_denoiser(pair, args, CriticArguments(), alone, data_args)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

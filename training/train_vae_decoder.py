@@ -11,10 +11,10 @@ run.yaml`.
 
 from dataclasses import dataclass, field
 
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import VideoDataArguments
-from vdmini_diffusers.distillation.arguments import parse_arguments
 from vdmini_diffusers.distillation.decoder_arguments import DecoderLossArguments, DecoderTrainingArguments
-from vdmini_diffusers.train_vae_decoder import train_vae_decoder
+from vdmini_diffusers.trainers.vae_decoder import train_vae_decoder
 
 
 @dataclass
@@ -53,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,10 +10,18 @@ from vdmini_diffusers.models import (
     VDMiniUNetSpatioTemporalConditionModel,
 )
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline, VDMiniVideoCrafterDDIMScheduler
+from vdmini_diffusers.pruning import DECODER_PLANS, PLANS, PruningPlan, PruningPlanError
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
+from vdmini_diffusers.pruning.prune_vae_decoder import prune_vae_decoder
+from vdmini_diffusers.trainers.distill import distill
+from vdmini_diffusers.version import __version__
 
 
-__version__ = "0.1.0"
 __all__ = [
+    "DECODER_PLANS",
+    "PLANS",
+    "PruningPlan",
+    "PruningPlanError",
     "VDMiniAutoencoderKL",
     "VDMiniAutoencoderKLTemporalDecoder",
     "VDMiniI2VPipeline",
@@ -22,4 +30,7 @@ __all__ = [
     "VDMiniUNetSpatioTemporalConditionModel",
     "VDMiniVideoCrafterDDIMScheduler",
     "__version__",
+    "distill",
+    "prune_pipeline",
+    "prune_vae_decoder",
 ]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from tiny_text_to_video import tiny_t2v_pipeline, tiny_t2v_teacher
 
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, prune_t2v_pipeline
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 
 
 class Kind(NamedTuple):
@@ -29,7 +29,7 @@ def kind(request):
     """Stable Video Diffusion's, or by `BOTH` the one after the other."""
     text_to_video = getattr(request, "param", "i2v") == "t2v"
     folder = request.getfixturevalue("t2v_teacher_folder" if text_to_video else "teacher_folder")
-    return Kind(folder, prune_t2v_pipeline if text_to_video else prune_svd_pipeline)
+    return Kind(folder, prune_pipeline)
 
 
 @pytest.fixture

@@ -12,9 +12,11 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
 from vdmini_diffusers import VDMiniUNet3DConditionModel
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, prune_t2v_pipeline
+from vdmini_diffusers.families.svd import SVD
+from vdmini_diffusers.families.videocrafter import VIDEOCRAFTER
 from vdmini_diffusers.pruning import PruningPlanError, TransformerPruningPlan, UNetPruningPlan
-from vdmini_diffusers.pruning.checkpoint_reader import CheckpointError
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError
 
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
@@ -40,7 +42,8 @@ def is_text_to_video(teacher: Path) -> bool:
 
 
 def prune(teacher: Path, output_dir: Path, **kwargs) -> Path:
-    return (prune_t2v_pipeline if is_text_to_video(teacher) else prune_svd_pipeline)(teacher, output_dir, **kwargs)
+    family = VIDEOCRAFTER if is_text_to_video(teacher) else SVD
+    return prune_pipeline(teacher, output_dir, family=family, **kwargs)
 
 
 def refused(teacher: Path, match: str, error: type[Exception] = CheckpointError, **kwargs) -> None:
@@ -262,9 +265,9 @@ class TestArchitecture:
         refused(teacher, f"config.json describes a 'UNet2DConditionModel'; a teacher is a {expected}")
 
     def test_student_is_no_teacher(self, teacher_folder, tmp_path):
-        student = prune_svd_pipeline(teacher_folder, tmp_path / "student")
+        student = prune_pipeline(teacher_folder, tmp_path / "student")
         with pytest.raises(ValueError, match="'unet' must be a class of diffusers, not "):
-            prune_svd_pipeline(student, tmp_path / "again")
+            prune_pipeline(student, tmp_path / "again")
         assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
     @BOTH
@@ -320,7 +323,7 @@ class TestFolder:
 
     def test_name_that_is_neither_folder_nor_repository(self, teacher):
         with pytest.raises(ValueError, match="'no/such/folder' is neither a folder nor the id of a repository"):
-            prune_svd_pipeline("no/such/folder", teacher.parent / "student")
+            prune_pipeline("no/such/folder", teacher.parent / "student")
         assert [path.name for path in teacher.parent.iterdir()] == ["teacher"]
 
     @pytest.mark.parametrize("name", ["LICENSE", "vae/config.json", "README.md"])

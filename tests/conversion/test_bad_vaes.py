@@ -9,9 +9,9 @@ import safetensors.torch
 import torch
 from tiny import tiny_decoder_plans, tiny_teacher_vae
 
-from vdmini_diffusers.prune_vae import prune_vae_decoder
 from vdmini_diffusers.pruning import P1, VDMINI_UNET, PruningPlanError
-from vdmini_diffusers.pruning.checkpoint_reader import CheckpointError
+from vdmini_diffusers.pruning.prune_vae_decoder import prune_vae_decoder
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -11,8 +11,8 @@ from tiny import tiny_decoder_plans, tiny_teacher_vae
 
 CONVERT = """
 import json, sys
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
-prune_svd_pipeline(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
+prune_pipeline(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
 print("null")
 """
 RUN = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__'); print('null')"
@@ -64,10 +64,10 @@ def test_hash_of_a_file_downloaded_into_a_folder_is_the_one_that_the_hub_told(hu
 import json, os, sys
 from pathlib import Path
 from huggingface_hub import snapshot_download
-from vdmini_diffusers.pruning.pipeline_kinds import SVD
-from vdmini_diffusers.pruning.teacher_folder import known_sha256, open_teacher
+from vdmini_diffusers.families.svd import SVD
+from vdmini_diffusers.serialization.pipeline_folder import known_sha256, open_teacher
 snapshot_download("org/svd", local_dir=sys.argv[1])
-teacher = open_teacher(sys.argv[1], SVD)
+teacher = open_teacher(sys.argv[1], SVD.layout)
 file = Path(sys.argv[1]) / {UNET_FILE!r}
 told = known_sha256(teacher, file)
 os.utime(file, (file.stat().st_atime, file.stat().st_mtime + 10))

@@ -16,9 +16,9 @@ from tiny import tiny_svd_pipeline, tiny_unet_inputs
 from torch import nn
 
 from vdmini_diffusers import VDMiniI2VPipeline, VDMiniUNetSpatioTemporalConditionModel, __version__
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, survey_svd_pipeline
-from vdmini_diffusers.pruning import VDMINI_UNET, PruningPlan, keep_everything, student_config, weight_map
-from vdmini_diffusers.pruning.teacher_folder import sha256_of
+from vdmini_diffusers.pruning import VDMINI_UNET, PruningPlan, UNetPruningPlan
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
+from vdmini_diffusers.serialization.pipeline_folder import sha256_of
 
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def student_folder(teacher_folder, tmp_path_factory):
-    return prune_svd_pipeline(teacher_folder, tmp_path_factory.mktemp("students") / "tiny-vdmini")
+    return prune_pipeline(teacher_folder, tmp_path_factory.mktemp("students") / "tiny-vdmini")
 
 
 def files_of(folder):
@@ -37,8 +37,8 @@ def files_of(folder):
 def saved_by_diffusers(teacher_folder, folder, **kwargs):
     """The student that diffusers alone makes: load the teacher, copy the state, save."""
     teacher = UNetSpatioTemporalConditionModel.from_pretrained(teacher_folder / "unet")
-    student = VDMiniUNetSpatioTemporalConditionModel(**student_config(VDMINI_UNET, teacher.config))
-    weights = weight_map(VDMINI_UNET, student.state_dict())
+    student = VDMiniUNetSpatioTemporalConditionModel(**VDMINI_UNET.student_config(teacher.config))
+    weights = VDMINI_UNET.weight_map(student.state_dict())
     state = teacher.state_dict()
     student.load_state_dict({new: state[old] for new, old in weights.items()}, strict=True)
     student.save_pretrained(folder, **kwargs)
@@ -52,7 +52,7 @@ def weight_files(folder):
 @pytest.mark.parametrize("kwargs", [{}, {"max_shard_size": "2MB"}], ids=["single", "sharded"])
 def test_unet_files_are_byte_equal_to_what_save_pretrained_writes(teacher_folder, tmp_path, kwargs):
     saved_by_diffusers(teacher_folder, tmp_path / "expected", **kwargs)
-    prune_svd_pipeline(teacher_folder, tmp_path / "student", **kwargs)
+    prune_pipeline(teacher_folder, tmp_path / "student", **kwargs)
     expected = weight_files(tmp_path / "expected")
     assert len(expected) == 1 or len(expected) > 3
     assert weight_files(tmp_path / "student" / "unet") == expected
@@ -63,7 +63,7 @@ def test_unet_files_are_byte_equal_to_what_save_pretrained_writes(teacher_folder
 def test_every_student_tensor_is_bit_equal_to_the_teachers(teacher_folder, student_folder):
     teacher = safetensors.torch.load_file(teacher_folder / "unet" / UNET_FILE)
     student = safetensors.torch.load_file(student_folder / "unet" / UNET_FILE)
-    weights = weight_map(VDMINI_UNET, student)
+    weights = VDMINI_UNET.weight_map(student)
     for new, old in weights.items():
         assert student[new].dtype == teacher[old].dtype
         assert torch.equal(student[new], teacher[old]), new
@@ -124,7 +124,7 @@ def test_index_and_code_are_what_the_pipeline_itself_saves(student_folder, tmp_p
 
 def test_fp16_variant_keeps_dtype_and_name(tmp_path):
     tiny_svd_pipeline().to(torch.float16).save_pretrained(tmp_path / "teacher", variant="fp16")
-    prune_svd_pipeline(tmp_path / "teacher", tmp_path / "student", variant="fp16")
+    prune_pipeline(tmp_path / "teacher", tmp_path / "student", variant="fp16")
     unet = VDMiniI2VPipeline.from_pretrained(tmp_path / "student", variant="fp16").unet
     tensors = safetensors.torch.load_file(tmp_path / "student/unet/diffusion_pytorch_model.fp16.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
@@ -136,7 +136,7 @@ def test_sharded_teacher_gives_the_same_student_as_a_single_file(teacher_folder,
     pipe = StableVideoDiffusionPipeline.from_pretrained(teacher_folder)
     pipe.save_pretrained(tmp_path / "sharded", max_shard_size="3MB", variant=variant)
     assert len(list((tmp_path / "sharded" / "unet").glob("*.safetensors"))) > 3
-    prune_svd_pipeline(tmp_path / "sharded", tmp_path / "student", variant=variant)
+    prune_pipeline(tmp_path / "sharded", tmp_path / "student", variant=variant)
     name = f"diffusion_pytorch_model{'.fp16' if variant else ''}.safetensors"
     assert (tmp_path / "student/unet" / name).read_bytes() == (student_folder / "unet" / UNET_FILE).read_bytes()
 
@@ -156,14 +156,14 @@ def test_shards_in_diffusers_former_spelling_of_variants_are_read(teacher_folder
         safetensors.torch.save_file(tensors, folder / "unet" / shard)
     index = {"metadata": {}, "weight_map": {key: shard for shard, tensors in halves.items() for key in tensors}}
     (folder / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json").write_text(json.dumps(index))
-    prune_svd_pipeline(folder, tmp_path / "student", variant="fp16")
+    prune_pipeline(folder, tmp_path / "student", variant="fp16")
     name = "diffusion_pytorch_model.fp16.safetensors"
     assert (tmp_path / "student/unet" / name).read_bytes() == (student_folder / "unet" / UNET_FILE).read_bytes()
 
 
 def test_a_plan_that_keeps_everything_keeps_every_byte(teacher_folder, tmp_path):
-    plan = keep_everything(json.loads((teacher_folder / "unet/config.json").read_text()))
-    prune_svd_pipeline(teacher_folder, tmp_path / "student", plan=plan)
+    plan = UNetPruningPlan.keep_everything(json.loads((teacher_folder / "unet/config.json").read_text()))
+    prune_pipeline(teacher_folder, tmp_path / "student", plan=plan)
     name = f"unet/{UNET_FILE}"
     assert (tmp_path / "student" / name).read_bytes() == (teacher_folder / name).read_bytes()
 
@@ -198,7 +198,7 @@ def test_full_size_survey_has_the_papers_numbers(tmp_path):
     tiny = tiny_svd_pipeline()
     tiny.save_config(tmp_path)
     assert (tmp_path / index).exists()
-    survey = survey_svd_pipeline(tmp_path)
+    survey = survey_pipeline(tmp_path)["unet"]
     assert len(survey.weights) == 898
     assert survey.num_teacher_parameters == 1_524_623_082
     assert survey.num_student_parameters == 939_884_186
@@ -229,7 +229,7 @@ def test_licence_and_notice_of_the_teacher_travel(teacher_folder, tmp_path):
     (tmp_path / "teacher/LICENSE.md").write_text("Only for good.")
     (tmp_path / "teacher/NOTICE").write_text("By them.")
     (tmp_path / "teacher/notes.txt").write_text("private")
-    prune_svd_pipeline(tmp_path / "teacher", tmp_path / "student")
+    prune_pipeline(tmp_path / "teacher", tmp_path / "student")
     data = huggingface_hub.ModelCard.load(tmp_path / "student/README.md").data
     assert (data.license, data.license_name, data.license_link) == ("other", "svd-community", "LICENSE.md")
     assert (tmp_path / "student/LICENSE.md").read_text() == "Only for good."
@@ -244,9 +244,9 @@ def test_pickled_teacher_needs_consent_and_gives_the_same_student(teacher_folder
     torch.save(state, folder / "unet/diffusion_pytorch_model.bin")
     (folder / "unet" / UNET_FILE).unlink()
     with pytest.raises(ValueError, match=r"unet/diffusion_pytorch_model\.bin is a pickle.*--allow_pickle"):
-        prune_svd_pipeline(folder, tmp_path / "student")
+        prune_pipeline(folder, tmp_path / "student")
     assert [path.name for path in tmp_path.iterdir()] == ["pickled"]
-    prune_svd_pipeline(folder, tmp_path / "student", allow_pickle=True)
+    prune_pipeline(folder, tmp_path / "student", allow_pickle=True)
     name = f"unet/{UNET_FILE}"
     assert (tmp_path / "student" / name).read_bytes() == (student_folder / name).read_bytes()
     files = json.loads((tmp_path / "student/unet/pruning_provenance.json").read_text())["teacher"]["files"]
@@ -264,7 +264,7 @@ def test_script_dry_run_prints_and_writes_nothing(teacher_folder, tmp_path):
 
 
 def test_script_takes_a_plan_from_a_file(teacher_folder, tmp_path):
-    plan = keep_everything(json.loads((teacher_folder / "unet/config.json").read_text()))
+    plan = UNetPruningPlan.keep_everything(json.loads((teacher_folder / "unet/config.json").read_text()))
     (tmp_path / "plan.json").write_text(plan.to_json_string())
     done = run_script(
         teacher_folder, tmp_path / "student", "--plan", tmp_path / "plan.json", "--max_shard_size", "9MB"

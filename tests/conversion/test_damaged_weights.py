@@ -10,9 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
-from vdmini_diffusers.pruning.checkpoint_reader import CheckpointError, read_header
-from vdmini_diffusers.pruning.checkpoint_writer import copy_checkpoint
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
+from vdmini_diffusers.serialization.safetensors_copy import copy_checkpoint
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_header
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -86,7 +86,7 @@ class TestAnyDamage:
         damaged = content[:position] + bytes([data.draw(st.integers(0, 255))]) + content[position + 1 :]
         file.write_bytes(damaged)
         try:
-            prune_svd_pipeline(teacher, tmp_path / "student", overwrite=True)
+            prune_pipeline(teacher, tmp_path / "student", overwrite=True)
             shutil.rmtree(tmp_path / "student")
         except CheckpointError as error:
             assert "unet" in str(error)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -45,7 +45,7 @@ class TestFullDisk:
         except OSError:
             pytest.skip("the file system has no files of that length")
         with pytest.raises(OSError, match=r"GB are needed and .* GB are free on the disk") as caught:
-            prune_svd_pipeline(teacher, teacher.parent / "student")
+            prune_pipeline(teacher, teacher.parent / "student")
         assert caught.value.errno == errno.ENOSPC
         assert [path.name for path in teacher.parent.iterdir()] == ["teacher"]
 
@@ -61,7 +61,7 @@ class TestFullDisk:
         # A limit on file sizes fails a write as a full disk does, without filling one.
         code = f"""
 import resource, sys
-from vdmini_diffusers.prune_pipeline import {kind.prune.__name__} as prune
+from vdmini_diffusers.pruning.prune_pipeline import {kind.prune.__name__} as prune
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 try:
     prune(sys.argv[1], sys.argv[2])

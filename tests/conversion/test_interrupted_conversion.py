@@ -14,8 +14,8 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from filelock import FileLock
 
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
-from vdmini_diffusers.pruning.output_folder import LOCK_NAME, MIN_STALE_SECONDS, new_folder
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
+from vdmini_diffusers.serialization.atomic import LOCK_NAME, MIN_STALE_SECONDS, new_folder
 
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
@@ -24,8 +24,8 @@ BOTH = pytest.mark.parametrize("kind", ["i2v", "t2v"], indirect=True)
 CONVERT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
-prune_svd_pipeline(sys.argv[1], sys.argv[2])
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
+prune_pipeline(sys.argv[1], sys.argv[2])
 """
 
 
@@ -83,7 +83,7 @@ def test_killed_conversion_leaves_no_output_and_the_next_one_clears_up(slow_teac
     assert partial.name.startswith(".student.tmp-")
     an_hour_ago = time.time() - 3600
     os.utime(partial / LOCK_NAME, (an_hour_ago, an_hour_ago))
-    prune_svd_pipeline(teacher_folder, parent / "student")
+    prune_pipeline(teacher_folder, parent / "student")
     assert names_in(parent) == ["student"]
     assert (parent / "student/model_index.json").exists()
     assert LOCK_NAME not in names_in(parent / "student")
@@ -128,7 +128,7 @@ def test_what_exists_is_never_overwritten_unasked(teacher_folder, parent, exists
         if exists == "folder":
             (target / "model_index.json").write_text("mine")
     with pytest.raises(FileExistsError, match="student exists, and is replaced only with `overwrite=True`"):
-        prune_svd_pipeline(teacher_folder, target)
+        prune_pipeline(teacher_folder, target)
     assert names_in(parent) == ["student"]
 
 
@@ -136,7 +136,7 @@ def test_what_is_no_pipeline_is_not_overwritten_even_when_asked(teacher_folder, 
     (parent / "student").mkdir()
     (parent / "student/thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is not a pipeline folder"):
-        prune_svd_pipeline(teacher_folder, parent / "student", overwrite=True)
+        prune_pipeline(teacher_folder, parent / "student", overwrite=True)
     assert (parent / "student/thesis.txt").read_text() == "mine"
 
 
@@ -144,7 +144,7 @@ def test_overwriting_replaces_the_folder_as_a_whole(teacher_folder, parent):
     (parent / "student").mkdir()
     (parent / "student/model_index.json").write_text("old")
     (parent / "student/old.txt").write_text("old")
-    prune_svd_pipeline(teacher_folder, parent / "student", overwrite=True)
+    prune_pipeline(teacher_folder, parent / "student", overwrite=True)
     assert names_in(parent) == ["student"]
     assert "old.txt" not in names_in(parent / "student")
 

@@ -31,4 +31,4 @@ def test_wheel_holds_the_template(tmp_path, linked):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert names.count("vdmini_diffusers/model_cards/vdmini_i2v.md") == 1
-    assert "vdmini_diffusers/pruning/checkpoint_writer.py" in names
+    assert "vdmini_diffusers/serialization/safetensors_copy.py" in names

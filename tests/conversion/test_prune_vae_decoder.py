@@ -13,17 +13,11 @@ from tiny import VAE_CLASSES, decode, tiny_decoder_plans, tiny_image, tiny_laten
 from written_videos import write_video
 
 from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder, VDMiniI2VPipeline, __version__
-from vdmini_diffusers.prune_vae import prune_vae_decoder, survey_vae_decoder
-from vdmini_diffusers.pruning import (
-    P1,
-    Q2,
-    DecoderPruningPlan,
-    PruningPlan,
-    keep_decoder,
-)
+from vdmini_diffusers.pruning import P1, Q2, DecoderPruningPlan, PruningPlan
 from vdmini_diffusers.pruning.channels import empty_decoder, prune_channels, without_layers
-from vdmini_diffusers.pruning.checkpoint_reader import CheckpointError
-from vdmini_diffusers.pruning.teacher_folder import sha256_of
+from vdmini_diffusers.pruning.prune_vae_decoder import prune_vae_decoder, survey_vae_decoder
+from vdmini_diffusers.serialization.pipeline_folder import sha256_of
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -96,7 +90,7 @@ def test_files_are_byte_equal_to_what_save_pretrained_writes(max_shard_size, tea
 @pytest.mark.parametrize("kind", VAE_CLASSES)
 def test_a_plan_that_keeps_everything_keeps_every_byte(kind, teachers, tmp_path):
     config = json.loads((teachers / kind / "vae/config.json").read_text())
-    folder = prune_vae_decoder(teachers / kind, tmp_path / "student", plan=keep_decoder(config))
+    folder = prune_vae_decoder(teachers / kind, tmp_path / "student", plan=DecoderPruningPlan.keep_everything(config))
     assert (folder / WEIGHTS).read_bytes() == (teachers / kind / "vae" / WEIGHTS).read_bytes()
 
 

@@ -23,10 +23,12 @@ from tiny_text_to_video import (
 )
 
 from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel, VDMiniVideoCrafterDDIMScheduler
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline, prune_t2v_pipeline, survey_t2v_pipeline
-from vdmini_diffusers.pruning import VDMINI_UNET, PruningPlanError, weight_map
-from vdmini_diffusers.pruning.checkpoint_reader import CheckpointError
-from vdmini_diffusers.pruning.teacher_folder import sha256_of
+from vdmini_diffusers.families.svd import SVD
+from vdmini_diffusers.families.videocrafter import VIDEOCRAFTER
+from vdmini_diffusers.pruning import VDMINI_UNET, PruningPlanError
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
+from vdmini_diffusers.serialization.pipeline_folder import sha256_of
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError
 
 
 SCRIPT = Path(__file__).parents[2] / "conversion/convert_t2v_to_vdmini.py"
@@ -50,7 +52,7 @@ def modelscope_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def student_folder(t2v_teacher_folder, tmp_path_factory):
-    return prune_t2v_pipeline(t2v_teacher_folder, tmp_path_factory.mktemp("students") / "tiny-vdmini")
+    return prune_pipeline(t2v_teacher_folder, tmp_path_factory.mktemp("students") / "tiny-vdmini")
 
 
 def files_of(folder):
@@ -62,7 +64,7 @@ def check_unet(teacher, student_folder):
     """Tensors of the student's file, and what it computes, against the teacher's with its blocks cut out by hand."""
     tensors = teacher.state_dict()
     written = safetensors.torch.load_file(student_folder / "unet" / UNET_FILE)
-    for new, old in weight_map(VDMINI_UNET, written).items():
+    for new, old in VDMINI_UNET.weight_map(written).items():
         assert torch.equal(written[new], tensors[old]), new
     student = VDMiniUNet3DConditionModel.from_pretrained(student_folder / "unet").eval()
     inputs = tiny_t2v_inputs(student)
@@ -76,7 +78,7 @@ def test_a_student_of_t2v_turbo_is_the_teacher_without_the_blocks(t2v_teacher_fo
 
 
 def test_a_student_of_modelscope_is_the_teacher_without_the_blocks(modelscope_folder, tmp_path):
-    folder = prune_t2v_pipeline(modelscope_folder, tmp_path / "student")
+    folder = prune_pipeline(modelscope_folder, tmp_path / "student")
     check_unet(UNet3DConditionModel.from_pretrained(modelscope_folder / "unet").eval(), folder)
     teacher, student = files_of(modelscope_folder), files_of(folder)
     others = [name for name in teacher if "/" in name and not name.startswith("unet/")]
@@ -91,7 +93,7 @@ def test_a_student_of_modelscope_is_the_teacher_without_the_blocks(modelscope_fo
 def test_a_student_of_videocrafter2_has_its_scheduler_with_the_code_of_the_package(tmp_path):
     tiny_t2v_pipeline(tiny_t2v_teacher(**VIDEOCRAFTER2)).save_pretrained(tmp_path / "teacher")
     (tmp_path / "teacher/scheduler/scheduling_ddim_videocrafter_vdmini.py").write_text("raise SystemExit('run')")
-    folder = prune_t2v_pipeline(tmp_path / "teacher", tmp_path / "student")
+    folder = prune_pipeline(tmp_path / "teacher", tmp_path / "student")
     assert type(VDMiniT2VPipeline.from_pretrained(folder).scheduler) is VDMiniVideoCrafterDDIMScheduler
     trusted = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     assert type(trusted.scheduler).__module__ == "diffusers_modules.local.scheduling_ddim_videocrafter_vdmini"
@@ -126,7 +128,7 @@ def test_index_and_code_are_what_the_pipeline_itself_saves(student_folder, tmp_p
 
 def test_fp16_variant_keeps_dtype_and_name(tmp_path):
     tiny_t2v_pipeline(tiny_t2v_teacher()).to(torch.float16).save_pretrained(tmp_path / "teacher", variant="fp16")
-    prune_t2v_pipeline(tmp_path / "teacher", tmp_path / "student", variant="fp16", max_shard_size="1MB")
+    prune_pipeline(tmp_path / "teacher", tmp_path / "student", variant="fp16", max_shard_size="1MB")
     shards = sorted((tmp_path / "student/unet").glob("diffusion_pytorch_model.fp16-*.safetensors"))
     assert len(shards) > 1
     assert {t.dtype for t in safetensors.torch.load_file(shards[0]).values()} == {torch.float16}
@@ -139,8 +141,8 @@ def test_a_pickled_text_encoder_needs_consent_and_gives_the_same_student(t2v_tea
     torch.save(safetensors.torch.load_file(file), folder / "text_encoder/pytorch_model.bin")
     file.unlink()
     with pytest.raises(CheckpointError, match=r"text_encoder/pytorch_model\.bin is a pickle.*--allow_pickle"):
-        prune_t2v_pipeline(folder, tmp_path / "student")
-    prune_t2v_pipeline(folder, tmp_path / "student", allow_pickle=True)
+        prune_pipeline(folder, tmp_path / "student")
+    prune_pipeline(folder, tmp_path / "student", allow_pickle=True)
     name = "text_encoder/model.safetensors"
     assert (tmp_path / "student" / name).read_bytes() == (student_folder / name).read_bytes()
 
@@ -175,7 +177,7 @@ def test_full_size_survey_has_the_papers_numbers(t2v_teacher_folder, tmp_path):
     }
     with torch.device("meta"):
         VDMiniUNet3DConditionModel(**config).save_config(folder / "unet")
-    survey = survey_t2v_pipeline(folder)
+    survey = survey_pipeline(folder)["unet"]
     assert survey.num_teacher_parameters == 1_413_653_060
     assert survey.num_student_parameters == 817_019_780
 
@@ -184,7 +186,7 @@ class TestRefusals:
     def refused(self, teacher, match, error=CheckpointError):
         before = {path.name for path in teacher.parent.iterdir()}
         with pytest.raises(error, match=match):
-            prune_t2v_pipeline(teacher, teacher.parent / "student")
+            prune_pipeline(teacher, teacher.parent / "student")
         assert {path.name for path in teacher.parent.iterdir()} == before
 
     def test_a_student_does_not_fit_the_plan_again(self, student_folder):
@@ -192,9 +194,9 @@ class TestRefusals:
 
     def test_a_teacher_of_the_other_kind(self, teacher_folder, t2v_teacher_folder, tmp_path):
         with pytest.raises(CheckpointError, match="'StableVideoDiffusionPipeline'; a teacher is a VDMiniT2VPipeline"):
-            prune_t2v_pipeline(teacher_folder, tmp_path / "student")
+            prune_pipeline(teacher_folder, tmp_path / "student", family=VIDEOCRAFTER)
         with pytest.raises(CheckpointError, match="'VDMiniT2VPipeline'; a teacher is a StableVideoDiffusionPipeline"):
-            prune_svd_pipeline(t2v_teacher_folder, tmp_path / "student")
+            prune_pipeline(t2v_teacher_folder, tmp_path / "student", family=SVD)
         assert not list(tmp_path.iterdir())
 
     def test_merges_that_are_a_link_out_of_the_folder(self, modelscope_folder, tmp_path, tmp_path_factory):
@@ -215,7 +217,7 @@ class TestRefusals:
         teacher = shutil.copytree(t2v_teacher_folder, tmp_path / "teacher")
         for name in ("pipeline_vdmini_t2v.py", "unet/unet_3d_vdmini.py", "vae/evil.py"):
             (teacher / name).write_text("raise SystemExit('run')")
-        student = prune_t2v_pipeline(teacher, tmp_path / "student")
+        student = prune_pipeline(teacher, tmp_path / "student")
         assert not any(b"SystemExit('run')" in content for content in files_of(student).values())
 
 

@@ -8,11 +8,11 @@ from torch.utils.data import DataLoader
 from vdmini_diffusers.data.latents import (
     LatentShards,
     PrecomputedLatents,
-    encode_image_to_video,
     write_shard,
 )
 from vdmini_diffusers.data.skipped_videos import SkipLog, SkippedVideo
 from vdmini_diffusers.data.video_decoding import UnusableVideo
+from vdmini_diffusers.families.svd import encode_image_to_video
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def generators(*seeds):
 
 
 def encode(pipe, batch, **options):
-    return encode_image_to_video(batch, pipe.vae, pipe.image_encoder, pipe.feature_extractor, **options)
+    return encode_image_to_video(batch, pipe, **options)
 
 
 class TestEncoding:

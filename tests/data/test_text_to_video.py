@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_text_to_video import tiny_t2v_pipeline
 
-from vdmini_diffusers.data.text_to_video import encode_text_to_video
+from vdmini_diffusers.families.videocrafter import encode_text_to_video
 
 
 def batch(count: int = 3) -> dict:

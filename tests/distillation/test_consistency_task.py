@@ -10,10 +10,11 @@ from diffusers import DDIMScheduler, LCMScheduler
 from tiny_text_to_video import MODELSCOPE, VIDEOCRAFTER2, tiny_t2v_teacher
 
 from vdmini_diffusers.distillation.batches import sample_generators
-from vdmini_diffusers.distillation.consistency import DiffusionSchedule, ODETeacher
 from vdmini_diffusers.distillation.critics import CriticFeatures, InstanceNoise
 from vdmini_diffusers.distillation.noise import choose, instance_noise_probabilities
+from vdmini_diffusers.distillation.ode_teacher import DiffusionSchedule, ODETeacher
 from vdmini_diffusers.distillation.tasks.consistency import ConsistencyTask
+from vdmini_diffusers.families.videocrafter import VIDEOCRAFTER
 
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -54,8 +55,12 @@ def make_task(prediction_type="epsilon", base=VIDEOCRAFTER2, base_prediction_typ
     student = tiny_t2v_teacher().requires_grad_(True)
     unet = tiny_t2v_teacher(**base).requires_grad_(False)
     embeds = UNCOND if unet.config.time_cond_proj_dim is None else None
-    ode_teacher = ODETeacher(unet, DiffusionSchedule.of(scheduler(base_prediction_type or prediction_type)), embeds)
-    return ConsistencyTask(student, DiffusionSchedule.of(scheduler(prediction_type)), ode_teacher, **settings)
+    ode_teacher = ODETeacher(
+        VIDEOCRAFTER.predict, unet, DiffusionSchedule.of(scheduler(base_prediction_type or prediction_type)), embeds
+    )
+    return ConsistencyTask(
+        VIDEOCRAFTER, student, DiffusionSchedule.of(scheduler(prediction_type)), ode_teacher, **settings
+    )
 
 
 def x_0(kind, output, z, ab):
@@ -173,7 +178,7 @@ def test_a_student_at_the_end_of_the_trajectory_has_no_loss():
     values = batch()
     schedule = DiffusionSchedule.of(scheduler("sample"))
     perfect = Perfect(values["latents"])
-    task = ConsistencyTask(perfect, schedule, ODETeacher(perfect, schedule))
+    task = ConsistencyTask(VIDEOCRAFTER, perfect, schedule, ODETeacher(VIDEOCRAFTER.predict, perfect, schedule))
     inputs = task.prepare(values, sample_generators(5, 0, 0, 2))
     denoised = task.denoise(perfect, inputs.noisy_latents, inputs.noise_levels, inputs.conditioning)
     assert task.losses(denoised, inputs)["consistency"].item() < 1e-4
@@ -303,9 +308,14 @@ def test_an_ode_teacher_of_other_noise_is_refused():
     unet = tiny_t2v_teacher(**VIDEOCRAFTER2)
     other = DiffusionSchedule.of(DDIMScheduler(beta_schedule="linear"))
     with pytest.raises(ValueError, match="other noise levels"):
-        ConsistencyTask(unet, DiffusionSchedule.of(scheduler()), ODETeacher(unet, other, UNCOND))
+        ConsistencyTask(
+            VIDEOCRAFTER,
+            unet,
+            DiffusionSchedule.of(scheduler()),
+            ODETeacher(VIDEOCRAFTER.predict, unet, other, UNCOND),
+        )
 
 
 def test_an_ode_teacher_that_is_not_told_guidance_needs_the_empty_prompt():
     with pytest.raises(ValueError, match="needs `uncond_prompt_embeds`"):
-        ODETeacher(tiny_t2v_teacher(**VIDEOCRAFTER2), DiffusionSchedule.of(scheduler()))
+        ODETeacher(VIDEOCRAFTER.predict, tiny_t2v_teacher(**VIDEOCRAFTER2), DiffusionSchedule.of(scheduler()))

@@ -3,7 +3,7 @@ import torch
 from tiny import randomise, student_of, tiny_teacher_unet, tiny_unet_inputs
 
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps, FirstFeatures
-from vdmini_diffusers.pruning import PLANS, feature_pairs
+from vdmini_diffusers.pruning import PLANS
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_blocks_that_return_tuples_give_their_hidden_states(teacher):
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_the_pairs_of_every_plan_have_equal_shapes(teacher, plan):
     student = student_of(teacher, plan)
-    pairs = feature_pairs(plan, teacher.config)
+    pairs = plan.feature_pairs(teacher.config)
     with torch.no_grad():
         with FeatureTaps(teacher, [name for _, name in pairs]) as of_teacher:
             teacher(*tiny_unet_inputs())

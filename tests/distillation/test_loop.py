@@ -13,7 +13,8 @@ from vdmini_diffusers.distillation.critics import Critic, CriticFeatures
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, LatentDiscriminator
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
-from vdmini_diffusers.pruning import VDMINI_UNET, feature_pairs
+from vdmini_diffusers.families.svd import SVD
+from vdmini_diffusers.pruning import VDMINI_UNET
 
 
 def latents(count: int = 6) -> list[dict[str, torch.Tensor]]:
@@ -57,11 +58,11 @@ class Run:
                 | changes
             )
         )
-        self.task = SingleStepTask()
+        self.task = SingleStepTask(SVD)
         self.teacher = randomise(tiny_teacher_unet()).eval().requires_grad_(False)
         self.student = student_of(self.teacher, VDMINI_UNET).train()
         self.samples = latents() if samples is None else samples
-        self.pairs = feature_pairs(VDMINI_UNET, self.teacher.config)
+        self.pairs = VDMINI_UNET.feature_pairs(self.teacher.config)
         self.checkpoints = Checkpoints(output_dir)
         self.learning_rate = 1e-3
         self.critics = [self.critic("mca", "teacher", start_step=1), self.critic("sf_v", "data", r1_weight=1e-2)]
@@ -146,7 +147,9 @@ def test_icd_alone_pulls_the_students_features_to_the_teachers(tmp_path, monkeyp
     monkeypatch.setattr(LossLog, "add", lambda self, losses: seen.append(losses["icd"].item()))
     run = Run(tmp_path, samples=latents(1), max_train_steps=30, gradient_accumulation_steps=1, checkpointing_steps=99)
     run.critics = []
-    run.task = SingleStepTask(reconstruction_weight=0.0, num_noise_levels=2)  # one level: the same inputs each step
+    run.task = SingleStepTask(
+        SVD, reconstruction_weight=0.0, num_noise_levels=2
+    )  # one level: the same inputs each step
     run.learning_rate = 3e-3
     run.start()
     assert sum(seen[-5:]) < 0.7 * sum(seen[:5])

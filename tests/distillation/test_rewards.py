@@ -12,12 +12,13 @@ from tiny_text_to_video import CLIP_EXCERPT, tiny_t2v_components, tiny_t2v_teach
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, XCLIPConfig, XCLIPModel
 
 from vdmini_diffusers.distillation.batches import sample_generators
-from vdmini_diffusers.distillation.consistency import DiffusionSchedule, ODETeacher
 from vdmini_diffusers.distillation.consistency_arguments import RewardArguments
+from vdmini_diffusers.distillation.ode_teacher import DiffusionSchedule, ODETeacher
 from vdmini_diffusers.distillation.reward_models import CLIPReward, XCLIPReward, fit_square
 from vdmini_diffusers.distillation.rewards import RewardMixture
 from vdmini_diffusers.distillation.tasks.consistency import ConsistencyTask
-from vdmini_diffusers.reward_weights import load_rewards
+from vdmini_diffusers.families.videocrafter import VIDEOCRAFTER
+from vdmini_diffusers.trainers.reward_weights import load_rewards
 
 
 LAYER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -238,9 +239,11 @@ def test_frames_are_decoded_one_at_a_time_forward_and_again_backward(vae):
 
 def test_rewards_reach_the_student_and_are_logged_beside_the_consistency(vae, tokenizer):
     student = tiny_t2v_teacher().requires_grad_(True)
-    teacher = ODETeacher(tiny_t2v_teacher().requires_grad_(False), DiffusionSchedule.of(scheduler()))
+    teacher = ODETeacher(
+        VIDEOCRAFTER.predict, tiny_t2v_teacher().requires_grad_(False), DiffusionSchedule.of(scheduler())
+    )
     rewards = RewardMixture(vae, [(1.0, CLIPReward(tiny_clip(), tokenizer, "squash"))], num_video_frames=2)
-    task = ConsistencyTask(student, DiffusionSchedule.of(scheduler()), teacher, rewards=rewards)
+    task = ConsistencyTask(VIDEOCRAFTER, student, DiffusionSchedule.of(scheduler()), teacher, rewards=rewards)
     inputs = task.prepare(batch() | {"caption": CAPTIONS}, sample_generators(5, 0, 0, 2))
     denoised = task.denoise(student, inputs.noisy_latents, inputs.noise_levels, inputs.conditioning)
     losses = task.losses(denoised, inputs)

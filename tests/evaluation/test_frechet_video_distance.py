@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vdmini_diffusers.data.moving_pictures import TRAIN_PHOTOS, MovingPictures
+from vdmini_diffusers.demo.moving_pictures import TRAIN_PHOTOS, MovingPictures
 from vdmini_diffusers.evaluation.frechet_video_distance import (
     frechet_distance,
     i3d_features,

@@ -22,7 +22,7 @@ from tiny_text_to_video import (
 
 from vdmini_diffusers import VDMiniUNet3DConditionModel, VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.models import unet_3d_vdmini, unet_spatio_temporal_vdmini
-from vdmini_diffusers.pruning import VDMINI_UNET, UNetPruningPlan, keep_everything, student_config, weight_map
+from vdmini_diffusers.pruning import VDMINI_UNET, UNetPruningPlan
 
 
 FULL_SIZE_TEACHER = {
@@ -34,7 +34,7 @@ FULL_SIZE_TEACHER = {
 }
 PLANS = {
     "paper": VDMINI_UNET,
-    "keep everything": keep_everything(TEACHER_CONFIG),
+    "keep everything": UNetPruningPlan.keep_everything(TEACHER_CONFIG),
     "only without mid block": UNetPruningPlan(
         "no-mid", dict.fromkeys(range(4), (0, 1)), False, dict.fromkeys(range(4), (0, 1, 2))
     ),
@@ -71,7 +71,7 @@ def teacher(drawn):
 def test_parameters_of_each_teacher_and_of_what_the_paper_s_plan_makes_of_it(config, num_teacher, num_student):
     with init_empty_weights():
         teacher = VDMiniUNet3DConditionModel(**{**FULL_SIZE_TEACHER, **config})
-        student = VDMiniUNet3DConditionModel.from_config(student_config(VDMINI_UNET, teacher.config))
+        student = VDMiniUNet3DConditionModel.from_config(VDMINI_UNET.student_config(teacher.config))
     assert teacher.num_parameters() == num_teacher
     assert student.num_parameters() == num_student
 
@@ -82,7 +82,7 @@ def test_built_without_arguments_it_is_the_paper_s_student():
         teacher = VDMiniUNet3DConditionModel(**FULL_SIZE_TEACHER)
     assert student.num_parameters() == 817_019_780
     ours = {key: value for key, value in student.config.items() if not key.startswith("_")}
-    assert ours == student_config(VDMINI_UNET, teacher.config)
+    assert ours == VDMINI_UNET.student_config(teacher.config)
 
 
 def test_all_927_tensors_come_from_different_teacher_tensors_of_the_same_shape():
@@ -90,7 +90,7 @@ def test_all_927_tensors_come_from_different_teacher_tensors_of_the_same_shape()
         student = VDMiniUNet3DConditionModel().state_dict()
         teacher = VDMiniUNet3DConditionModel(**FULL_SIZE_TEACHER).state_dict()
     assert len(teacher) == 1487
-    keys = weight_map(VDMINI_UNET, student)
+    keys = VDMINI_UNET.weight_map(student)
     assert len(keys) == len(set(keys.values())) == 927
     assert all(student[key].shape == teacher[source].shape for key, source in keys.items())
 
@@ -104,7 +104,7 @@ def test_the_stock_teacher_has_the_parameters_of_modelscope_s():
 @torch.no_grad()
 def test_without_conditions_it_is_bit_equal_to_the_stock_class(dtype):
     stock = randomise(UNet3DConditionModel(**STOCK_CONFIG)).eval().to(dtype)
-    ours = student_of(stock, keep_everything(stock.config))
+    ours = student_of(stock, UNetPruningPlan.keep_everything(stock.config))
     inputs = tiny_t2v_inputs(ours, dtype=dtype, height=9, width=12)
     expected = stock(**inputs).sample
     assert expected.isfinite().all() and expected.std() > 0.01
@@ -115,7 +115,7 @@ def test_without_conditions_it_is_bit_equal_to_the_stock_class(dtype):
 def test_with_guidance_only_and_other_settings_it_is_bit_equal_to_the_stock_class():
     settings = {"time_cond_proj_dim": 12, "act_fn": "gelu", "norm_eps": 1e-2, "mid_block_scale_factor": 1.5}
     stock = randomise(UNet3DConditionModel(**STOCK_CONFIG, **settings)).eval()
-    ours = student_of(stock, keep_everything(stock.config))
+    ours = student_of(stock, UNetPruningPlan.keep_everything(stock.config))
     inputs = tiny_t2v_inputs(ours)
     assert "timestep_cond" in inputs
     assert torch.equal(ours(**inputs).sample, stock(**inputs).sample)

@@ -11,7 +11,7 @@ from tiny import randomise, student_of
 from tiny_text_to_video import MODELSCOPE, STOCK_CONFIG, tiny_t2v_inputs, tiny_t2v_teacher
 
 from vdmini_diffusers import VDMiniUNet3DConditionModel
-from vdmini_diffusers.pruning import VDMINI_UNET, keep_everything
+from vdmini_diffusers.pruning import VDMINI_UNET, UNetPruningPlan
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -127,7 +127,7 @@ class TestStockFolders:
     def test_a_student_that_keeps_everything_opens_with_the_stock_class(self, folder, tmp_path_factory):
         again = tmp_path_factory.mktemp("again")
         stock = UNet3DConditionModel.from_pretrained(folder)
-        student = student_of(stock, keep_everything(stock.config))
+        student = student_of(stock, UNetPruningPlan.keep_everything(stock.config))
         student.register_to_config(layers_per_block=2)  # the stock class takes one number
         student.save_pretrained(again)
         loaded, info = UNet3DConditionModel.from_pretrained(again, output_loading_info=True)

@@ -11,12 +11,12 @@ from diffusers import UNetSpatioTemporalConditionModel
 from tiny import cut_by_hand, randomise, student_of, tiny_teacher_unet, tiny_unet_inputs
 
 from vdmini_diffusers import VDMiniUNetSpatioTemporalConditionModel
-from vdmini_diffusers.pruning import VDMINI_UNET, UNetPruningPlan, keep_everything, student_config, weight_map
+from vdmini_diffusers.pruning import VDMINI_UNET, UNetPruningPlan
 
 
 PLANS = {
     "paper": VDMINI_UNET,
-    "keep everything": keep_everything(tiny_teacher_unet().config),
+    "keep everything": UNetPruningPlan.keep_everything(tiny_teacher_unet().config),
     "only without mid block": UNetPruningPlan(
         "no-mid", dict.fromkeys(range(4), (0, 1)), False, dict.fromkeys(range(4), (0, 1, 2))
     ),
@@ -50,14 +50,14 @@ def test_the_paper_s_student_has_939_884_186_of_the_teacher_s_1_524_623_082_para
 
 
 def test_built_without_arguments_it_is_what_the_paper_s_plan_makes_of_svd(full_size_teacher, full_size_student):
-    config = student_config(VDMINI_UNET, {**full_size_teacher.config, "num_frames": 14})
+    config = VDMINI_UNET.student_config({**full_size_teacher.config, "num_frames": 14})
     ours = {key: value for key, value in full_size_student.config.items() if not key.startswith("_")}
     assert ours == config
 
 
 def test_all_898_tensors_come_from_different_teacher_tensors_of_the_same_shape(full_size_teacher, full_size_student):
     student, teacher = full_size_student.state_dict(), full_size_teacher.state_dict()
-    keys = weight_map(VDMINI_UNET, student)
+    keys = VDMINI_UNET.weight_map(student)
     assert len(keys) == len(set(keys.values())) == 898
     assert all(student[key].shape == teacher[source].shape for key, source in keys.items())
 
@@ -91,7 +91,7 @@ def test_the_student_is_bit_equal_to_the_teacher_cut_by_hand(plan, dtype, teache
 @torch.no_grad()
 def test_a_plan_that_keeps_everything_gives_the_untouched_teacher(dtype, teacher_unet):
     teacher = teacher_unet.to(dtype)
-    student = student_of(teacher, keep_everything(teacher.config))
+    student = student_of(teacher, UNetPruningPlan.keep_everything(teacher.config))
     assert student.state_dict().keys() == teacher.state_dict().keys()
     for shape in ({"batch": 2, "tokens": 2}, {"height": 12, "width": 20}):
         inputs = [x.to(dtype) for x in tiny_unet_inputs(**shape)]

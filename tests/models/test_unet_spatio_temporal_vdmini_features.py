@@ -19,7 +19,7 @@ from tiny import (
 )
 
 from vdmini_diffusers import VDMiniUNetSpatioTemporalConditionModel
-from vdmini_diffusers.pruning import VDMINI_UNET, keep_everything
+from vdmini_diffusers.pruning import VDMINI_UNET, UNetPruningPlan
 
 
 def attention_modules(model):
@@ -289,7 +289,9 @@ class TestCompilation:
         assert_close(output_of(compiled), expected)
 
 
-@pytest.mark.parametrize("plan_of", [lambda config: VDMINI_UNET, keep_everything], ids=["paper", "keep everything"])
+@pytest.mark.parametrize(
+    "plan_of", [lambda config: VDMINI_UNET, UNetPruningPlan.keep_everything], ids=["paper", "keep everything"]
+)
 def test_a_backend_bit_equal_to_the_default_keeps_the_student_bit_equal_to_the_teacher(plan_of, teacher_unet):
     plan = plan_of(teacher_unet.config)
     student = student_of(teacher_unet, plan)

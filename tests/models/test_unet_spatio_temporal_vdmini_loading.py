@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import student_of, tiny_teacher_unet, tiny_unet_inputs
 
 from vdmini_diffusers import VDMiniUNetSpatioTemporalConditionModel
-from vdmini_diffusers.pruning import keep_everything
+from vdmini_diffusers.pruning import UNetPruningPlan
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -172,7 +172,7 @@ def test_saved_with_fused_projections_it_is_refused_and_unfused_it_loads(student
 
 
 def test_a_student_that_keeps_everything_opens_as_the_teacher_with_the_stock_class(teacher_unet, tmp_path):
-    student_of(teacher_unet, keep_everything(teacher_unet.config)).save_pretrained(tmp_path)
+    student_of(teacher_unet, UNetPruningPlan.keep_everything(teacher_unet.config)).save_pretrained(tmp_path)
     stock, info = UNetSpatioTemporalConditionModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
     assert_same_model(stock, teacher_unet)

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from vdmini_diffusers import VDMiniT2VPipeline
-from vdmini_diffusers.convert_t2v_turbo import build_unet, build_vae, scheduler
+from vdmini_diffusers.t2v_turbo.convert import build_unet, build_vae, scheduler
 from vdmini_diffusers.t2v_turbo.lora import merge_lora
 from vdmini_diffusers.t2v_turbo.unet import unet_config
 

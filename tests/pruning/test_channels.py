@@ -8,9 +8,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from tiny import VAE_CLASSES, decode, randomise, tiny_decoder_plans, tiny_latents, tiny_teacher_vae
 from torch import nn
 
-from vdmini_diffusers.pruning import decoder_config, keep_decoder
+from vdmini_diffusers.pruning import DecoderPruningPlan
 from vdmini_diffusers.pruning.channels import empty_decoder, prune_channels, without_layers
-from vdmini_diffusers.pruning.decoder_config import only_layers
 from vdmini_diffusers.pruning.shortcuts import fold_shortcut
 
 
@@ -31,7 +30,7 @@ class Case:
 
     def student(self, decoder, plan=None):
         """A VAE of our class with that decoder, loaded strictly."""
-        config = decoder_config(plan or self.plan, self.arguments[1])
+        config = (plan or self.plan).student_config(self.arguments[1])
         student = VAE_CLASSES[self.kind][1](**{k: v for k, v in config.items() if not k.startswith("_")}).eval()
         tensors = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
         tensors |= {name: t for name, t in self.vae.state_dict().items() if not name.startswith("decoder.")}
@@ -88,7 +87,7 @@ def test_coupled_channels_share_one_index_set_within_each_group_of_the_norms(cas
     layers = [layer for one in channels for layer in one.layers]
     assert len(layers) == len(set(layers))
     num_groups = {"temporal": 32, "image": 8}[case.kind]
-    wide = case.target(only_layers(case.plan, case.arguments[1]))
+    wide = case.target(case.plan.only_layers(case.arguments[1]))
     for one in channels:
         width = wide.get_submodule(one.layers[0]).weight.shape[0]
         assert list(one.kept) == sorted(set(one.kept))
@@ -114,7 +113,7 @@ def test_the_least_important_channels_go():
 @pytest.mark.parametrize("kind", VAE_CLASSES)
 def test_a_plan_that_keeps_everything_changes_nothing(kind):
     case = Case(kind, "folds")
-    whole = keep_decoder(case.arguments[1])
+    whole = DecoderPruningPlan.keep_everything(case.arguments[1])
     decoder = without_layers(whole, *case.arguments, case.vae.state_dict())
     channels = prune_channels(decoder, case.target(whole))
     assert all(list(one.kept) == list(range(len(one.kept))) for one in channels)

@@ -7,13 +7,11 @@ import pytest
 import torch
 from tiny import VAE_CLASSES, tiny_decoder_plans, tiny_latents, tiny_teacher_vae
 
-from vdmini_diffusers.distillation.decoding import decode_clips
+from vdmini_diffusers.data.vae_clips import decode_clips
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
-from vdmini_diffusers.prune_vae import prune_vae_decoder
-from vdmini_diffusers.pruning import PruningPlanError, keep_decoder
+from vdmini_diffusers.pruning import DecoderPruningPlan, PruningPlanError
 from vdmini_diffusers.pruning.channels import empty_decoder, prune_channels, without_layers
-from vdmini_diffusers.pruning.decoder_config import only_layers
-from vdmini_diffusers.pruning.decoder_feature_pairs import decoder_feature_pairs
+from vdmini_diffusers.pruning.prune_vae_decoder import prune_vae_decoder
 from vdmini_diffusers.pruning.vae_folder import find_vae, read_decoder_plan
 
 
@@ -26,7 +24,7 @@ def pruned(kind, plan):
     arguments = (type(teacher).__name__, dict(teacher.config))
     decoder = without_layers(plan, *arguments, teacher.state_dict())
     coupled = prune_channels(decoder, empty_decoder(plan, *arguments))
-    return teacher, decoder.eval(), decoder_feature_pairs(plan, teacher.config, coupled)
+    return teacher, decoder.eval(), plan.stage_pairs(teacher.config, coupled)
 
 
 def features(teacher, decoder, pairs):
@@ -51,7 +49,7 @@ def test_a_pair_s_features_have_one_shape_at_every_stage(kind, name):
 
 @pytest.mark.parametrize("kind", VAE_CLASSES)
 def test_where_all_is_kept_the_features_are_equal(kind):
-    plan = keep_decoder(tiny_teacher_vae(kind).config)
+    plan = DecoderPruningPlan.keep_everything(tiny_teacher_vae(kind).config)
     ours, theirs = features(*(parts := pruned(kind, plan)))
     for student, source, kept in parts[2]:
         torch.testing.assert_close(ours[student], theirs[source][:, list(kept)], rtol=1e-4, atol=1e-5)
@@ -61,7 +59,7 @@ def test_where_all_is_kept_the_features_are_equal(kind):
 def test_the_kept_channels_of_a_first_stage_that_lost_nothing_before_it_equal_the_teacher_s(kind):
     # Only the first upsampler's outputs are pruned: what remains of them is bit for bit computed as before.
     config = tiny_teacher_vae(kind).config
-    whole, n = keep_decoder(config), {"temporal": 32, "image": 8}[kind]
+    whole, n = DecoderPruningPlan.keep_everything(config), {"temporal": 32, "image": 8}[kind]
     plan = type(whole)(
         "narrow-later",
         whole.mid,
@@ -82,8 +80,8 @@ def test_the_kept_channels_of_a_first_stage_that_lost_nothing_before_it_equal_th
 def test_folded_shortcuts_answer_to_the_teacher_s_shortcut(kind):
     # With layers removed and shortcuts folded, but no channel pruned, the first folded upsampler is exact.
     teacher = tiny_teacher_vae(kind)
-    plan = only_layers(tiny_decoder_plans(kind)["folds"], teacher.config)
-    whole = keep_decoder(teacher.config)
+    plan = tiny_decoder_plans(kind)["folds"].only_layers(teacher.config)
+    whole = DecoderPruningPlan.keep_everything(teacher.config)
     up = {**whole.up, 3: (0,)}
     plan = type(plan)("folded", whole.mid, whole.keep_mid_attention, up, plan.widths, plan.upsampler_widths)
     teacher, decoder, pairs = pruned(kind, plan)
@@ -100,14 +98,14 @@ def test_pairs_are_read_from_a_pruned_vae_s_folder(tmp_path):
     assert (source.subfolder, source.class_name) == (None, "VDMiniAutoencoderKL")
     read, coupled = read_decoder_plan(source.companions(), str(student))
     assert read == plan
-    assert decoder_feature_pairs(read, teacher.config, coupled) == pruned("image", plan)[2]
+    assert read.stage_pairs(teacher.config, coupled) == pruned("image", plan)[2]
     assert find_vae(str(tmp_path / "pipeline")).subfolder == "vae"
 
     sets = json.loads((student / "pruning_channels.json").read_text())
     other = shutil.copytree(student, tmp_path / "other")
     (other / "pruning_channels.json").write_text(json.dumps([{**found, "kept": found["kept"][1:]} for found in sets]))
     with pytest.raises(ValueError, match="not of the same pruning"):
-        decoder_feature_pairs(plan, teacher.config, read_decoder_plan(find_vae(str(other)).companions(), "other")[1])
+        plan.stage_pairs(teacher.config, read_decoder_plan(find_vae(str(other)).companions(), "other")[1])
     (other / "pruning_channels.json").write_text('{"layers": 3}')
     with pytest.raises(ValueError, match="does not list sets of channels"):
         read_decoder_plan(find_vae(str(other)).companions(), "other")
@@ -115,7 +113,7 @@ def test_pairs_are_read_from_a_pruned_vae_s_folder(tmp_path):
     with pytest.raises(ValueError, match=r"has no pruning_channels\.json"):
         read_decoder_plan(find_vae(str(other)).companions(), "other")
     with pytest.raises(PruningPlanError):
-        decoder_feature_pairs(plan, {**teacher.config, "block_out_channels": (8, 8, 8, 8)}, coupled)
+        plan.stage_pairs({**teacher.config, "block_out_channels": (8, 8, 8, 8)}, coupled)
 
 
 def test_a_folder_without_a_vae_is_refused(tmp_path):

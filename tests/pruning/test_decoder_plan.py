@@ -8,18 +8,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
 from vdmini_diffusers import VDMiniAutoencoderKL, VDMiniAutoencoderKLTemporalDecoder
-from vdmini_diffusers.pruning import (
-    DECODER_PLANS,
-    P1,
-    Q2,
-    DecoderPruningPlan,
-    PruningPlan,
-    PruningPlanError,
-    decoder_config,
-    keep_decoder,
-    weight_map,
-)
-from vdmini_diffusers.pruning.decoder_config import folded_shortcuts, only_layers
+from vdmini_diffusers.pruning import DECODER_PLANS, P1, Q2, DecoderPruningPlan, PruningPlan, PruningPlanError
 
 
 STAGES = {"down_block_types": ("DownEncoderBlock2D",) * 4, "block_out_channels": (128, 256, 512, 512)}
@@ -66,13 +55,13 @@ def test_built_without_arguments_our_classes_are_what_p1_makes_of_the_stock_vaes
         for name, parameter in inspect.signature(ours.__init__).parameters.items()
         if name != "self"
     }
-    assert defaults == decoder_config(P1, stock_config(cls, sample_size=sample_size))
+    assert defaults == P1.student_config(stock_config(cls, sample_size=sample_size))
 
 
 def test_q2_has_39_157_804_parameters_and_p1_39_411_372():
     for plan, expected in ((P1, 39_411_372), (Q2, 39_157_804)):
         with torch.device("meta"):
-            vae = VDMiniAutoencoderKLTemporalDecoder(**decoder_config(plan, stock_config()))
+            vae = VDMiniAutoencoderKLTemporalDecoder(**plan.student_config(stock_config()))
         assert sum(parameter.numel() for parameter in vae.decoder.parameters()) == expected
 
 
@@ -81,28 +70,30 @@ def test_the_plan_that_keeps_everything_gives_the_stock_vae_s_tensors(cls):
     config = stock_config(cls)
     ours = {AutoencoderKLTemporalDecoder: VDMiniAutoencoderKLTemporalDecoder, AutoencoderKL: VDMiniAutoencoderKL}[cls]
     with torch.device("meta"):
-        stock, student = cls(**config), ours(**decoder_config(keep_decoder(config), config))
+        stock, student = cls(**config), ours(**DecoderPruningPlan.keep_everything(config).student_config(config))
     shapes = {name: tensor.shape for name, tensor in stock.state_dict().items()}
     assert {name: tensor.shape for name, tensor in student.state_dict().items()} == shapes
-    keys = weight_map(keep_decoder(config), shapes)
+    keys = DecoderPruningPlan.keep_everything(config).weight_map(shapes)
     assert keys == {name: name for name in shapes}
 
 
 def test_what_never_runs_in_the_stock_vae_is_not_kept():
-    plan = keep_decoder(stock_config(layers_per_block=1))
+    plan = DecoderPruningPlan.keep_everything(stock_config(layers_per_block=1))
     assert plan.mid == (0,) and not plan.keep_mid_attention
-    assert keep_decoder(stock_config(layers_per_block=3)).mid == (0, 1)
-    assert keep_decoder(stock_config(AutoencoderKL, layers_per_block=1)).mid == (0, 1)
-    assert not keep_decoder(stock_config(AutoencoderKL, mid_block_add_attention=False)).keep_mid_attention
+    assert DecoderPruningPlan.keep_everything(stock_config(layers_per_block=3)).mid == (0, 1)
+    assert DecoderPruningPlan.keep_everything(stock_config(AutoencoderKL, layers_per_block=1)).mid == (0, 1)
+    assert not DecoderPruningPlan.keep_everything(
+        stock_config(AutoencoderKL, mid_block_add_attention=False)
+    ).keep_mid_attention
 
 
 def test_p1_folds_both_shortcuts_and_q2_none():
     config = stock_config()
-    assert folded_shortcuts(P1, config) == (2, 3)
-    assert folded_shortcuts(Q2, config) == ()
-    assert only_layers(P1, config).upsampler_widths == (512, 256, 128)
-    assert only_layers(Q2, config).upsampler_widths == (512, 512, 256)
-    assert only_layers(P1, config).widths == (512, 512, 256, 128)
+    assert P1.folded_shortcuts(config) == (2, 3)
+    assert Q2.folded_shortcuts(config) == ()
+    assert P1.only_layers(config).upsampler_widths == (512, 256, 128)
+    assert Q2.only_layers(config).upsampler_widths == (512, 512, 256)
+    assert P1.only_layers(config).widths == (512, 512, 256, 128)
 
 
 @pytest.mark.parametrize(
@@ -139,15 +130,15 @@ def test_a_malformed_plan_is_refused(change, complaint):
 )
 def test_a_plan_that_does_not_fit_the_vae_is_refused(change, complaint):
     with pytest.raises(PruningPlanError, match=complaint):
-        decoder_config(dataclasses.replace(P1, **change), stock_config())
+        dataclasses.replace(P1, **change).student_config(stock_config())
 
 
 def test_layers_that_the_vae_does_not_have_are_refused():
-    whole = keep_decoder(stock_config())
+    whole = DecoderPruningPlan.keep_everything(stock_config())
     with pytest.raises(PruningPlanError, match="the mid block that the VAE does not have"):
-        decoder_config(whole, stock_config(layers_per_block=1))
+        whole.student_config(stock_config(layers_per_block=1))
     with pytest.raises(PruningPlanError, match="the mid block that the VAE does not have"):
-        decoder_config(whole, stock_config(AutoencoderKL, mid_block_add_attention=False))
+        whole.student_config(stock_config(AutoencoderKL, mid_block_add_attention=False))
     config = stock_config(down_block_types=("DownEncoderBlock2D",) * 3, block_out_channels=(128, 256, 512))
     with pytest.raises(PruningPlanError, match="has 4 up blocks, and the VAE 3"):
-        decoder_config(P1, config)
+        P1.student_config(config)

@@ -9,17 +9,11 @@ from diffusers import UNetSpatioTemporalConditionModel
 from tiny import TINY_UNET_CONFIG, randomise, student_of, tiny_teacher_unet, tiny_unet_inputs
 from tiny_text_to_video import TEACHER_CONFIG, tiny_t2v_inputs, tiny_t2v_teacher
 
-from vdmini_diffusers.pruning import (
-    VDMINI_UNET,
-    PruningPlanError,
-    UNetPruningPlan,
-    feature_pairs,
-    keep_everything,
-)
+from vdmini_diffusers.pruning import VDMINI_UNET, PruningPlanError, UNetPruningPlan
 
 
 def test_the_paper_s_plan_has_six_pairs_the_third_of_the_last_attention():
-    assert feature_pairs(VDMINI_UNET, tiny_teacher_unet().config) == (
+    assert VDMINI_UNET.feature_pairs(tiny_teacher_unet().config) == (
         ("down_blocks.0", "down_blocks.0"),
         ("down_blocks.1", "down_blocks.1"),
         ("down_blocks.2.attentions.1", "down_blocks.2.attentions.1"),
@@ -32,7 +26,7 @@ def test_the_paper_s_plan_has_six_pairs_the_third_of_the_last_attention():
 def test_keeping_everything_compares_every_stage_with_itself():
     config = tiny_teacher_unet().config
     names = [f"down_blocks.{i}" for i in range(4)] + ["mid_block"] + [f"up_blocks.{i}" for i in range(4)]
-    assert feature_pairs(keep_everything(config), config) == tuple((name, name) for name in names)
+    assert UNetPruningPlan.keep_everything(config).feature_pairs(config) == tuple((name, name) for name in names)
 
 
 def record_outputs(model, names, inputs):
@@ -63,7 +57,7 @@ PLAIN_INSIDE = {
     ("config", "plan", "num_pairs"),
     [
         (TINY_UNET_CONFIG, VDMINI_UNET, 6),
-        (TINY_UNET_CONFIG, keep_everything(tiny_teacher_unet().config), 9),
+        (TINY_UNET_CONFIG, UNetPruningPlan.keep_everything(tiny_teacher_unet().config), 9),
         (TINY_UNET_CONFIG, UNetPruningPlan("one stage", {0: (1,)}, False, {3: (0, 1)}), 2),
         (
             TINY_UNET_CONFIG,
@@ -84,7 +78,7 @@ PLAIN_INSIDE = {
 def test_both_sides_of_every_pair_have_the_same_shape(config, plan, num_pairs):
     teacher = randomise(UNetSpatioTemporalConditionModel(**config)).eval()
     student = student_of(teacher, plan)
-    pairs = feature_pairs(plan, teacher.config)
+    pairs = plan.feature_pairs(teacher.config)
     assert len(pairs) == num_pairs
     inputs = tiny_unet_inputs(batch=2, height=12, width=20)
     ours = record_outputs(student, [name for name, _ in pairs], inputs)
@@ -94,8 +88,8 @@ def test_both_sides_of_every_pair_have_the_same_shape(config, plan, num_pairs):
 
 def test_a_student_that_is_its_teacher_has_equal_features():
     teacher = randomise(tiny_teacher_unet()).eval()
-    plan = keep_everything(teacher.config)
-    pairs = feature_pairs(plan, teacher.config)
+    plan = UNetPruningPlan.keep_everything(teacher.config)
+    pairs = plan.feature_pairs(teacher.config)
     ours = record_outputs(student_of(teacher, plan), [name for name, _ in pairs], tiny_unet_inputs())
     theirs = record_outputs(copy.deepcopy(teacher), [name for _, name in pairs], tiny_unet_inputs())
     assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
@@ -103,12 +97,12 @@ def test_a_student_that_is_its_teacher_has_equal_features():
 
 def test_a_plan_that_does_not_fit_has_no_pairs():
     with pytest.raises(PruningPlanError):
-        feature_pairs(UNetPruningPlan("gap", {1: (0,)}, False, {2: (0, 1)}), tiny_teacher_unet().config)
+        UNetPruningPlan("gap", {1: (0,)}, False, {2: (0, 1)}).feature_pairs(tiny_teacher_unet().config)
 
 
 class TestTextToVideo:
     def test_the_third_pair_is_of_the_last_temporal_attention(self):
-        assert feature_pairs(VDMINI_UNET, TEACHER_CONFIG) == (
+        assert VDMINI_UNET.feature_pairs(TEACHER_CONFIG) == (
             ("down_blocks.0", "down_blocks.0"),
             ("down_blocks.1", "down_blocks.1"),
             ("down_blocks.2.temp_attentions.1", "down_blocks.2.temp_attentions.1"),
@@ -125,7 +119,7 @@ class TestTextToVideo:
         }
         teacher = tiny_t2v_teacher(**(plain if plain_inside else {}))
         student = student_of(teacher, VDMINI_UNET)
-        pairs = feature_pairs(VDMINI_UNET, teacher.config)
+        pairs = VDMINI_UNET.feature_pairs(teacher.config)
         inputs = tiny_t2v_inputs(frames=2, height=12, width=20)
         ours = record_outputs(student, [name for name, _ in pairs], inputs)
         theirs = record_outputs(teacher, [name for _, name in pairs], inputs)
@@ -133,8 +127,8 @@ class TestTextToVideo:
 
     def test_a_student_that_is_its_teacher_has_equal_features(self):
         teacher = tiny_t2v_teacher()
-        plan = keep_everything(teacher.config)
-        pairs = feature_pairs(plan, teacher.config)
+        plan = UNetPruningPlan.keep_everything(teacher.config)
+        pairs = plan.feature_pairs(teacher.config)
         assert len(pairs) == 9
         ours = record_outputs(student_of(teacher, plan), [name for name, _ in pairs], tiny_t2v_inputs(batch=1))
         theirs = record_outputs(teacher, [name for _, name in pairs], tiny_t2v_inputs(batch=1))

@@ -17,8 +17,7 @@ from vdmini_diffusers.pruning import (
     PruningPlanError,
     TransformerPruningPlan,
     UNetPruningPlan,
-    keep_everything,
-    read_plan,
+    find_plan,
 )
 
 
@@ -96,15 +95,15 @@ def test_the_paper_s_plan_is_found_by_its_name():
 def test_a_command_line_names_a_plan_of_the_paper_or_a_file(tmp_path):
     plan = UNetPruningPlan("other", {0: (0,)}, False, {3: (0, 2)})
     (tmp_path / "plan.json").write_text(plan.to_json_string())
-    assert read_plan("vdmini", PLANS) is VDMINI_UNET
-    assert read_plan(str(tmp_path / "plan.json"), PLANS) == plan
+    assert find_plan("vdmini", PLANS) is VDMINI_UNET
+    assert find_plan(str(tmp_path / "plan.json"), PLANS) == plan
     for name in ("vdmimi", str(tmp_path)):
         with pytest.raises(PruningPlanError, match="is no plan: neither one of vdmini nor a JSON file with a plan"):
-            read_plan(name, PLANS)
+            find_plan(name, PLANS)
 
 
 def test_keep_everything_names_every_layer_of_the_teacher():
-    plan = keep_everything(tiny_teacher_unet().config)
+    plan = UNetPruningPlan.keep_everything(tiny_teacher_unet().config)
     assert dict(plan.down) == dict.fromkeys(range(4), (0, 1))
     assert dict(plan.up) == dict.fromkeys(range(4), (0, 1, 2))
     assert plan.keep_mid
@@ -112,7 +111,7 @@ def test_keep_everything_names_every_layer_of_the_teacher():
 
 def test_keep_everything_of_a_student_keeps_no_mid_block():
     config = {"layers_per_block": (1, 3), "block_out_channels": (32, 64), "mid_block_type": None}
-    plan = keep_everything(config)
+    plan = UNetPruningPlan.keep_everything(config)
     assert dict(plan.down) == {0: (0,), 1: (0, 1, 2)}
     assert dict(plan.up) == {0: (0, 1, 2, 3), 1: (0, 1)}
     assert not plan.keep_mid

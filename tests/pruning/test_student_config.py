@@ -9,14 +9,7 @@ from hypothesis import strategies as st
 from tiny import cut_by_hand
 
 from vdmini_diffusers import VDMiniUNetSpatioTemporalConditionModel
-from vdmini_diffusers.pruning import (
-    VDMINI_UNET,
-    PruningPlanError,
-    UNetPruningPlan,
-    keep_everything,
-    student_config,
-    weight_map,
-)
+from vdmini_diffusers.pruning import VDMINI_UNET, PruningPlanError, UNetPruningPlan
 
 
 SVD_CONFIG = {
@@ -38,7 +31,7 @@ def vdmini_with(**change):
 
 
 def test_the_paper_s_student_as_a_config():
-    assert student_config(VDMINI_UNET, SVD_CONFIG) == {
+    assert VDMINI_UNET.student_config(SVD_CONFIG) == {
         "block_out_channels": (320, 640, 1280),
         "down_block_types": ("CrossAttnDownBlockSpatioTemporal",) * 3,
         "up_block_types": ("CrossAttnUpBlockSpatioTemporal",) * 3,
@@ -51,14 +44,14 @@ def test_the_paper_s_student_as_a_config():
 
 
 def test_keeping_everything_gives_the_teacher_s_config():
-    config = student_config(keep_everything(SVD_CONFIG), SVD_CONFIG)
+    config = UNetPruningPlan.keep_everything(SVD_CONFIG).student_config(SVD_CONFIG)
     assert config == {**SVD_CONFIG, "layers_per_block": (2,) * 4, "mid_block_type": "UNetMidBlockSpatioTemporal"}
 
 
 def test_a_student_of_a_student():
-    first = student_config(vdmini_with(down={0: (0, 1)}, up={3: (0, 1, 2)}), SVD_CONFIG)
+    first = vdmini_with(down={0: (0, 1)}, up={3: (0, 1, 2)}).student_config(SVD_CONFIG)
     plan = UNetPruningPlan("again", {0: (0,), 1: (0,), 2: (0, 1)}, False, {0: (0, 1, 2), 1: (0, 1), 2: (0, 2)})
-    assert student_config(plan, first) == student_config(VDMINI_UNET, SVD_CONFIG)
+    assert plan.student_config(first) == VDMINI_UNET.student_config(SVD_CONFIG)
 
 
 class TestForcedChoices:
@@ -66,25 +59,25 @@ class TestForcedChoices:
 
     @pytest.mark.parametrize("stage", [0, 1])
     def test_down_0_keeps_any_of_its_layers_and_down_1_only_the_first(self, stage):
-        student_config(vdmini_with(down={stage: (0,)}), SVD_CONFIG)
+        vdmini_with(down={stage: (0,)}).student_config(SVD_CONFIG)
         if stage == 0:
-            student_config(vdmini_with(down={0: (1,)}), SVD_CONFIG)  # 320 channels all through
+            vdmini_with(down={0: (1,)}).student_config(SVD_CONFIG)  # 320 channels all through
         else:
             with pytest.raises(PruningPlanError, match=r"D\.1\.R\.1 takes hidden features of 640 .* gives it 320"):
-                student_config(vdmini_with(down={1: (1,)}), SVD_CONFIG)
+                vdmini_with(down={1: (1,)}).student_config(SVD_CONFIG)
 
     def test_up_2_keeps_only_its_first_and_last_layer(self):
-        student_config(vdmini_with(up={2: (0, 2)}), SVD_CONFIG)
+        vdmini_with(up={2: (0, 2)}).student_config(SVD_CONFIG)
         with pytest.raises(PruningPlanError, match=r"U\.2\.R\.1 takes skip features of 640 .* gives it 320"):
-            student_config(vdmini_with(up={2: (0, 1)}), SVD_CONFIG)
+            vdmini_with(up={2: (0, 1)}).student_config(SVD_CONFIG)
         with pytest.raises(PruningPlanError, match=r"U\.2\.R\.1 takes hidden features of 640 .* gives it 1280"):
-            student_config(vdmini_with(up={2: (1, 2)}), SVD_CONFIG)
+            vdmini_with(up={2: (1, 2)}).student_config(SVD_CONFIG)
 
     def test_up_3_keeps_its_first_layer_and_either_of_the_others(self):
-        student_config(vdmini_with(up={3: (0, 1)}), SVD_CONFIG)
-        student_config(vdmini_with(up={3: (0, 2)}), SVD_CONFIG)
+        vdmini_with(up={3: (0, 1)}).student_config(SVD_CONFIG)
+        vdmini_with(up={3: (0, 2)}).student_config(SVD_CONFIG)
         with pytest.raises(PruningPlanError, match=r"U\.3\.R\.1 takes hidden features of 320 .* gives it 640"):
-            student_config(vdmini_with(up={3: (1, 2)}), SVD_CONFIG)
+            vdmini_with(up={3: (1, 2)}).student_config(SVD_CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -104,21 +97,21 @@ class TestForcedChoices:
 )
 def test_a_plan_that_does_not_fit_svd_is_refused_with_the_part_that_does_not(plan, complaint):
     with pytest.raises(PruningPlanError, match=complaint):
-        student_config(plan, SVD_CONFIG)
+        plan.student_config(SVD_CONFIG)
 
 
 def test_a_mid_block_that_the_teacher_lacks_cannot_be_kept():
-    student = student_config(VDMINI_UNET, SVD_CONFIG)
+    student = VDMINI_UNET.student_config(SVD_CONFIG)
     plan = UNetPruningPlan("mid", {0: (0,), 1: (0,), 2: (0, 1)}, True, {0: (0, 1, 2), 1: (0, 1), 2: (0, 1)})
     with pytest.raises(PruningPlanError, match="keeps M, which the teacher does not have"):
-        student_config(plan, student)
+        plan.student_config(student)
 
 
 def test_a_mid_block_kept_after_fewer_stages_needs_their_width():
     thinner = {**SVD_CONFIG, "block_out_channels": (320, 640, 640, 1280)}
-    student_config(vdmini_with(keep_mid=True), SVD_CONFIG)
+    vdmini_with(keep_mid=True).student_config(SVD_CONFIG)
     with pytest.raises(PruningPlanError, match=r"M\.R\.0 takes hidden features of 1280 .* gives it 640"):
-        student_config(vdmini_with(keep_mid=True), thinner)
+        vdmini_with(keep_mid=True).student_config(thinner)
 
 
 @st.composite
@@ -193,10 +186,10 @@ def test_a_well_formed_plan_fits_exactly_when_the_teacher_cut_by_hand_has_the_st
     event("fits" if fits else "does not fit")
     if not fits:
         with pytest.raises(PruningPlanError):
-            student_config(plan, teacher_config)
+            plan.student_config(teacher_config)
         return
-    assert student_config(plan, teacher_config) == config_by_hand(plan, teacher_config)
-    keys = weight_map(plan, student.state_dict())
+    assert plan.student_config(teacher_config) == config_by_hand(plan, teacher_config)
+    keys = plan.weight_map(student.state_dict())
     assert len(set(keys.values())) == len(keys)
     assert all(tuple(tensor.shape) == teacher_shapes[keys[key]] for key, tensor in student.state_dict().items())
 
@@ -220,7 +213,7 @@ def test_a_plan_that_is_not_well_formed_is_always_refused_and_never_breaks(teach
         or any(len(up[num_stages - 1 - stage]) != len(layers) + 1 for stage, layers in down.items())
     )
     with pytest.raises(PruningPlanError):
-        student_config(UNetPruningPlan("free", down, keep_mid, up), teacher_config)
+        UNetPruningPlan("free", down, keep_mid, up).student_config(teacher_config)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +228,7 @@ def test_a_plan_that_is_not_well_formed_is_always_refused_and_never_breaks(teach
 def test_a_mid_block_that_the_kept_stages_do_not_describe_is_refused(change):
     # The mid block has no fields of its own: diffusers builds it like the innermost stage.
     with pytest.raises(PruningPlanError, match="M"):
-        student_config(vdmini_with(keep_mid=True), {**SVD_CONFIG, **change})
+        vdmini_with(keep_mid=True).student_config({**SVD_CONFIG, **change})
 
 
 def test_a_stock_text_to_video_teacher_s_student_says_what_it_is_not_told():
@@ -247,7 +240,7 @@ def test_a_stock_text_to_video_teacher_s_student_says_what_it_is_not_told():
         "attention_head_dim": 64,
     }
     told = {"fps_cond": False, "motion_cond_proj_dim": None}
-    assert student_config(VDMINI_UNET, stock) == {
+    assert VDMINI_UNET.student_config(stock) == {
         "down_block_types": ("CrossAttnDownBlock3D",) * 3,
         "up_block_types": ("CrossAttnUpBlock3D",) * 3,
         "block_out_channels": (320, 640, 1280),
@@ -257,8 +250,8 @@ def test_a_stock_text_to_video_teacher_s_student_says_what_it_is_not_told():
         **told,
     }
     mid = {"mid_block_type": "UNetMidBlock3DCrossAttn"}
-    whole = student_config(keep_everything(stock), stock)
+    whole = UNetPruningPlan.keep_everything(stock).student_config(stock)
     assert whole == {**stock, "layers_per_block": (2,) * 4, **told, **mid}
     # What a teacher does say is taken over.
     turbo = {**stock, "fps_cond": True, "motion_cond_proj_dim": 256}
-    assert student_config(VDMINI_UNET, turbo).items() >= {"fps_cond": True, "motion_cond_proj_dim": 256}.items()
+    assert VDMINI_UNET.student_config(turbo).items() >= {"fps_cond": True, "motion_cond_proj_dim": 256}.items()

@@ -6,7 +6,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from tiny import randomise
 from torch import nn
 
-from vdmini_diffusers.pruning import VDMINI_UNET, PruningPlan, TransformerPruningPlan, weight_map
+from vdmini_diffusers.pruning import VDMINI_UNET, PruningPlan, TransformerPruningPlan
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from vdmini_diffusers.pruning import VDMINI_UNET, PruningPlan, TransformerPrunin
     ],
 )
 def test_the_paper_s_student_in_the_teacher_s_coordinates(student, teacher):
-    assert weight_map(VDMINI_UNET, [student]) == {student: teacher}
+    assert VDMINI_UNET.weight_map([student]) == {student: teacher}
 
 
 HUNYUAN_PLAN = TransformerPruningPlan(
@@ -56,7 +56,7 @@ def tiny_hunyuan(num_layers, num_single_layers):
 def test_a_pruned_hunyuan_video_transformer_is_bit_equal_to_deleting_its_blocks_by_hand():
     teacher = randomise(tiny_hunyuan(3, 5)).eval()
     student = tiny_hunyuan(2, 3).eval()
-    keys = weight_map(HUNYUAN_PLAN, student.state_dict())
+    keys = HUNYUAN_PLAN.weight_map(student.state_dict())
     assert len(set(keys.values())) == len(keys)
     tensors = teacher.state_dict()
     student.load_state_dict({key: tensors[source] for key, source in keys.items()})
@@ -79,7 +79,7 @@ def test_a_pruned_hunyuan_video_transformer_is_bit_equal_to_deleting_its_blocks_
 
 def test_a_list_of_blocks_that_the_plan_does_not_name_is_kept_whole():
     plan = TransformerPruningPlan("dual only", {"transformer_blocks": (1,)})
-    assert weight_map(plan, ["transformer_blocks.0.attn", "single_transformer_blocks.3.attn"]) == {
+    assert plan.weight_map(["transformer_blocks.0.attn", "single_transformer_blocks.3.attn"]) == {
         "transformer_blocks.0.attn": "transformer_blocks.1.attn",
         "single_transformer_blocks.3.attn": "single_transformer_blocks.3.attn",
     }

@@ -16,10 +16,10 @@ from tiny_text_to_video import CLIP_EXCERPT
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel, VDMiniVideoCrafterDDIMScheduler
-from vdmini_diffusers.convert_t2v_turbo import convert_t2v_turbo, scheduler
-from vdmini_diffusers.prune_pipeline import prune_t2v_pipeline
-from vdmini_diffusers.pruning.teacher_folder import sha256_of
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
+from vdmini_diffusers.serialization.pipeline_folder import sha256_of
 from vdmini_diffusers.t2v_turbo.checkpoint import read_original
+from vdmini_diffusers.t2v_turbo.convert import convert_t2v_turbo, scheduler
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError
 from vdmini_diffusers.t2v_turbo.tokenizer import read_tokenizer
 from vdmini_diffusers.t2v_turbo.variants import describe
@@ -210,7 +210,7 @@ class TestFolder:
         assert "$" not in card.text
 
     def test_it_is_a_teacher_whose_student_inherits_what_is_known_of_the_licence(self, folder, tmp_path):
-        student = prune_t2v_pipeline(folder, tmp_path / "student")
+        student = prune_pipeline(folder, tmp_path / "student")
         unets = [VDMiniUNet3DConditionModel.from_pretrained(path, subfolder="unet") for path in (folder, student)]
         assert torch.equal(
             unets[1].up_blocks[0].resnets[2].conv1.weight, unets[0].up_blocks[1].resnets[2].conv1.weight

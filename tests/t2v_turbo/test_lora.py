@@ -10,7 +10,7 @@ from original_lora import AdaptedWeights, draw_factors, walk
 from torch import nn
 
 from vdmini_diffusers import VDMiniUNet3DConditionModel
-from vdmini_diffusers.convert_t2v_turbo import convert_t2v_turbo
+from vdmini_diffusers.t2v_turbo.convert import convert_t2v_turbo
 from vdmini_diffusers.t2v_turbo.lora import adapted_weights, merge_lora
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError
 

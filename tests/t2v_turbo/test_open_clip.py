@@ -9,9 +9,9 @@ from torch import Tensor
 
 from vdmini_diffusers.distillation.consistency_arguments import RewardArguments
 from vdmini_diffusers.distillation.reward_models import CLIPReward
-from vdmini_diffusers.reward_weights import load_rewards
 from vdmini_diffusers.t2v_turbo.open_clip import clip_model
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError
+from vdmini_diffusers.trainers.reward_weights import load_rewards
 
 
 TEXT_WIDTH, VISION_WIDTH, PROJECTION = 128, 64, 24

@@ -20,7 +20,7 @@ from written_latents import write_latents
 from written_videos import write_video
 
 from vdmini_diffusers import VDMiniI2VPipeline
-from vdmini_diffusers.prune_pipeline import prune_svd_pipeline
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -30,7 +30,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 def folders(teacher_folder, tmp_path_factory):
     """Teacher, pruned student, precomputed latents."""
     folder = tmp_path_factory.mktemp("icmd")
-    student = prune_svd_pipeline(teacher_folder, folder / "student")
+    student = prune_pipeline(teacher_folder, folder / "student")
     return teacher_folder, student, write_latents(folder / "latents", num_samples=8)
 
 

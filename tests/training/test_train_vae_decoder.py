@@ -19,10 +19,11 @@ from tiny import VAE_CLASSES, tiny_decoder_plans, tiny_teacher_vae
 from written_videos import write_video
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
-from vdmini_diffusers.data.latents import LatentShards, encode_for_decoder
+from vdmini_diffusers.data.latents import LatentShards
+from vdmini_diffusers.data.vae_clips import encode_for_decoder
 from vdmini_diffusers.distillation.decoder_arguments import DecoderLossArguments, DecoderTrainingArguments
-from vdmini_diffusers.prune_vae import prune_vae_decoder
-from vdmini_diffusers.train_vae_decoder import train_vae_decoder
+from vdmini_diffusers.pruning.prune_vae_decoder import prune_vae_decoder
+from vdmini_diffusers.trainers.vae_decoder import train_vae_decoder
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

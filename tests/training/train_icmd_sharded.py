@@ -11,15 +11,15 @@ from pathlib import Path
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 
-from vdmini_diffusers import train_unet
 from vdmini_diffusers.distillation.arguments import RunArguments
+from vdmini_diffusers.trainers import distill
 
 
 WRAPPED = {
     "i2v": ["TransformerSpatioTemporalModel", "SpatioTemporalResBlock"],
     "t2v": ["Transformer2DModel", "VDMiniTransformerTemporalModel"],
 }
-make_accelerator = train_unet.make_accelerator
+make_accelerator = distill.make_accelerator
 
 
 def make_sharding_accelerator(args: RunArguments) -> Accelerator:
@@ -35,5 +35,5 @@ def make_sharding_accelerator(args: RunArguments) -> Accelerator:
     return accelerator
 
 
-train_unet.make_accelerator = make_sharding_accelerator
+distill.make_accelerator = make_sharding_accelerator
 runpy.run_path(str(Path(__file__).parents[2] / "training" / "train_icmd.py"), run_name="__main__")

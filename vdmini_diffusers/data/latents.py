@@ -1,4 +1,4 @@
-"""Latents and embeddings computed once: encoded as Stable Video Diffusion does, kept in safetensors shards.
+"""Latents and embeddings computed once and kept in safetensors shards.
 
 A folder of shards holds `manifest.json` (settings, shards, skipped videos), `latents-00000.safetensors` with the
 tensors of some samples, stacked, and `latents-00000.json` with the names and captions of those.
@@ -10,144 +10,21 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
-from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
-from diffusers.utils.torch_utils import randn_tensor
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import default_collate
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from .skipped_videos import SkipLog, SkippedVideo
-from .video_dataset import ClipReader
-from .video_decoding import UnusableVideo
+from vdmini_diffusers.data.skipped_videos import SkipLog, SkippedVideo
+from vdmini_diffusers.data.video_dataset import ClipReader
+from vdmini_diffusers.data.video_decoding import UnusableVideo
 
 
 MANIFEST = "manifest.json"
-CLIP_SIZE = 224  # pixels, as StableVideoDiffusionPipeline
-
-
-@torch.no_grad()
-def encode_image_to_video(
-    batch: dict[str, Any],
-    vae: AutoencoderKLTemporalDecoder,
-    image_encoder: CLIPVisionModelWithProjection,
-    feature_extractor: CLIPImageProcessor,
-    noise_aug_strength: float = 0.02,
-    generators: list[torch.Generator] | None = None,
-    encode_chunk_size: int = 14,
-) -> dict[str, Tensor]:
-    """What an image-to-video U-Net of SVD is trained on, as `StableVideoDiffusionPipeline` computes it.
-
-    Args:
-        batch: `pixel_values` `(batch, frames, 3, height, width)`, -1 to 1; `fps` and `motion_bucket_id`, `(batch,)`.
-        generators: of the noise on the first frame, one for each sample: then it does not depend on the batch.
-        encode_chunk_size: frames that the VAE encodes at once.
-
-    Returns:
-        `latents` `(batch, frames, channels, h, w)`: the mode, times the VAE's scaling factor.
-        `image_latents` `(batch, channels, h, w)`: the mode of the first frame, to which noise was added before it was
-        encoded; not scaled. `image_embeds` `(batch, 1, dim)`. `added_time_ids` `(batch, 3)`, float32: fps - 1, motion
-        bucket, `noise_aug_strength`.
-
-    Raises:
-        ValueError: if the shape or number of something does not fit.
-    """
-    videos = checked_videos(batch, vae)
-    if generators is not None and len(generators) != len(videos):
-        raise ValueError(f"One generator for each of the {len(videos)} samples is needed; got {len(generators)}.")
-    first = videos[:, 0]
-    noise = randn_tensor(first.shape, generator=generators, device=first.device, dtype=first.dtype)
-    with upcast(vae):
-        latents = _modes(vae, videos.flatten(0, 1), encode_chunk_size).unflatten(0, videos.shape[:2])
-        image_latents = _modes(vae, first + noise_aug_strength * noise, encode_chunk_size)
-    time_ids = [[int(fps) - 1, int(bucket), noise_aug_strength] for fps, bucket in _conditions(batch)]
-    return {
-        "latents": latents * vae.config.scaling_factor,
-        "image_latents": image_latents,
-        "image_embeds": _embed(first, image_encoder, feature_extractor),
-        "added_time_ids": torch.tensor(time_ids, dtype=torch.float32),
-    }
-
-
-@torch.no_grad()
-def encode_for_decoder(
-    batch: dict[str, Any], vae: AutoencoderKL | AutoencoderKLTemporalDecoder, encode_chunk_size: int = 14
-) -> dict[str, Tensor]:
-    """What a VAE's decoder is trained on: what it is to give, and what it is given.
-
-    Args:
-        batch: `pixel_values` `(batch, frames, 3, height, width)`, -1 to 1.
-        encode_chunk_size: frames that the VAE encodes at once.
-
-    Returns:
-        `pixel_values`: the same, uint8, 0 to 255. `latents` `(batch, frames, channels, h, w)`: the mode, as for
-        U-Nets, but not scaled.
-
-    Raises:
-        ValueError: if the shape does not fit.
-    """
-    videos = checked_videos(batch, vae)
-    with upcast(vae):
-        latents = _modes(vae, videos.flatten(0, 1), encode_chunk_size).unflatten(0, videos.shape[:2])
-    return {"pixel_values": ((videos + 1) * 127.5).round().to(torch.uint8), "latents": latents}
-
-
-def checked_videos(batch: dict[str, Any], vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Tensor:
-    """The batch's `pixel_values`. Raises `ValueError` if their shape does not fit."""
-    videos = batch["pixel_values"]
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    if videos.ndim != 5 or videos.shape[3] % factor or videos.shape[4] % factor:
-        raise ValueError(
-            f"pixel_values should be (batch, frames, 3, height, width), height and width multiples of {factor}; got "
-            f"{tuple(videos.shape)}."
-        )
-    return videos
-
-
-def _conditions(batch: dict[str, Any]) -> Iterable[tuple[Any, Any]]:
-    return zip(batch["fps"], batch["motion_bucket_id"], strict=True)
-
-
-def _modes(vae: AutoencoderKL | AutoencoderKLTemporalDecoder, images: Tensor, chunk_size: int) -> Tensor:
-    """(n, 3, height, width) to (n, channels, h, w)"""
-    chunks = images.to(vae.device, vae.dtype).split(chunk_size)
-    return torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in chunks])
-
-
-@contextmanager
-def upcast(vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Iterator[None]:
-    """In float32 for a moment, where the VAE is in float16 and would overflow."""
-    needed = vae.dtype == torch.float16 and vae.config.force_upcast
-    if needed:
-        vae.float()
-    try:
-        yield
-    finally:
-        if needed:
-            vae.half()
-
-
-def _embed(
-    images: Tensor, image_encoder: CLIPVisionModelWithProjection, feature_extractor: CLIPImageProcessor
-) -> Tensor:
-    """(batch, 3, height, width) to (batch, 1, dim)"""
-    small = _resize_with_antialiasing(images.float().cpu(), (CLIP_SIZE, CLIP_SIZE))
-    pixel_values = feature_extractor(
-        images=(small + 1) / 2,
-        do_normalize=True,
-        do_center_crop=False,
-        do_resize=False,
-        do_rescale=False,
-        return_tensors="pt",
-    ).pixel_values
-    return image_encoder(pixel_values.to(image_encoder.device, image_encoder.dtype)).image_embeds.unsqueeze(1)
 
 
 class LatentShards:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from .video_decoding import UnusableVideo
+from vdmini_diffusers.data.video_decoding import UnusableVideo
 
 
 NUM_FIRST_VIDEOS = 20  # if at most one of so many can be used, something is wrong with all of them

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .arguments import VideoDataArguments
-from .skipped_videos import SkipLog, SkippedVideo
-from .video_decoding import UnusableVideo, decode_clip
+from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.data.skipped_videos import SkipLog, SkippedVideo
+from vdmini_diffusers.data.video_decoding import UnusableVideo, decode_clip
 
 
 CAPTION_COLUMNS = ("caption", "text", "txt")

@@ -1,14 +1,8 @@
 """What training scripts can be told. The defaults are the paper's values, the names are the diffusers examples'."""
 
-import itertools
-import sys
-from argparse import ArgumentParser
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-from transformers import HfArgumentParser
 
 
 def setting(default: Any, help_text: str) -> Any:
@@ -105,40 +99,3 @@ class ICMDArguments:
     lambda_data_critic: float = setting(
         1.0, "Weight of the task's own critic, which takes the data for real (section 3.3); 0 turns it off."
     )
-
-
-def parse_arguments(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Flags, after an optional YAML file as the first argument, whose values they override.
-
-    Raises:
-        ValueError: if the file names a setting that does not exist.
-    """
-    config, flags = _split(argv)
-    known = {setting.name for kind in kinds for setting in fields(kind)}
-    if unknown := sorted(set(config) - known):
-        raise ValueError(f"The YAML file names settings that do not exist: {', '.join(unknown)}.")
-    given = [
-        [f"--{name}", *(value if isinstance(value, list) else [value])]
-        for name, value in config.items()
-        if value not in ("null", "~", "")
-    ]
-    return HfArgumentParser(list(kinds)).parse_args_into_dataclasses([*itertools.chain.from_iterable(given), *flags])
-
-
-def asked_for(name: str, default: str, argv: Sequence[str] | None = None) -> str:
-    """One setting, read ahead of the others, where it decides which others there are."""
-    config, flags = _split(argv)
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(f"--{name}", default=config.get(name, default))
-    return getattr(parser.parse_known_args(flags)[0], name)
-
-
-def _split(argv: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
-    """What the YAML file says, if there is one, and the flags."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not (argv and argv[0].endswith((".yaml", ".yml"))):
-        return {}, argv
-    import yaml
-
-    # Text throughout: the parser checks it as it checks flags, and `no` is not False.
-    return yaml.load(Path(argv.pop(0)).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}, argv

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from vdmini_diffusers.data.vae_clips import decode_clips
 from vdmini_diffusers.distillation.batches import endless_batches
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
 from vdmini_diffusers.distillation.critics import Critic
@@ -24,7 +25,6 @@ from vdmini_diffusers.distillation.decoder_losses import (
     pixel_loss,
     stage_loss,
 )
-from vdmini_diffusers.distillation.decoding import decode_clips
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
 from vdmini_diffusers.distillation.hyperparameters import keeping_hyperparameters, set_learning_rate
 from vdmini_diffusers.distillation.loop import refuse_nan

@@ -1,20 +1,14 @@
-"""The pruning decision as data, and what follows from it (paper, section 3.2 and appendix A)."""
+"""Pruning: the decision as data, and teachers pruned by it (paper, section 3.2 and appendix A)."""
 
-from vdmini_diffusers.pruning.decoder_config import decoder_config, keep_decoder
-from vdmini_diffusers.pruning.feature_pairs import feature_pairs
 from vdmini_diffusers.pruning.paper_names import paper_name
-from vdmini_diffusers.pruning.paper_plans import DECODER_PLANS, P1, PLANS, Q2, VDMINI_UNET
-from vdmini_diffusers.pruning.plan import (
+from vdmini_diffusers.pruning.plans import (
     DecoderPruningPlan,
     PruningPlan,
     PruningPlanError,
     TransformerPruningPlan,
     UNetPruningPlan,
-    keep_everything,
-    read_plan,
 )
-from vdmini_diffusers.pruning.student_config import student_config
-from vdmini_diffusers.pruning.weight_map import weight_map
+from vdmini_diffusers.pruning.presets import DECODER_PLANS, P1, PLANS, Q2, VDMINI_UNET, find_plan
 
 
 __all__ = [
@@ -28,12 +22,6 @@ __all__ = [
     "PruningPlanError",
     "TransformerPruningPlan",
     "UNetPruningPlan",
-    "decoder_config",
-    "feature_pairs",
-    "keep_decoder",
-    "keep_everything",
+    "find_plan",
     "paper_name",
-    "read_plan",
-    "student_config",
-    "weight_map",
 ]

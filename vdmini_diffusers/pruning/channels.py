@@ -1,7 +1,6 @@
 """Layers, then channels, of a VAE's decoder (appendix A), along Torch-Pruning's dependency graph."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,10 +10,9 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from vdmini_diffusers.models import VDMiniAutoencoderKL, VDMiniAutoencoderKLTemporalDecoder
-from vdmini_diffusers.pruning.decoder_config import decoder_config, folded_shortcuts, only_layers
-from vdmini_diffusers.pruning.plan import DecoderPruningPlan
+from vdmini_diffusers.pruning.plans import DecoderPruningPlan
+from vdmini_diffusers.pruning.plans.vae_decoder import CoupledChannels
 from vdmini_diffusers.pruning.shortcuts import fold_shortcut
-from vdmini_diffusers.pruning.weight_map import weight_map
 
 
 Importance = Literal["l2", "taylor"]
@@ -23,19 +21,6 @@ STUDENTS = {
     "AutoencoderKL": VDMiniAutoencoderKL,
     "AutoencoderKLTemporalDecoder": VDMiniAutoencoderKLTemporalDecoder,
 }
-
-
-@dataclass(frozen=True)
-class CoupledChannels:
-    """Channels that stay or go together.
-
-    Args:
-        layers: names of the decoder's layers that these are output channels of.
-        kept: their indices, in the decoder before channel pruning.
-    """
-
-    layers: tuple[str, ...]
-    kept: tuple[int, ...]
 
 
 def without_layers(
@@ -50,14 +35,14 @@ def without_layers(
     Raises:
         PruningPlanError: if the plan does not fit the VAE.
     """
-    decoder = empty_decoder(only_layers(plan, vae_config), class_name, vae_config)
-    folded = folded_shortcuts(plan, vae_config)
+    decoder = empty_decoder(plan.only_layers(vae_config), class_name, vae_config)
+    folded = plan.folded_shortcuts(vae_config)
     blocks = {i: f"up_blocks.{i}.resnets.0" for i in folded}
     if isinstance(decoder, TemporalDecoder):
         blocks = {i: f"{block}.spatial_res_block" for i, block in blocks.items()}
     names = [*decoder.state_dict()]
     names += [f"{block}.conv_shortcut.{kind}" for block in blocks.values() for kind in ("weight", "bias")]
-    sources = weight_map(plan, [f"decoder.{name}" for name in names])
+    sources = plan.weight_map(f"decoder.{name}" for name in names)
     state = {name.removeprefix("decoder."): tensors[source].float() for name, source in sources.items()}
     for i, block in blocks.items():
         fold_shortcut(state, f"up_blocks.{i - 1}.upsamplers.0.conv", block, vae_config.get("norm_num_groups", 32))
@@ -68,7 +53,7 @@ def without_layers(
 def empty_decoder(plan: DecoderPruningPlan, class_name: str, vae_config: Mapping[str, Any]) -> nn.Module:
     """On the meta device. Raises `PruningPlanError` if the plan does not fit the VAE."""
     with init_empty_weights():
-        return STUDENTS[class_name].from_config(decoder_config(plan, vae_config)).decoder
+        return STUDENTS[class_name].from_config(plan.student_config(vae_config)).decoder
 
 
 def prune_channels(

@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
 from vdmini_diffusers.models import VDMiniAutoencoderKL, VDMiniAutoencoderKLTemporalDecoder
-from vdmini_diffusers.pruning.channels import CoupledChannels
-from vdmini_diffusers.pruning.plan import DecoderPruningPlan, PruningPlan
+from vdmini_diffusers.pruning.plans import DecoderPruningPlan, PruningPlan
+from vdmini_diffusers.pruning.plans.vae_decoder import CoupledChannels
 
 
 STOCK = (AutoencoderKL, AutoencoderKLTemporalDecoder)

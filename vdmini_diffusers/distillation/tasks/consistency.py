@@ -8,7 +8,6 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
-from vdmini_diffusers.distillation.consistency import DiffusionSchedule, ODETeacher, predict
 from vdmini_diffusers.distillation.losses import consistency_loss
 from vdmini_diffusers.distillation.noise import (
     choose,
@@ -16,8 +15,10 @@ from vdmini_diffusers.distillation.noise import (
     instance_noise_probabilities,
     per_sample,
 )
+from vdmini_diffusers.distillation.ode_teacher import DiffusionSchedule, ODETeacher
 from vdmini_diffusers.distillation.rewards import RewardMixture
 from vdmini_diffusers.distillation.tasks.base import Encode, Generators, ModelInputs
+from vdmini_diffusers.families.base import Family
 
 
 MOTION_GUIDANCE = ("motion_score", "noisy_latents", "timestep_index", "use_motion_guide")
@@ -47,6 +48,7 @@ class ConsistencyTask:
     the latents, and `timestep_index` and `use_motion_guide`, `(batch,)`.
 
     Args:
+        family: of student and teacher.
         student: what is trained, however it is wrapped; it makes its own target (no average is kept).
         schedule: of student and teacher.
         ode_teacher: whose ODE is followed.
@@ -63,10 +65,9 @@ class ConsistencyTask:
         ValueError: if the ODE teacher's noise is another, or for numbers that cannot be meant.
     """
 
-    critic_taps = ("down_blocks.0", "down_blocks.1", "down_blocks.2", "down_blocks.3")
-
     def __init__(
         self,
+        family: Family,
         student: nn.Module,
         schedule: DiffusionSchedule,
         ode_teacher: ODETeacher,
@@ -93,6 +94,7 @@ class ConsistencyTask:
                 "The scheduler of the ODE teacher has other noise levels (betas) than the teacher's: a trajectory of"
                 " the one is none of the other. Take the model that the teacher was distilled from."
             )
+        self.family, self.critic_taps = family, family.critic_taps
         self.student = extract_model_from_parallel(student)
         self.schedule = schedule
         self.ode_teacher = ode_teacher
@@ -151,7 +153,8 @@ class ConsistencyTask:
         conditioning: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
         """The consistency function `f(z, t)`."""
-        predicted = predict(model, self.schedule, noisy_latents, noise_levels, conditioning)
+        output = self.family.predict(model, noisy_latents, noise_levels, conditioning)
+        predicted = self.schedule.read(output, noisy_latents, noise_levels)
         return self.schedule.at_boundary(predicted.clean_latents, noisy_latents, noise_levels)
 
     def losses(self, denoised: torch.Tensor, inputs: ConsistencyInputs) -> dict[str, torch.Tensor]:
@@ -186,4 +189,4 @@ class ConsistencyTask:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Levels as heads know them from EDM models, a quarter of ln sigma; and the text."""
         levels = 0.25 * self.schedule.sigmas.to(noise_levels.device)[noise_levels].log()
-        return levels, conditioning["pooled_prompt_embeds"]
+        return levels, self.family.critic_condition(conditioning)

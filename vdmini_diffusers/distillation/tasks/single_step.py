@@ -15,6 +15,7 @@ from vdmini_diffusers.distillation.noise import (
     per_sample,
 )
 from vdmini_diffusers.distillation.tasks.base import Encode, Generators, ModelInputs
+from vdmini_diffusers.families.base import Family
 
 
 class SingleStepTask:
@@ -24,16 +25,16 @@ class SingleStepTask:
     width)`, `image_embeds` `(batch, 1, width)` and `added_time_ids` `(batch, 3)`, as `data.latents` makes them.
 
     Args:
+        family: of student and teacher.
         num_noise_levels: SF-V's T_g. Of as many Karras levels, all but the last are trained on.
         reconstruction_weight: of the pseudo-Huber loss (SF-V: 0.1).
         instance_noise_mean, instance_noise_std: P_mean and P_std of sigma_t'.
         encode: makes such batches of what the data set gives, if that is still pictures.
     """
 
-    critic_taps = ("down_blocks.0", "down_blocks.1", "down_blocks.2", "down_blocks.3")
-
     def __init__(
         self,
+        family: Family,
         num_noise_levels: int = 4,
         reconstruction_weight: float = 0.1,
         instance_noise_mean: float = -1.0,
@@ -44,6 +45,7 @@ class SingleStepTask:
             raise ValueError(
                 f"`num_noise_levels` must be at least 2, not {num_noise_levels}: the last is not trained."
             )
+        self.family, self.critic_taps = family, family.critic_taps
         self.sigmas = karras_sigmas(num_noise_levels)[:-1]
         self.reconstruction_weight = reconstruction_weight
         self.instance_noise = instance_noise_probabilities(instance_noise_mean, instance_noise_std)
@@ -68,21 +70,10 @@ class SingleStepTask:
         conditioning: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
         """`D(x; sigma)`, Eq. 2."""
-        dtype = next(model.parameters()).dtype
         coefficients = edm_coefficients(noise_levels.float())
         skip, out, in_ = (per_sample(value, noisy_latents) for value in coefficients[:3])
-        image_latents = conditioning["image_latents"].to(noisy_latents.dtype)
-        model_input = torch.cat(
-            [in_ * noisy_latents, image_latents[:, None].expand(-1, noisy_latents.shape[1], -1, -1, -1)], dim=2
-        )
-        predicted = model(
-            model_input.to(dtype),
-            coefficients.noise,
-            conditioning["image_embeds"].to(dtype),
-            conditioning["added_time_ids"].to(dtype),
-            return_dict=False,
-        )[0]
-        return skip * noisy_latents + out * predicted.float()
+        predicted = self.family.predict(model, in_ * noisy_latents, coefficients.noise, conditioning)
+        return skip * noisy_latents + out * predicted
 
     def losses(self, denoised: torch.Tensor, inputs: ModelInputs) -> dict[str, torch.Tensor]:
         return {"reconstruction": self.reconstruction_weight * pseudo_huber_loss(denoised, inputs.clean_latents)}
@@ -99,4 +90,4 @@ class SingleStepTask:
     def critic_condition(
         self, noise_levels: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return edm_coefficients(noise_levels).noise, conditioning["image_embeds"][:, 0]
+        return edm_coefficients(noise_levels).noise, self.family.critic_condition(conditioning)

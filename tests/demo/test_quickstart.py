@@ -1,0 +1,87 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from diffusers import UNetSpatioTemporalConditionModel
+from PIL import Image
+
+from vdmini_diffusers.demo import quickstart
+from vdmini_diffusers.demo.contact_sheet import SCALE
+from vdmini_diffusers.demo.quickstart import Arguments, FromPictures, count_macs, read_image
+from vdmini_diffusers.demo.teachers import I2V_TEACHER
+
+
+SHORT = {"max_train_steps": 2, "num_train_clips": 2}
+
+
+def test_the_first_command_of_the_readme_writes_pictures_and_a_report(tmp_path):
+    flags = [part for name, value in SHORT.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "vdmini_diffusers.quickstart", *flags]
+    run = subprocess.run([*command, "--output_dir", tmp_path / "out"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "4/4" in run.stderr  # progress is shown
+    models = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
+    assert set(models) == {"teacher", "pruned", "distilled", "first frame repeated"}
+    for measure in ("unet_parameters", "unet_macs_per_step"):
+        assert models["distilled"][measure] == models["pruned"][measure] < models["teacher"][measure]
+    assert f"{models['pruned']['unet_parameters']:,}" in (tmp_path / "out" / "report.md").read_text()
+    for name in ("teacher", "pruned", "distilled"):
+        with Image.open(tmp_path / "out" / f"{name}.gif") as gif:
+            assert gif.n_frames == 8
+    with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
+        assert sheet.width == 8 * 64 * SCALE
+    pruned, distilled = (tmp_path / "out" / name / "model_index.json" for name in ("pruned", "vdmini-i2v"))
+    assert pruned.is_file() and distilled.is_file()
+
+
+def test_without_distillation_two_models_are_shown(tmp_path):
+    quickstart.main(Arguments(output_dir=tmp_path, max_train_steps=0))
+    models = json.loads((tmp_path / "report.json").read_text())["models"]
+    assert set(models) == {"teacher", "pruned", "first frame repeated"}
+
+
+def test_a_picture_of_ones_own_is_animated_and_earlier_results_are_replaced(tmp_path):
+    picture = tmp_path / "wide.png"
+    Image.linear_gradient("L").resize((200, 90)).convert("RGBA").save(picture)
+    for _ in range(2):
+        quickstart.main(Arguments(output_dir=tmp_path / "out", image=picture, **SHORT))
+    models = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
+    assert "psnr_to_real_db" not in models["teacher"]  # nothing real came after that picture
+
+
+def test_a_picture_is_cut_to_its_centre_square(tmp_path):
+    Image.new("RGB", (200, 90), (10, 20, 30)).save(tmp_path / "wide.png")
+    assert read_image(tmp_path / "wide.png", 64).shape == (64, 64, 3)
+
+
+def test_macs_grow_with_the_frames():
+    unet = UNetSpatioTemporalConditionModel.from_pretrained(I2V_TEACHER, subfolder="unet")
+    one, two = (count_macs(unet, FromPictures.unet_inputs(unet.config, num_frames)) for num_frames in (1, 2))
+    assert two == pytest.approx(2 * one, rel=0.05)  # all but the embeddings, and attention over frames
+    assert one > unet.num_parameters()  # convolutions use their weights at every position
+
+
+def test_macs_count_attention_which_grows_with_the_square_of_the_picture():
+    unet = UNetSpatioTemporalConditionModel.from_pretrained(I2V_TEACHER, subfolder="unet")
+    small = count_macs(unet, FromPictures.unet_inputs(unet.config, num_frames=1))
+    unet.register_to_config(sample_size=2 * unet.config.sample_size)
+    assert count_macs(unet, FromPictures.unet_inputs(unet.config, num_frames=1)) > 4.1 * small
+
+
+def test_text_to_video_is_pruned_distilled_and_shown_as_well(tmp_path):
+    quickstart.main(Arguments(output_dir=tmp_path, task="t2v", prompts=["a bus moves left past a cat"], **SHORT))
+    models = json.loads((tmp_path / "report.json").read_text())["models"]
+    assert set(models) == {"teacher", "pruned", "distilled"}
+    assert models["distilled"]["unet_macs_per_step"] == models["pruned"]["unet_macs_per_step"]
+    assert models["pruned"]["unet_macs_per_step"] < models["teacher"]["unet_macs_per_step"]
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert sheet.width == 8 * 64 * SCALE
+    assert (tmp_path / "vdmini-t2v" / "model_index.json").is_file()
+
+
+def test_a_picture_for_text_to_video_and_no_sampling_steps_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="--task i2v"):
+        Arguments(output_dir=tmp_path, task="t2v", image=tmp_path / "picture.png")
+    with pytest.raises(ValueError, match="must be at least 1, not 0"):
+        Arguments(output_dir=tmp_path, num_inference_steps=0)

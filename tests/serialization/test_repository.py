@@ -1,0 +1,44 @@
+"""Publishing a class: what conversion scripts write beside the weights."""
+
+import filecmp
+
+import pytest
+
+from vdmini_diffusers import VDMiniI2VPipeline, VDMiniUNetSpatioTemporalConditionModel
+from vdmini_diffusers.models import unet_spatio_temporal_vdmini
+from vdmini_diffusers.serialization.repository import publish_class
+
+
+def test_a_class_is_published_as_its_source_file_and_the_entry_that_names_it(tmp_path):
+    entry = publish_class(VDMiniUNetSpatioTemporalConditionModel, tmp_path / "new" / "unet")
+    assert entry == ("unet_spatio_temporal_vdmini", "VDMiniUNetSpatioTemporalConditionModel")
+    published = tmp_path / "new" / "unet" / "unet_spatio_temporal_vdmini.py"
+    assert filecmp.cmp(published, unet_spatio_temporal_vdmini.__file__, shallow=False)
+    assert publish_class(VDMiniI2VPipeline, tmp_path) == ("pipeline_vdmini_i2v", "VDMiniI2VPipeline")
+
+
+def test_an_older_copy_is_replaced_and_nothing_else_is_left(tmp_path):
+    (tmp_path / "unet_spatio_temporal_vdmini.py").write_text("older")
+    publish_class(VDMiniUNetSpatioTemporalConditionModel, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["unet_spatio_temporal_vdmini.py"]
+    assert (tmp_path / "unet_spatio_temporal_vdmini.py").read_text().startswith('"""')
+
+
+def test_a_write_that_fails_half_way_leaves_the_older_copy_whole(tmp_path):
+    resource = pytest.importorskip("resource", reason="file size limits are of POSIX")
+    older = tmp_path / "unet_spatio_temporal_vdmini.py"
+    older.write_text("older")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            publish_class(VDMiniUNetSpatioTemporalConditionModel, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert older.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [older]
+
+
+def test_a_class_without_a_python_file_is_refused(tmp_path):
+    with pytest.raises(TypeError):
+        publish_class(int, tmp_path)

@@ -1,0 +1,64 @@
+"""The command line of the scripts that prune a pipeline."""
+
+from dataclasses import dataclass, field
+
+from vdmini_diffusers.cli.script import parse_arguments
+from vdmini_diffusers.families import Family
+from vdmini_diffusers.pruning import PLANS, find_plan
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
+from vdmini_diffusers.serialization.repository import push_folder
+
+
+@dataclass
+class ConversionArguments:
+    pretrained_model_name_or_path: str = field(
+        metadata={"help": "The teacher: the folder of a pipeline, or its id on the Hub."}
+    )
+    output_dir: str = field(metadata={"help": "The folder of the student's pipeline. It must not exist yet."})
+    plan: str = field(
+        default="vdmini", metadata={"help": f"What to keep: one of {', '.join(PLANS)}, or a JSON file with a plan."}
+    )
+    variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher on the Hub."})
+    max_shard_size: str = field(default="10GB", metadata={"help": "Larger weights are split into files of this size."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace output_dir if it is a pipeline folder."})
+    allow_pickle: bool = field(
+        default=False, metadata={"help": "Read .bin files where there are no safetensors. Only from people you trust."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload the folder to the Hub as well."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Where to, e.g. org/vdmini. By default the name of output_dir."}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Print what would be removed; write nothing."})
+
+
+def prune_command(description: str, family: Family) -> None:
+    """Parse the command line, and prune a teacher of `family` or print what would be removed.
+
+    Args:
+        description: of the script, for `--help`.
+    """
+    (args,) = parse_arguments((ConversionArguments,), description)
+    plan = find_plan(args.plan)
+    if args.dry_run:
+        surveys = survey_pipeline(args.pretrained_model_name_or_path, plan, family=family, revision=args.revision)
+        for name, survey in surveys.items():
+            print(f"{name}:")
+            print(f"teacher {survey.num_teacher_parameters:,} parameters")
+            print(f"student {survey.num_student_parameters:,} parameters")
+            for block, num_parameters in survey.dropped_blocks.items():
+                print(f"removes {block} ({num_parameters:,} parameters)")
+        return
+    folder = prune_pipeline(
+        args.pretrained_model_name_or_path,
+        args.output_dir,
+        plan,
+        family=family,
+        variant=args.variant,
+        revision=args.revision,
+        max_shard_size=args.max_shard_size,
+        overwrite=args.overwrite,
+        allow_pickle=args.allow_pickle,
+    )
+    if args.push_to_hub:
+        push_folder(folder, args.hub_model_id, "Pruned student")

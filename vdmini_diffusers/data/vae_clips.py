@@ -1,0 +1,81 @@
+"""Clips to latents and back, by the VAE of a video diffusion pipeline, of either class."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
+from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def encode_for_decoder(
+    batch: dict[str, Any], vae: AutoencoderKL | AutoencoderKLTemporalDecoder, encode_chunk_size: int = 14
+) -> dict[str, Tensor]:
+    """What a VAE's decoder is trained on: what it is to give, and what it is given.
+
+    Args:
+        batch: `pixel_values` `(batch, frames, 3, height, width)`, -1 to 1.
+        encode_chunk_size: frames that the VAE encodes at once.
+
+    Returns:
+        `pixel_values`: the same, uint8, 0 to 255. `latents` `(batch, frames, channels, h, w)`: the mode, as for
+        U-Nets, but not scaled.
+
+    Raises:
+        ValueError: if the shape does not fit.
+    """
+    videos = checked_videos(batch, vae)
+    with upcast(vae):
+        latents = encode_modes(vae, videos.flatten(0, 1), encode_chunk_size).unflatten(0, videos.shape[:2])
+    return {"pixel_values": ((videos + 1) * 127.5).round().to(torch.uint8), "latents": latents}
+
+
+def checked_videos(batch: dict[str, Any], vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Tensor:
+    """The batch's `pixel_values`. Raises `ValueError` if their shape does not fit."""
+    videos = batch["pixel_values"]
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if videos.ndim != 5 or videos.shape[3] % factor or videos.shape[4] % factor:
+        raise ValueError(
+            f"pixel_values should be (batch, frames, 3, height, width), height and width multiples of {factor}; got "
+            f"{tuple(videos.shape)}."
+        )
+    return videos
+
+
+def encode_modes(vae: AutoencoderKL | AutoencoderKLTemporalDecoder, images: Tensor, chunk_size: int) -> Tensor:
+    """(n, 3, height, width) to (n, channels, h, w)"""
+    chunks = images.to(vae.device, vae.dtype).split(chunk_size)
+    return torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in chunks])
+
+
+@contextmanager
+def upcast(vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Iterator[None]:
+    """In float32 for a moment, where the VAE is in float16 and would overflow."""
+    needed = vae.dtype == torch.float16 and vae.config.force_upcast
+    if needed:
+        vae.float()
+    try:
+        yield
+    finally:
+        if needed:
+            vae.half()
+
+
+def decode_clips(decoder: nn.Module, latents: Tensor) -> Tensor:
+    """`(batch, frames, channels, h, w)` to `(batch, frames, 3, height, width)`, all frames at once.
+
+    Args:
+        decoder: perhaps wrapped for training.
+        latents: not scaled. For an `AutoencoderKL`, what its `post_quant_conv` made of them.
+    """
+    shape = latents.shape[:2]
+    if isinstance(extract_model_from_parallel(decoder), TemporalDecoder):
+        indicator = latents.new_zeros(shape)
+        frames = decoder(latents.flatten(0, 1), num_frames=shape[1], image_only_indicator=indicator)
+    else:
+        frames = decoder(latents.flatten(0, 1))
+    return frames.unflatten(0, shape)

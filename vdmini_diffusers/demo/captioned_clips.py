@@ -1,0 +1,130 @@
+"""Small clips with captions that say all there is to see: who, where, which way, how fast.
+
+They train and test the embedded text-to-video teacher, from the photographs and sprites of `moving_pictures`. There
+are 384 captions; which thing is seen at which place varies freely, so that some pairs can be held out.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vdmini_diffusers.demo.moving_pictures import (
+    HEIGHT,
+    SPRITES,
+    WAYS,
+    WIDTH,
+    drive,
+    load_photos,
+    load_sprites,
+    push_in,
+)
+
+
+FPS = 8  # T2V-Turbo's
+THINGS = ("red car", "bus", "tractor", "elephant", "blue fish", "duck", "balloon", "water drop")
+PLACES = {  # photographs as `load_photos` names them, in words
+    "astronaut": "an astronaut",
+    "chelsea": "a cat",
+    "hubble_deep_field": "the stars",
+    "retina": "an eye",
+    "rocket": "a rocket",
+    "china.jpg": "a temple",
+    "coffee": "a cup of coffee",
+    "flower.jpg": "a flower",
+}
+PIXELS_PER_FRAME = {"slowly ": 0.8, "": 1.8, "quickly ": 3.0}
+GROWTH_PER_FRAME = {"slowly ": 0.015, "": 0.03, "quickly ": 0.06}
+CAMERA_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a caption says.
+
+    Attributes:
+        thing: out of `THINGS`, or `None` if the camera moves instead.
+        place: a key of `PLACES`.
+        way: of a thing `"left"`, `"right"`, `"up"` or `"down"`, as far as it moves so; of the camera `"in on"` or
+            `"away from"`.
+        speed: `"slowly "`, `""` or `"quickly "`.
+    """
+
+    thing: str | None
+    place: str
+    way: str
+    speed: str
+
+    @property
+    def caption(self) -> str:
+        if self.thing is None:
+            return f"the camera moves {self.speed}{self.way} {PLACES[self.place]}"
+        article = "an" if self.thing[0] in "aeiou" else "a"
+        return f"{article} {self.thing} moves {self.speed}{self.way} past {PLACES[self.place]}"
+
+    @property
+    def is_held_out(self) -> bool:
+        """One place of each thing, and so one thing of each place."""
+        return self.thing is not None and THINGS.index(self.thing) == list(PLACES).index(self.place)
+
+
+def ways_of(thing: str) -> tuple[str, ...]:
+    """Those in which it moves: sideways things where they point, mirrored or not."""
+    dx, dy = SPRITES[thing]
+    return ("left", "right") if dx else (WAYS[dx, dy],)
+
+
+def all_scenes() -> list[Scene]:
+    things = [
+        Scene(thing, place, way, speed)
+        for thing, place, speed in product(THINGS, PLACES, PIXELS_PER_FRAME)
+        for way in ways_of(thing)
+    ]
+    return things + [
+        Scene(None, place, way, speed)
+        for place, way, speed in product(PLACES, ("in on", "away from"), GROWTH_PER_FRAME)
+    ]
+
+
+class CaptionedClips:
+    """Draws clips at random, 8 frames of 64 x 64 pixels; the same generator gives the same clips."""
+
+    def __init__(self):
+        self.photos = load_photos(tuple(PLACES))
+        sprites = dict(zip(SPRITES, load_sprites(), strict=True))
+        self.sprites = {thing: sprites[thing] for thing in THINGS}
+
+    def scene(self, rng: np.random.Generator, held_out: bool = False) -> Scene:
+        """One to train on, or one of those that are held out."""
+        while True:
+            camera = not held_out and rng.random() < CAMERA_SHARE
+            thing = None if camera else str(rng.choice(THINGS))
+            way = str(rng.choice(("in on", "away from") if thing is None else ways_of(thing)))
+            scene = Scene(thing, str(rng.choice(list(PLACES))), way, str(rng.choice(list(PIXELS_PER_FRAME))))
+            if scene.is_held_out == held_out:
+                return scene
+
+    def view(self, place: str) -> np.ndarray:
+        """The place as clips show it on average, uint8 `(64, 64, 3)`."""
+        scene = Scene(None, place, "in on", "slowly ")
+        views = [self.frames(scene, np.random.default_rng(i))[0] for i in range(5)]
+        return np.median(views, axis=0).astype(np.uint8)
+
+    def frames(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+        """uint8 `(8, 64, 64, 3)`, RGB. The view of the place varies a little, where the thing starts varies much."""
+        photo = self.photos[scene.place]
+        side = rng.uniform(0.85, 1.0) * min(photo.size)
+        left, top = (0.5 * (length - side) + rng.uniform(-0.04, 0.04) * side for length in photo.size)
+        left, top = np.clip(left, 0, photo.width - side), np.clip(top, 0, photo.height - side)
+        if scene.thing is None:
+            frames = push_in(photo, left, top, side, GROWTH_PER_FRAME[scene.speed])
+            frames = frames if scene.way == "in on" else frames[::-1]
+        else:
+            box = (left, top, left + side, top + side)
+            background = photo.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, box=box)
+            dx, dy = next(step for step, way in WAYS.items() if way == scene.way)
+            sprite = self.sprites[scene.thing]
+            sprite = sprite if (dx, dy) == SPRITES[scene.thing] else ImageOps.mirror(sprite)
+            frames = drive(rng, background, sprite, dx, dy, PIXELS_PER_FRAME[scene.speed])
+        return np.stack([np.asarray(frame) for frame in frames])

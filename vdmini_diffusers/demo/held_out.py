@@ -1,0 +1,207 @@
+"""Held-out clips for the embedded models, what pipelines make of their first frames or of their captions, and how far
+that is from real."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from vdmini_diffusers.demo.captioned_clips import PLACES, CaptionedClips, Scene
+from vdmini_diffusers.demo.moving_pictures import DEFAULT_MOTION_BUCKET_ID, HELD_OUT_PHOTOS, Clip, MovingPictures
+from vdmini_diffusers.demo.sprite_recognition import Recogniser
+from vdmini_diffusers.evaluation.continuation import motion_cosine, motion_ratio, psnr
+from vdmini_diffusers.evaluation.frechet_video_distance import frechet_distance, i3d_features, kernel_distance
+from vdmini_diffusers.evaluation.i3d import I3D
+from vdmini_diffusers.evaluation.motion import motion_distance
+from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline
+
+
+KINDS = ("drive", "push-in")
+
+
+def held_out_clips(num_clips: int, seed: int) -> list[Clip]:
+    """Clips of photographs that no embedded model was trained on, half of each kind, at the default speed."""
+    pictures = MovingPictures(HELD_OUT_PHOTOS)
+    return [
+        pictures.clip(np.random.default_rng((seed, 3, i)), DEFAULT_MOTION_BUCKET_ID, KINDS[i % 2])
+        for i in range(num_clips)
+    ]
+
+
+def continue_clips(
+    pipe: VDMiniI2VPipeline, clips: list[Clip], num_inference_steps: int, seed: int, batch_size: int = 8
+) -> np.ndarray:
+    """Generate from the first frames: uint8 `(n, frames, height, width, 3)`. Clip `i` has the noise of `seed + i`."""
+    videos = []
+    for start in tqdm(range(0, len(clips), batch_size), desc="clips", unit="batch", leave=False):
+        batch = clips[start : start + batch_size]
+        frames = pipe(
+            [Image.fromarray(clip.frames[0]) for clip in batch],
+            num_inference_steps=num_inference_steps,
+            motion_bucket_id=batch[0].motion_bucket_id,
+            generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))],
+            output_type="np",
+            return_dict=False,
+        )
+        videos.append((np.asarray(frames) * 255).round().astype(np.uint8))
+    return np.concatenate(videos)
+
+
+@dataclass(frozen=True)
+class Videos:
+    """`frames`: uint8 `(n, frames, height, width, 3)`. `features`: I3D's logits `(n, 400)`, if it was there."""
+
+    frames: np.ndarray
+    features: np.ndarray | None
+
+
+class VideoMeasure:
+    """What is measured of videos whatever they were made from.
+
+    Args:
+        real: what a perfect generator would give, uint8 `(n, frames, height, width, 3)`.
+        reference: other real clips, as many, for FVD, which depends on their number.
+        detector: I3D; without it nothing is said of FVD.
+    """
+
+    def __init__(self, real: np.ndarray, reference: np.ndarray, detector: I3D | None):
+        self.detector = detector
+        self.real, self.reference = self.watch(real), self.watch(reference)
+
+    def watch(self, frames: np.ndarray) -> Videos:
+        features = None if self.detector is None else i3d_features(frames, self.detector, description="I3D")
+        return Videos(frames, features)
+
+    def common(self, videos: Videos, teacher: Videos | None, given_frames: int) -> dict[str, float]:
+        """To the reference, where there is a detector, and to the teacher's videos of the same noise.
+
+        Args:
+            given_frames: at the start of each video, which were not made.
+        """
+        numbers = {"motion_course": motion_distance(videos.frames, self.reference.frames).course}
+        if teacher is not None:
+            numbers["psnr_to_teacher"] = psnr(videos.frames[:, given_frames:], teacher.frames[:, given_frames:])
+            if teacher.features is not None and videos.features is not None:
+                numbers["i3d_cosine_to_teacher"] = mean_cosine(videos.features, teacher.features)
+        if videos.features is not None:
+            floor = self.distances(self.real)
+            numbers |= self.distances(videos) | {"fvd_floor": floor["fvd"], "kvd_floor": floor["kvd"]}
+        return numbers
+
+    def distances(self, videos: Videos) -> dict[str, float]:
+        """FVD and KVD to other real clips. Those of `self.real` are the floor: what a perfect generator would get.
+
+        Raises:
+            ValueError: without a detector.
+        """
+        features, reference = videos.features, self.reference.features
+        if features is None or reference is None:
+            raise ValueError("FVD needs I3D: pass `detector`.")
+        return {"fvd": frechet_distance(features, reference), "kvd": kernel_distance(features, reference)}
+
+
+class HeldOutMeasure(VideoMeasure):
+    """Measures videos that start from the first frames of held-out clips.
+
+    Args:
+        num_clips: as many again serve as the reference.
+        seed: of the clips, and of the noise that videos are made from.
+        detector: I3D.
+    """
+
+    def __init__(self, num_clips: int, seed: int = 0, detector: I3D | None = None):
+        self.seed = seed
+        self.clips = held_out_clips(num_clips, seed)
+        self.captions = [clip.caption for clip in self.clips]
+        others = held_out_clips(num_clips, seed + 1)
+        real, reference = (np.stack([clip.frames for clip in clips]) for clips in (self.clips, others))
+        super().__init__(real, reference, detector)
+
+    def generate(self, pipeline: str | os.PathLike, num_inference_steps: int, variant: str | None = None) -> Videos:
+        """What the pipeline in a folder makes of the first frames."""
+        pipe = VDMiniI2VPipeline.from_pretrained(pipeline, variant=variant, dtype=torch.float32)
+        pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+        pipe.set_progress_bar_config(disable=True)
+        return self.watch(continue_clips(pipe, self.clips, num_inference_steps, self.seed))
+
+    def __call__(self, videos: Videos, teacher: Videos | None = None) -> dict[str, float]:
+        """Numbers by name: against what really came, and with the teacher's videos of the same noise against those."""
+        generated, real = videos.frames, self.real.frames
+        return {
+            "psnr_to_real": psnr(generated[:, 1:], real[:, 1:]),
+            "motion_cosine": motion_cosine(generated, real),
+            "motion_ratio": motion_ratio(generated, real),
+        } | self.common(videos, teacher, given_frames=1)
+
+
+class HeldOutPrompts(VideoMeasure):
+    """Measures videos made of captions, of a thing at a place where no embedded model was shown it.
+
+    Arguments as those of [`HeldOutMeasure`].
+    """
+
+    def __init__(self, num_clips: int, seed: int = 0, detector: I3D | None = None):
+        self.seed = seed
+        self.pictures = CaptionedClips()
+        self.recognise = Recogniser(self.pictures.sprites, {name: self.pictures.view(name) for name in PLACES})
+        self.scenes, real = self._draw(num_clips, seed)
+        self.captions = [scene.caption for scene in self.scenes]
+        super().__init__(real, self._draw(num_clips, seed + 1)[1], detector)
+
+    def _draw(self, num_clips: int, seed: int) -> tuple[list[Scene], np.ndarray]:
+        scenes, frames = [], []
+        for i in range(num_clips):
+            rng = np.random.default_rng((seed, 4, i))
+            scenes.append(self.pictures.scene(rng, held_out=True))
+            frames.append(self.pictures.frames(scenes[-1], rng))
+        return scenes, np.stack(frames)
+
+    def generate(
+        self,
+        pipeline: str | os.PathLike | VDMiniT2VPipeline,
+        num_inference_steps: int,
+        batch_size: int = 8,
+        **kwargs: Any,
+    ) -> Videos:
+        """What the pipeline, or that in a folder, makes of the captions. Clip `i` has the noise of `seed + i`."""
+        pipe = pipeline
+        if not isinstance(pipe, VDMiniT2VPipeline):
+            pipe = VDMiniT2VPipeline.from_pretrained(pipe, dtype=torch.float32)
+        pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+        pipe.set_progress_bar_config(disable=True)
+        videos = []
+        for start in tqdm(range(0, len(self.scenes), batch_size), desc="clips", unit="batch", leave=False):
+            batch = self.captions[start : start + batch_size]
+            frames = pipe(
+                batch,
+                num_frames=self.real.frames.shape[1],
+                num_inference_steps=num_inference_steps,
+                generator=[torch.Generator().manual_seed(self.seed + start + i) for i in range(len(batch))],
+                output_type="np",
+                return_dict=False,
+                **kwargs,
+            )[0]
+            videos.append((np.asarray(frames) * 255).round().astype(np.uint8))
+        return self.watch(np.concatenate(videos))
+
+    def __call__(self, videos: Videos, teacher: Videos | None = None) -> dict[str, float]:
+        """Numbers by name: shares of the videos that show what the caption says; and as of [`HeldOutMeasure`]."""
+        seen = [
+            self.recognise(frames, scene.thing or "") for frames, scene in zip(videos.frames, self.scenes, strict=True)
+        ]
+        return {
+            f"{what}_as_said": float(
+                np.mean([getattr(s, what) == getattr(scene, what) for s, scene in zip(seen, self.scenes, strict=True)])
+            )
+            for what in ("thing", "place", "way")
+        } | self.common(videos, teacher, given_frames=0)
+
+
+def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Of corresponding rows, each set centred by the mean of `b`, as all logits have much in common."""
+    a, b = a - b.mean(axis=0), b - b.mean(axis=0)
+    return float(np.mean((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))

@@ -1,0 +1,297 @@
+"""The main job on what ships with the package: prune an embedded teacher, distil, sample, and show all three.
+
+    python -m vdmini_diffusers.quickstart --output_dir outputs/quickstart
+    python -m vdmini_diffusers.quickstart --task t2v --output_dir outputs/quickstart_t2v
+
+Writes a GIF for each model, `contact_sheet.png`, `report.md` and `report.json` into the output folder, and into
+folders inside it the pruned pipeline (`pruned`) and the distilled one (`vdmini-i2v`, `vdmini-t2v`). Distillation is a
+short one.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageOps
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import HfArgumentParser
+
+from vdmini_diffusers.demo.contact_sheet import write_contact_sheet, write_gif
+from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_TEACHER, Example, load_examples
+from vdmini_diffusers.demo.text_to_video_networks import GUIDANCE_SCALE, NUM_DDIM_STEPS, W_RANGE
+from vdmini_diffusers.demo.training_latents import write_captioned_latents, write_training_latents
+from vdmini_diffusers.evaluation.continuation import motion_cosine, motion_ratio, psnr
+from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline
+from vdmini_diffusers.pruning import PLANS
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
+from vdmini_diffusers.trainers.distill import distill
+
+
+logger = logging.getLogger(__name__)
+
+NUM_FRAMES, SIZE = 8, 64  # of the embedded teachers' clips
+PROMPTS = (  # of things at places where the teacher was not shown them
+    "a red car moves right past an astronaut",
+    "a tractor moves left past the stars",
+    "an elephant moves slowly left past an eye",
+    "a balloon moves up past a cup of coffee",
+)
+
+
+@dataclass
+class Arguments:
+    output_dir: Path = field(default=Path("outputs/quickstart"), metadata={"help": "Where the results go."})
+    task: Literal["i2v", "t2v"] = field(default="i2v", metadata={"help": "Image or text to video."})
+    image: Path | None = field(default=None, metadata={"help": "Animate this picture instead of the shipped ones."})
+    prompts: list[str] = field(
+        default_factory=lambda: list(PROMPTS), metadata={"help": "What to film with --task t2v."}
+    )
+    num_inference_steps: int | None = field(
+        default=None, metadata={"help": "Sampling steps; by default 1 from pictures and 4 from texts."}
+    )
+    max_train_steps: int = field(default=100, metadata={"help": "Steps of distillation; 0 for none."})
+    num_train_clips: int = field(default=128, metadata={"help": "Clips to distil on."})
+    motion_bucket_id: int = field(default=127, metadata={"help": "Speed of --image, 32 to 255."})
+    seed: int = field(default=0, metadata={"help": "Seed of the training, and of the noise that all start from."})
+
+    def __post_init__(self) -> None:
+        if self.image is not None and self.task != "i2v":
+            raise ValueError("`--image` is animated by `--task i2v`; `--task t2v` films `--prompts`.")
+        if self.num_inference_steps is not None and self.num_inference_steps < 1:
+            raise ValueError(f"`--num_inference_steps` must be at least 1, not {self.num_inference_steps}.")
+
+
+class FromPictures:
+    """The embedded image-to-video teacher, and what it is given.
+
+    Attributes:
+        captions: of the samples.
+        real: what really came, uint8 `(n, frames, height, width, 3)`, if that is known.
+    """
+
+    teacher, student_name = I2V_TEACHER, "vdmini-i2v"
+    write_latents: Callable[..., Path] = staticmethod(write_training_latents)
+    pipeline: type[DiffusionPipeline] = VDMiniI2VPipeline
+
+    def __init__(self, args: Arguments):
+        self.num_inference_steps = args.num_inference_steps or 1
+        self.examples = load_examples()
+        if args.image is not None:
+            first = read_image(args.image, SIZE)
+            still = np.repeat(first[None], NUM_FRAMES, axis=0)
+            self.examples = [Example(args.image.stem, args.motion_bucket_id, still)]
+        self.captions = [example.caption for example in self.examples]
+        self.real = None if args.image is not None else np.stack([example.frames for example in self.examples])
+
+    def distil(self, pruned: Path, latents: Path, settings: dict[str, Any]) -> None:
+        distill(
+            self.teacher,
+            pruned,
+            **settings,
+            precomputed_data_dir=latents,
+            learning_rate=3e-4,
+            discriminator_learning_rate=1e-4,
+        )
+
+    def sample(self, pipe: Any, index: int, generator: torch.Generator) -> np.ndarray:
+        """One video, `(frames, height, width, 3)`, 0 to 1."""
+        example = self.examples[index]
+        return pipe(
+            Image.fromarray(example.frames[0]),
+            num_inference_steps=self.num_inference_steps,
+            motion_bucket_id=example.motion_bucket_id,
+            generator=generator,
+            output_type="np",
+        ).frames[0]
+
+    @staticmethod
+    def unet_inputs(config: Any, num_frames: int) -> dict[str, torch.Tensor]:
+        """Of one call on one clip."""
+        return {
+            "sample": torch.zeros(1, num_frames, config.in_channels, config.sample_size, config.sample_size),
+            "timestep": torch.zeros(()),
+            "encoder_hidden_states": torch.zeros(1, 1, config.cross_attention_dim),
+            "added_time_ids": torch.zeros(1, 3),
+        }
+
+
+class FromTexts:
+    """The embedded text-to-video teacher; attributes and methods as those of [`FromPictures`]."""
+
+    teacher, student_name = T2V_TEACHER, "vdmini-t2v"
+    write_latents: Callable[..., Path] = staticmethod(write_captioned_latents)
+    pipeline: type[DiffusionPipeline] = VDMiniT2VPipeline
+    real = None
+
+    def __init__(self, args: Arguments):
+        self.num_inference_steps = args.num_inference_steps or 4
+        self.captions = args.prompts
+
+    def distil(self, pruned: Path, latents: Path, settings: dict[str, Any]) -> None:
+        distill(
+            self.teacher,
+            pruned,
+            **settings,
+            precomputed_data_dir=latents,
+            ode_teacher_model_name_or_path=str(T2V_BASE),
+            num_ddim_steps=NUM_DDIM_STEPS,
+            w_min=W_RANGE[0],
+            w_max=W_RANGE[1],
+            temporal_dropout=0.0,
+            learning_rate=5e-4,
+            discriminator_learning_rate=1e-3,
+        )
+
+    def sample(self, pipe: Any, index: int, generator: torch.Generator) -> np.ndarray:
+        return pipe(
+            self.captions[index],
+            num_frames=NUM_FRAMES,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=GUIDANCE_SCALE,
+            generator=generator,
+            output_type="np",
+        ).frames[0]
+
+    @staticmethod
+    def unet_inputs(config: Any, num_frames: int) -> dict[str, torch.Tensor]:
+        return {
+            "sample": torch.zeros(1, config.in_channels, num_frames, config.sample_size, config.sample_size),
+            "timestep": torch.zeros(()),
+            "encoder_hidden_states": torch.zeros(1, 77, config.cross_attention_dim),
+            "timestep_cond": torch.zeros(1, config.time_cond_proj_dim),
+            "motion_cond": torch.zeros(1, config.motion_cond_proj_dim),
+            "fps": torch.full((1,), 8.0),
+        }
+
+
+def count_macs(unet: Any, inputs: dict[str, torch.Tensor]) -> int:
+    """Multiply-accumulates of one U-Net call (matrix products, convolutions and attention)."""
+    # The counter does not know the CPU's fused attention, and would count it as nothing.
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        unet(**inputs)
+    return counter.get_total_flops() // 2
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """The centre square of a picture, `(size, size, 3)` uint8."""
+    with Image.open(path) as image:
+        return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
+
+
+def distil(task: FromPictures | FromTexts, args: Arguments, pruned: Path) -> Path:
+    """ICMD as `training/train_icmd.py` does it, on clips drawn from photographs of the extra `teacher`."""
+    latents, folder = args.output_dir / "latents", args.output_dir / task.student_name
+    for earlier in (latents, folder):
+        shutil.rmtree(earlier, ignore_errors=True)
+    task.write_latents(latents, task.teacher, args.num_train_clips)
+    settings = {
+        "output_dir": folder,
+        "seed": args.seed,
+        "max_train_steps": args.max_train_steps,
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "lr_scheduler": "cosine",
+        "checkpointing_steps": args.max_train_steps,
+        "resume_from_checkpoint": "none",
+        "mca_start_step": round(0.3 * args.max_train_steps),
+    }
+    task.distil(pruned, latents, settings)
+    return folder
+
+
+def main(args: Arguments) -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+    plan = PLANS["vdmini"]
+    task = {"i2v": FromPictures, "t2v": FromTexts}[args.task](args)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+
+    logger.info("1/4 Pruning the embedded teacher by the plan %r (paper, Table A4)", plan.name)
+    folders = {"teacher": task.teacher}
+    folders["pruned"] = prune_pipeline(task.teacher, args.output_dir / "pruned", plan=plan, overwrite=True)
+    if args.max_train_steps > 0:
+        logger.info("2/4 Distilling: %d steps of ICMD (paper, section 3.3)", args.max_train_steps)
+        folders["distilled"] = distil(task, args, folders["pruned"])
+
+    logger.info("3/4 Making %d videos with each model", len(task.captions))
+    clips: dict[str, np.ndarray] = {}
+    models: dict[str, dict[str, Any]] = {}
+    for name, folder in folders.items():
+        # The weights are stored in half precision, which CPUs do not compute in.
+        pipe = task.pipeline.from_pretrained(folder, dtype=torch.float32)
+        started = time.perf_counter()
+        videos = [task.sample(pipe, i, torch.manual_seed(args.seed)) for i in range(len(task.captions))]
+        seconds = (time.perf_counter() - started) / len(videos)
+        clips[name] = (np.stack(videos) * 255).round().astype(np.uint8)
+        models[name] = {
+            "unet_parameters": pipe.unet.num_parameters(),
+            "unet_macs_per_step": count_macs(pipe.unet, task.unet_inputs(pipe.unet.config, NUM_FRAMES)),
+            "seconds_per_video": round(seconds, 2),
+            "psnr_to_teacher_db": round(psnr(clips[name], clips["teacher"]), 2),
+        }
+    models["teacher"]["psnr_to_teacher_db"] = "-"
+
+    logger.info("4/4 Writing pictures and report to %s", args.output_dir)
+    rows = []
+    for i, caption in enumerate(task.captions):
+        if task.real is not None:
+            rows.append((f"{caption}: what really came (held out)", task.real[i]))
+        rows += [(f"{caption}: {name}", clips[name][i]) for name in folders]
+    write_contact_sheet(rows, args.output_dir / "contact_sheet.png")
+    for name in folders:
+        write_gif(clips[name], args.output_dir / f"{name}.gif")
+
+    if task.real is not None:
+        for name in folders:
+            models[name] |= against_real(clips[name], task.real)
+        still = np.repeat(task.real[:, :1], NUM_FRAMES, axis=1)
+        models["first frame repeated"] = {"psnr_to_real_db": round(psnr(still[:, 1:], task.real[:, 1:]), 2)}
+    report = {
+        "plan": plan.name,
+        "num_inference_steps": task.num_inference_steps,
+        "max_train_steps": args.max_train_steps,
+        "models": models,
+    }
+    (args.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    text = markdown_report(report)
+    (args.output_dir / "report.md").write_text(text)
+    logger.info("%s\nLook at %s", text, args.output_dir / "contact_sheet.png")
+
+
+def against_real(generated: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    return {
+        "psnr_to_real_db": round(psnr(generated[:, 1:], real[:, 1:]), 2),
+        "motion_cosine_to_real": round(motion_cosine(generated, real), 3),
+        "motion_ratio_to_real": round(motion_ratio(generated, real), 3),
+    }
+
+
+def markdown_report(report: dict[str, Any]) -> str:
+    models = report["models"]
+    lines = [
+        f"# Embedded teacher and its student by the plan {report['plan']!r}",
+        "",
+        f"{report['num_inference_steps']} sampling steps, {report['max_train_steps']} steps of distillation.",
+        "",
+        f"| | {' | '.join(models)} |",
+        "| --- " * (len(models) + 1) + "|",
+    ]
+    for measure in models["teacher"]:
+        values = (numbers.get(measure, "-") for numbers in models.values())
+        cells = (f"{value:,}" if isinstance(value, int) else str(value) for value in values)
+        lines.append(f"| {measure.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def run() -> None:
+    """The command line."""
+    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])

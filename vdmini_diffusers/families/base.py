@@ -1,0 +1,109 @@
+"""What the rest of the package must know about a kind of video diffusion pipeline, in one object."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from vdmini_diffusers.serialization.pipeline_folder import PipelineLayout
+
+
+Predict = Callable[[Any, torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """The clips that a model is trained on; height and width in pixels.
+
+    Args:
+        motion_bucket_id: for models that are conditioned on it.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    motion_bucket_id: int | None = None
+
+
+class Denoiser(NamedTuple):
+    """A component that is pruned.
+
+    Args:
+        plan_kind: the kind of plan that prunes it: `"unet"` or `"transformer"`.
+        teachers: the classes that a teacher's may have.
+        student: the student's class.
+    """
+
+    plan_kind: str
+    teachers: tuple[type[Any], ...]
+    student: type[Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of pipeline: how it is recognised, pruned, trained and sampled.
+
+    A pipeline is recognised by the class in its `model_index.json`, its denoisers by the class in their configs.
+    Nothing outside `vdmini_diffusers.families` asks which family it has.
+
+    Args:
+        name: for people.
+        layout: the pipeline classes that are pruned, and their components.
+        denoisers: the components to prune, by name. One that is trained comes first.
+        pipeline: class of the student's pipeline. It also opens every teacher.
+        default_plan: a name in `vdmini_diffusers.pruning.PLANS`.
+        card: template in `model_cards/` of a pruned student.
+        teacher_card: template of a teacher that was distilled to few steps.
+        pipeline_tag: the Hub's name of what it does, e.g. `"image-to-video"`.
+        tags: of a pruned student's card.
+        teacher_tags: of the card of a teacher that was distilled to few steps.
+        given: what a video is made from.
+        task: the objective, a key of `vdmini_diffusers.trainers.OBJECTIVES`.
+        critic_taps: modules of the denoiser whose outputs critics see, in the order in which they run.
+        critic_channels: the number of channels of each of them, given the denoiser's config.
+        sample_tensors: what a precomputed sample holds at least.
+        exact_tensors: those among them that are small numbers, stored in float32 whatever the dtype of the others.
+        encode: `(batch, pipe, generators, encode_chunk_size, ...)`: a batch of clips to what the denoiser is trained
+            on.
+        predict: `(denoiser, latents, timesteps, conditioning)`: the denoiser's raw output, float32, of
+            `(batch, frames, channels, height, width)` latents that are scaled as it takes them.
+        critic_condition: what critics are conditioned on, `(batch, width)`, out of the conditioning.
+        critic_condition_dim: that width, given the pipeline.
+        clip_shape: of the clip that a precomputed sample was made of, given the sample and the pipeline.
+        sample: `(pipe, image path or prompt, clip_shape, generator)`: the frames of one video.
+        encode_prompts: `(prompts, pipe)`: their embeddings `(batch, tokens, width)` and pooled ones
+            `(batch, width)`, if the family is given text.
+        add_guidance: `(denoiser, *widths)`: the denoiser with embeddings of guidance, if the family has them.
+    """
+
+    name: str
+    layout: PipelineLayout
+    denoisers: Mapping[str, Denoiser]
+    pipeline: type[Any]
+    default_plan: str
+    card: str
+    teacher_card: str
+    pipeline_tag: str
+    tags: tuple[str, ...]
+    teacher_tags: tuple[str, ...]
+    given: Literal["image", "text"]
+    task: Literal["single_step", "consistency"]
+    critic_taps: tuple[str, ...]
+    critic_channels: Callable[[Mapping[str, Any]], tuple[int, ...]]
+    sample_tensors: tuple[str, ...]
+    exact_tensors: tuple[str, ...]
+    encode: Callable[..., dict[str, Any]]
+    predict: Predict
+    critic_condition: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+    critic_condition_dim: Callable[[Any], int]
+    clip_shape: Callable[[Mapping[str, torch.Tensor], Any], ClipShape]
+    sample: Callable[[Any, str, ClipShape, torch.Generator], list[Any]]
+    encode_prompts: Callable[[list[str], Any], tuple[torch.Tensor, torch.Tensor]] | None = None
+    add_guidance: Callable[..., Any] | None = None
+
+    @property
+    def denoiser(self) -> str:
+        """The component that is trained."""
+        return next(iter(self.denoisers))

@@ -1,0 +1,9 @@
+"""The pruning decision as one piece of data, and what follows from it (paper, section 3.2, appendices A and B)."""
+
+from vdmini_diffusers.pruning.plans.base import PruningPlan, PruningPlanError
+from vdmini_diffusers.pruning.plans.transformer import TransformerPruningPlan
+from vdmini_diffusers.pruning.plans.unet import UNetPruningPlan
+from vdmini_diffusers.pruning.plans.vae_decoder import DecoderPruningPlan
+
+
+__all__ = ["DecoderPruningPlan", "PruningPlan", "PruningPlanError", "TransformerPruningPlan", "UNetPruningPlan"]

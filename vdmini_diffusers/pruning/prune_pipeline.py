@@ -1,0 +1,222 @@
+"""The folder of a video diffusion pipeline in, the folder of its VDMini student out (paper, section 3.2)."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from vdmini_diffusers.families import Family, find_family
+from vdmini_diffusers.pruning.plans import PruningPlan
+from vdmini_diffusers.pruning.presets import find_plan
+from vdmini_diffusers.pruning.provenance import card_fields, provenance, relative_names
+from vdmini_diffusers.pruning.survey import Survey, check_teacher_tensors, survey_denoiser
+from vdmini_diffusers.serialization.atomic import check_free_space, new_folder
+from vdmini_diffusers.serialization.cards import write_card
+from vdmini_diffusers.serialization.pickled_weights import unpickle
+from vdmini_diffusers.serialization.pipeline_folder import (
+    STEMS,
+    Teacher,
+    companion_files,
+    find_weights,
+    inside,
+    known_sha256,
+    open_teacher,
+    sha256_of,
+)
+from vdmini_diffusers.serialization.repository import publish_class
+from vdmini_diffusers.serialization.safetensors_copy import FileHash, copy_checkpoint
+from vdmini_diffusers.serialization.safetensors_reader import StoredTensor
+from vdmini_diffusers.version import __version__
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """How weight files are read and written; see `prune_pipeline`."""
+
+    variant: str | None
+    max_shard_size: int | str
+    allow_pickle: bool
+
+
+def survey_pipeline(
+    pretrained_model_name_or_path: str | os.PathLike,
+    plan: PruningPlan | str | os.PathLike | None = None,
+    *,
+    family: Family | None = None,
+    revision: str | None = None,
+    **download_kwargs: Any,
+) -> dict[str, Survey]:
+    """What `prune_pipeline` would do to each denoiser, from the teacher's configs alone.
+
+    Arguments and errors are those of `prune_pipeline`.
+    """
+    name = pretrained_model_name_or_path
+    family = family or find_family(str(name), revision, **download_kwargs)
+    teacher = open_teacher(name, family.layout, revision=revision, weights=False, **download_kwargs)
+    return _surveys(teacher, family, find_plan(plan or family.default_plan))
+
+
+def prune_pipeline(
+    pretrained_model_name_or_path: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    plan: PruningPlan | str | os.PathLike | None = None,
+    *,
+    family: Family | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    max_shard_size: int | str = "10GB",
+    overwrite: bool = False,
+    allow_pickle: bool = False,
+    **download_kwargs: Any,
+) -> Path:
+    """Prune the denoiser of a video diffusion pipeline and write the whole pipeline with the student in its place.
+
+    The weights go from file to file, in the teacher's dtype, without ever being held in memory. `output_dir` appears
+    when it is complete; on any error nothing is left behind.
+
+    Args:
+        pretrained_model_name_or_path: a pipeline folder, or the id of a repository on the Hub. Its family is
+            recognised by its `model_index.json`.
+        output_dir: made by this function. The family's pipeline, [`VDMiniI2VPipeline`] or [`VDMiniT2VPipeline`], and
+            [`DiffusionPipeline`] open it.
+        plan: what to keep: a plan, a name in `PLANS`, or a JSON file with a plan. By default the paper's.
+        family: the only family that is accepted.
+        variant: of the weight files to read, e.g. `"fp16"`; the student's files carry it as well.
+        revision: branch, tag or commit on the Hub.
+        max_shard_size: as in `save_pretrained`.
+        overwrite: replace `output_dir` if it is a pipeline folder.
+        allow_pickle: read `.bin` files where there are no safetensors. They are rewritten as safetensors.
+        download_kwargs: of `huggingface_hub.snapshot_download`, e.g. `token`, `cache_dir`, `local_files_only`.
+
+    Returns:
+        `output_dir`.
+
+    Raises:
+        CheckpointError: a `ValueError`; if the teacher is of another architecture, incomplete, corrupt, or holds NaN
+            or infinity. The message names the file and the tensor.
+        FileExistsError: if `output_dir` exists and may not be replaced.
+        OSError: if a file cannot be read or written, or the disk is too small.
+        PruningPlanError: a `ValueError`; if the plan does not fit the teacher.
+    """
+    name, weight_files = pretrained_model_name_or_path, WeightFiles(variant, max_shard_size, allow_pickle)
+    with new_folder(output_dir, overwrite) as folder:
+        # Open
+        family = family or find_family(str(name), revision, **download_kwargs)
+        teacher = open_teacher(
+            name, family.layout, variant=variant, revision=revision, allow_pickle=allow_pickle, **download_kwargs
+        )
+        if teacher.folder.resolve().is_relative_to(Path(output_dir).resolve()):
+            raise ValueError(f"{output_dir} is or holds the teacher, which would be replaced by its student.")
+
+        # Plan
+        surveys = _surveys(teacher, family, find_plan(plan or family.default_plan))
+
+        # Copy
+        hashes = _copy_companions(teacher, family, folder)
+        hashes |= _copy_weights(teacher, family, surveys, folder, weight_files)
+
+        # Describe
+        _write_index(teacher, family, folder)
+        for denoiser, survey in surveys.items():
+            _describe_student(teacher, survey, folder / denoiser, hashes, variant)
+        record = json.loads((folder / family.denoiser / "pruning_provenance.json").read_text(encoding="utf-8"))
+        write_card(
+            folder,
+            family.card,
+            front_matter={
+                "pipeline_tag": family.pipeline_tag,
+                "tags": list(family.tags),
+                "base_model": teacher.name if teacher.commit else None,  # the Hub wants an id of its own here
+            },
+            teacher_card=inside(teacher, "README.md"),
+            **card_fields(teacher, record, surveys[family.denoiser].plan.to_json_string()),
+        )
+    return Path(output_dir)
+
+
+def _surveys(teacher: Teacher, family: Family, plan: PruningPlan) -> dict[str, Survey]:
+    return {name: survey_denoiser(teacher.folder / name, plan, kinds) for name, kinds in family.denoisers.items()}
+
+
+def _copy_companions(teacher: Teacher, family: Family, folder: Path) -> dict[Path, FileHash]:
+    hashes = {}
+    for name in companion_files(teacher, family.layout, without=family.denoisers):
+        source, target = inside(teacher, name), folder / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
+        hashes[source] = FileHash(source.stat().st_size, sha256_of(target))
+    configs = [teacher.folder / name / "config.json" for name in family.denoisers]
+    for source in (teacher.folder / "model_index.json", *configs):
+        hashes[source] = FileHash(source.stat().st_size, sha256_of(source))
+    return hashes
+
+
+def _copy_weights(
+    teacher: Teacher, family: Family, surveys: Mapping[str, Survey], folder: Path, weight_files: WeightFiles
+) -> dict[Path, FileHash]:
+    libraries = {name: family.layout.components[name].library for name in family.layout.with_weights}
+    found = {
+        name: find_weights(teacher, name, library, weight_files.variant, weight_files.allow_pickle)
+        for name, library in libraries.items()
+    }
+    pickles = [file for _, files in found.values() for file in files]
+    check_free_space(folder, sum(file.stat().st_size for file in pickles))
+    scratch = folder / ".unpickled"
+    tensors = {name: unpickle(files, scratch / name) if files else tensors for name, (tensors, files) in found.items()}
+    names = {name: {key: key for key in tensors[name]} for name in libraries}
+    for name, survey in surveys.items():
+        check_teacher_tensors(survey.teacher_shapes, tensors[name], teacher.folder / name, survey.plan.network)
+        names[name] = dict(survey.weights)
+    check_free_space(folder, sum(_num_bytes(tensors[name], names[name]) for name in libraries))
+
+    hashes = {}
+    for name, library in libraries.items():
+        known = {t.file: known_sha256(teacher, t.file) for t in tensors[name].values()}
+        hashes |= copy_checkpoint(
+            tensors[name],
+            names[name],
+            folder / name,
+            STEMS[library][0],
+            weight_files.variant,
+            weight_files.max_shard_size,
+            known_sha256=known,
+        )
+    if pickles:
+        hashes = {file: file_hash for file, file_hash in hashes.items() if scratch not in file.parents}
+        hashes |= {file: FileHash(file.stat().st_size, sha256_of(file)) for file in pickles}
+        shutil.rmtree(scratch)
+    return hashes
+
+
+def _num_bytes(tensors: Mapping[str, StoredTensor], names: Mapping[str, str]) -> int:
+    return sum(tensors[name].num_bytes for name in names.values())
+
+
+def _write_index(teacher: Teacher, family: Family, folder: Path) -> None:
+    """`model_index.json`, as the pipeline's `save_pretrained` writes it, and the code files that it names."""
+    entries = {name: entry for name, entry in teacher.index.items() if not name.startswith("_")}
+    for name, component in family.layout.components.items():
+        if component.own is not None and name not in family.denoisers and component.is_own(entries[name]):
+            entries[name] = publish_class(component.own, folder / name)
+    index = {
+        **entries,
+        "_class_name": publish_class(family.pipeline, folder),
+        "_diffusers_version": diffusers.__version__,
+        **{name: publish_class(kinds.student, folder / name) for name, kinds in family.denoisers.items()},
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _describe_student(
+    teacher: Teacher, survey: Survey, folder: Path, hashes: Mapping[Path, FileHash], variant: str | None
+) -> None:
+    """The student's config, plan and provenance beside its weights."""
+    survey.student.save_config(folder)
+    record = provenance(teacher, survey, relative_names(teacher, hashes), variant, __version__)
+    (folder / "pruning_plan.json").write_text(survey.plan.to_json_string(), encoding="utf-8")
+    (folder / "pruning_provenance.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

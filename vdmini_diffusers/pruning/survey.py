@@ -1,0 +1,159 @@
+"""What a plan makes of a teacher's network, known from its config alone: nothing is loaded."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vdmini_diffusers.families import Denoiser
+from vdmini_diffusers.pruning.plans import PruningPlan, PruningPlanError
+from vdmini_diffusers.serialization.safetensors_copy import FLOATS
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor, read_json
+
+
+MAX_CONFIG_NUMBER = 2**20
+MAX_DEPTH = 64
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A pruning in outline.
+
+    Args:
+        config: the teacher's, with the defaults of its class.
+        class_name: the teacher's.
+        student: on the meta device.
+        teacher_shapes: the shape of every tensor of the teacher.
+        weights: `{student tensor: teacher tensor}`. Those of a narrower student are slices.
+        part: prefix of the tensors that are pruned and counted; empty for all.
+    """
+
+    plan: PruningPlan
+    config: Mapping[str, Any]
+    class_name: str
+    student: Any
+    teacher_shapes: Mapping[str, tuple[int, ...]]
+    weights: Mapping[str, str]
+    part: str = ""
+
+    @property
+    def num_teacher_parameters(self) -> int:
+        return sum(self._teacher_sizes.values())
+
+    @property
+    def num_student_parameters(self) -> int:
+        student = self.student.state_dict()
+        return sum(tensor.numel() for name, tensor in student.items() if name.startswith(self.part))
+
+    @property
+    def dropped_blocks(self) -> dict[str, int]:
+        """The number of parameters of each removed block, by the names that `PruningPlan.block_names` gives."""
+        return self.plan.dropped_blocks(self._teacher_sizes, self.weights.values())
+
+    @property
+    def _teacher_sizes(self) -> dict[str, int]:
+        shapes = self.teacher_shapes.items()
+        return {name: torch.Size(shape).numel() for name, shape in shapes if name.startswith(self.part)}
+
+
+def survey_denoiser(folder: Path, plan: PruningPlan, denoiser: Denoiser) -> Survey:
+    """Read `folder/config.json` and work out what `plan` keeps of that network.
+
+    Raises:
+        CheckpointError: if the config is not that of one of the denoiser's teacher classes.
+        PruningPlanError: if the plan is for other networks, or does not fit.
+    """
+    classes = {cls.__name__: cls for cls in denoiser.teachers}
+    return survey_network(
+        folder / "config.json", plan, denoiser.plan_kind, classes, lambda class_name: denoiser.student
+    )
+
+
+def survey_network(
+    config_file: Path,
+    plan: PruningPlan,
+    plan_kind: str,
+    teachers: Mapping[str, type[Any]],
+    student_of: Callable[[str], type[Any]],
+    part: str = "",
+) -> Survey:
+    """As `survey_denoiser`, for any network.
+
+    Args:
+        plan_kind: the kind of plan that prunes such networks.
+        teachers: the classes that the teacher may have, by name.
+        student_of: the student's class, given the teacher's name.
+        part: as for `Survey`.
+    """
+    if plan.kind != plan_kind:
+        raise PruningPlanError(
+            f"{plan.name!r} is a {plan.kind} plan, for a {plan.network}; this network is pruned by a {plan_kind} plan."
+        )
+    config = read_json(config_file)
+    class_name = config.get("_class_name")
+    if not isinstance(class_name, str) or class_name not in teachers:
+        raise CheckpointError(
+            f"{config_file} describes a {class_name!r}; a teacher is {' or '.join(map(with_article, teachers))}."
+        )
+    check_numbers(config_file, config)
+    try:
+        with torch.device("meta"):
+            teacher = teachers[class_name].from_config(config)
+    except Exception as error:  # whatever the config provokes in the constructors of all layers
+        raise CheckpointError(f"{config_file} does not describe a {plan.network}: {error}") from error
+    complete = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
+    student_config = plan.student_config(complete)
+    try:
+        with torch.device("meta"):  # `from_config`, as a teacher's may have fields of another version of diffusers
+            student = student_of(class_name).from_config(student_config)
+    except ValueError as error:
+        raise CheckpointError(f"{config_file}: {error}") from error
+    shapes = {key: tuple(tensor.shape) for key, tensor in teacher.state_dict().items()}
+    weights = plan.weight_map(student.state_dict())
+    assert set(weights.values()) <= shapes.keys(), "else the plan did not fit"
+    return Survey(plan, complete, class_name, student, shapes, weights, part)
+
+
+def with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"  # a U-Net
+
+
+def check_numbers(config_file: Path, config: Mapping[str, Any]) -> None:
+    """A million layers would be built, on the meta device as well, before anything could be found wrong with them.
+
+    Raises:
+        CheckpointError: if a number in the config is beyond what any such network has.
+    """
+    for key, value in config.items():
+        limit = MAX_DEPTH if "layers" in key else MAX_CONFIG_NUMBER
+        values = value if isinstance(value, list) else [value]
+        numbers = [n for v in values for n in (v if isinstance(v, list) else [v]) if isinstance(n, (int, float))]
+        if len(values) > MAX_DEPTH or not all(0 <= n <= limit for n in numbers):
+            raise CheckpointError(f"{config_file}: `{key}` is out of bounds: {str(value)[:100]}.")
+
+
+def check_teacher_tensors(
+    teacher_shapes: Mapping[str, Sequence[int]],
+    tensors: Mapping[str, StoredTensor],
+    folder: Path,
+    network: str,
+) -> None:
+    """The checkpoint in `folder` must hold the tensors of its config, with their shapes, and no other.
+
+    Raises:
+        CheckpointError: naming the file and the first tensor that is wrong.
+    """
+    for key, shape in teacher_shapes.items():
+        if key not in tensors:
+            raise CheckpointError(f"{folder}: the weights lack tensor {key!r} of the {network} in config.json.")
+        tensor = tensors[key]
+        if tensor.shape != tuple(shape):
+            raise CheckpointError(
+                f"{tensor.file}: tensor {key!r} has the shape {list(tensor.shape)}; the config wants {list(shape)}."
+            )
+        if tensor.dtype not in FLOATS:
+            raise CheckpointError(f"{tensor.file}: tensor {key!r} is {tensor.dtype}; weights are {', '.join(FLOATS)}.")
+    for key in tensors.keys() - teacher_shapes.keys():
+        raise CheckpointError(f"{tensors[key].file}: tensor {key!r} is not one of the {network} in config.json.")

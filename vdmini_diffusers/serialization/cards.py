@@ -1,0 +1,57 @@
+"""Model cards: templates in `model_cards/`, filled in, with front matter that the Hub understands."""
+
+import importlib.resources
+import re
+import string
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+
+from vdmini_diffusers.serialization.safetensors_reader import MAX_JSON_BYTES
+
+
+# What a card says of the licence where the teacher's card says nothing: the Hub takes `other` with any name.
+UNKNOWN_LICENSE = {"license": "other", "license_name": "inherited-from-the-teacher"}
+TRAINING_NOTE = re.compile(r"<!-- training -->.*?<!-- /training -->", re.DOTALL)
+
+
+def write_card(
+    folder: Path, template: str, *, front_matter: dict[str, Any], teacher_card: Path | None = None, **fields: str
+) -> None:
+    """Write `folder/README.md` from a template. See `render_card`."""
+    text = render_card(template, front_matter=front_matter, teacher_card=teacher_card, **fields)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def render_card(
+    template: str, *, front_matter: dict[str, Any], teacher_card: Path | None = None, **fields: str
+) -> str:
+    """A model card.
+
+    Args:
+        template: a file of `model_cards/`, whose `$names` are replaced by `fields`.
+        front_matter: of `huggingface_hub.ModelCardData`; entries of None are left out.
+        teacher_card: the licence is that of this card, unless `front_matter` has one.
+    """
+    text = importlib.resources.files("vdmini_diffusers.model_cards").joinpath(template).read_text("utf-8")
+    license_fields = {} if "license" in front_matter else license_of(teacher_card)
+    data = huggingface_hub.ModelCardData(**license_fields, library_name="diffusers", **front_matter)
+    return string.Template(text).substitute(front_matter=data.to_yaml(), **fields)
+
+
+def with_training_note(card: str, note: str) -> str:
+    """A pruned student's card with a note on how it was trained."""
+    return TRAINING_NOTE.sub(lambda _: f"<!-- training -->\n{note}\n<!-- /training -->", card)
+
+
+def license_of(card: Path | None) -> dict[str, str]:
+    """The licence fields of a teacher's card, for those of its students; without a card, a name that says so."""
+    if card is None or not card.is_file() or card.stat().st_size > MAX_JSON_BYTES:
+        return UNKNOWN_LICENSE
+    try:
+        data = huggingface_hub.metadata_load(card) or {}
+    except Exception:  # of the YAML reader; a card is for people, and a broken one stops nothing
+        return UNKNOWN_LICENSE
+    found = {key: data[key] for key in ("license", "license_name", "license_link") if isinstance(data.get(key), str)}
+    return found if "license" in found else UNKNOWN_LICENSE

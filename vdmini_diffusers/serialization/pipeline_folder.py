@@ -1,0 +1,285 @@
+"""A teacher as the folder of a pipeline, downloaded or local. In either case it is not trusted."""
+
+import hashlib
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vdmini_diffusers.serialization.pickled_weights import find_pickles
+from vdmini_diffusers.serialization.repository import download, fetch_file
+from vdmini_diffusers.serialization.safetensors_reader import (
+    MAX_JSON_BYTES,
+    CheckpointError,
+    StoredTensor,
+    read_checkpoint,
+    read_json,
+)
+
+
+# The stems of safetensors and of pickled weights, by library.
+STEMS = {
+    "diffusers": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+    "transformers": ("model", "pytorch_model"),
+}
+
+
+class Component(NamedTuple):
+    """One entry of `model_index.json`.
+
+    Args:
+        library: the package that its class comes from.
+        own: our class that it may have instead of one of the library's.
+    """
+
+    library: str
+    has_weights: bool = True
+    own: type[Any] | None = None
+
+    def is_own(self, entry: Any) -> bool:
+        """Whether an entry of `model_index.json` names our class, with its file. The file is not opened."""
+        return self.own is not None and entry == [self.own.__module__.rpartition(".")[2], self.own.__name__]
+
+
+@dataclass(frozen=True)
+class PipelineLayout:
+    """What a pipeline folder consists of.
+
+    Args:
+        class_names: names of the pipeline classes.
+        components: exactly those that the pipeline has, by name.
+    """
+
+    class_names: tuple[str, ...]
+    components: Mapping[str, Component]
+
+    @property
+    def with_weights(self) -> tuple[str, ...]:
+        return tuple(name for name, component in self.components.items() if component.has_weights)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A checked pipeline folder.
+
+    Args:
+        name: the Hub's id, or the name of a local folder. Its path stays private.
+        commit: the commit that `revision` was on the Hub; `None` for a local folder.
+    """
+
+    folder: Path
+    name: str
+    revision: str | None
+    commit: str | None
+    index: dict[str, Any]
+
+
+def open_teacher(
+    pretrained_model_name_or_path: str | os.PathLike,
+    layout: PipelineLayout,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    weights: bool = True,
+    allow_pickle: bool = False,
+    **download_kwargs: Any,
+) -> Teacher:
+    """Find or download a teacher and check what its `model_index.json` says it consists of.
+
+    Args:
+        weights: whether to download them. `False` fetches only the configs.
+        download_kwargs: of `huggingface_hub.snapshot_download`: `token`, `cache_dir`, `local_files_only`, ...
+
+    Raises:
+        CheckpointError: if it is not a pipeline of that layout.
+        OSError: if it cannot be read or downloaded.
+        ValueError: if the name is neither that of a folder nor one that the Hub could have.
+    """
+    commit = None
+    if os.path.isdir(pretrained_model_name_or_path):
+        folder = Path(pretrained_model_name_or_path)
+        name = folder.resolve().name
+    else:
+        name = str(pretrained_model_name_or_path)
+        folder = download(
+            name, revision, _download_patterns(layout, variant, weights, allow_pickle), **download_kwargs
+        )
+        commit = folder.name
+    index = read_json(folder / "model_index.json")
+    _check_index(index, folder / "model_index.json", layout)
+    return Teacher(folder, name, revision, commit, index)
+
+
+def read_model_index(
+    pretrained_model_name_or_path: str | os.PathLike, revision: str | None = None, **download_kwargs: Any
+) -> tuple[dict[str, Any], Path]:
+    """The `model_index.json` of a pipeline, a folder or a Hub id, and where it lies. Raises as `open_teacher`."""
+    if os.path.isdir(pretrained_model_name_or_path):
+        file = Path(pretrained_model_name_or_path) / "model_index.json"
+    else:
+        file = fetch_file(str(pretrained_model_name_or_path), "model_index.json", revision, **download_kwargs)
+    return read_json(file), file
+
+
+def pipeline_class_name(index: Mapping[str, Any], file: Path, known: Sequence[str]) -> str:
+    """The class that an index names.
+
+    Raises:
+        CheckpointError: if it is not one of `known`.
+    """
+    class_name = index.get("_class_name")
+    if isinstance(class_name, list):  # file and class, of a pipeline that is published with its code
+        class_name = class_name[-1] if class_name else None
+    if not isinstance(class_name, str) or class_name not in known:
+        raise CheckpointError(f"{file} describes a {class_name!r}; a teacher is a {' or a '.join(known)}.")
+    return class_name
+
+
+def _download_patterns(layout: PipelineLayout, variant: str | None, weights: bool, allow_pickle: bool) -> list[str]:
+    patterns = ["model_index.json", "LICENSE*", "NOTICE*", "README.md"]
+    for name, component in layout.components.items():
+        patterns += [f"{name}/{pattern}" for pattern in _companion_patterns(component)]
+        if weights and component.has_weights:
+            patterns += [f"{name}/{pattern}" for pattern in weight_patterns(component.library, variant, allow_pickle)]
+    return patterns
+
+
+def _companion_patterns(component: Component) -> tuple[str, ...]:
+    return ("*.json",) if component.has_weights else ("*.json", "*.txt")  # a tokenizer's merges
+
+
+def weight_patterns(library: str, variant: str | None, allow_pickle: bool) -> list[str]:
+    """Of the weight files that `library` writes into a component's folder."""
+    patterns = []
+    dotted = f".{variant}" if variant else ""
+    shard = "-?????-of-?????"
+    for stem, ending in zip(STEMS[library], ("safetensors", "bin"), strict=True):
+        if ending == "safetensors" or allow_pickle:
+            # Shards were once named the other way round: diffusion_pytorch_model-00001-of-00002.fp16.safetensors.
+            middles = {dotted, f"{dotted}{shard}", f"{shard}{dotted}"}
+            patterns += [f"{stem}{middle}.{ending}" for middle in sorted(middles)]
+    return patterns
+
+
+def _check_index(index: dict[str, Any], file: Path, layout: PipelineLayout) -> None:
+    pipeline_class_name(index, file, layout.class_names)
+    components = {name: entry for name, entry in index.items() if isinstance(entry, list) and name != "_class_name"}
+    if unknown := components.keys() - layout.components.keys():
+        raise CheckpointError(
+            f"{file} names the component {min(unknown)!r}; this pipeline has {sorted(layout.components)}."
+        )
+    for name, component in layout.components.items():
+        entry, library = components.get(name), component.library
+        if component.is_own(entry):
+            continue
+        if not entry or entry[0] != library or len(entry) != 2 or not re.fullmatch(r"[A-Za-z]\w*", str(entry[1])):
+            raise CheckpointError(f"{file}: {name!r} must be a class of {library}, not {entry!r}.")
+
+
+def inside(teacher: Teacher, *parts: str) -> Path:
+    """The path of a file that is copied as it is. A link may not lead out: it could publish any file of the machine.
+
+    Raises:
+        CheckpointError: if it does.
+    """
+    path = teacher.folder.joinpath(*parts)
+    root = teacher.folder.resolve()
+    if teacher.commit:
+        root = root.parent.parent  # the Hub's cache: snapshots/<commit> holds links to files in blobs
+    if not path.resolve().is_relative_to(root):
+        raise CheckpointError(f"{path} is a link that leads out of the teacher's folder.")
+    return path
+
+
+def companion_files(teacher: Teacher, layout: PipelineLayout, without: Collection[str] = ()) -> list[str]:
+    """What travels beside the weights, by path within the folder: configs, vocabulary, licence and notice.
+
+    Args:
+        without: components that are left out.
+
+    Raises:
+        CheckpointError: if a file is a link to elsewhere, is too large, or is a config but not JSON.
+    """
+    names = [
+        f"{name}/{path.name}"
+        for name, component in layout.components.items()
+        if name not in without
+        for pattern in _companion_patterns(component)
+        for path in sorted((teacher.folder / name).glob(pattern))
+        if ".index." not in path.name
+    ]
+    for name in names:
+        path = inside(teacher, name)
+        if path.suffix == ".json":
+            read_json(path)
+        else:
+            _check_small_file(path)
+    return names + licence_files(teacher)
+
+
+def licence_files(teacher: Teacher) -> list[str]:
+    """Licence and notice, which travel with all weights made from the teacher's. Raises as `companion_files`."""
+    names = []
+    for path in sorted(teacher.folder.iterdir()):
+        if re.fullmatch(r"(LICENSE|NOTICE)[\w.-]*", path.name) and inside(teacher, path.name).is_file():
+            _check_small_file(path)
+            names.append(path.name)
+    return names
+
+
+def _check_small_file(path: Path) -> None:
+    if not path.is_file():  # also a pipe, whose reading would never end
+        raise CheckpointError(f"{path} is not a regular file.")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES} bytes.")
+
+
+def find_weights(
+    teacher: Teacher, subfolder: str, library: str, variant: str | None, allow_pickle: bool
+) -> tuple[dict[str, StoredTensor], list[Path]]:
+    """The tensors of a component and `[]`, or `{}` and the pickled files that hold them.
+
+    Args:
+        subfolder: where the component is.
+        library: that wrote it.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`, and if there are only pickles, without consent.
+    """
+    stem, pickled_stem = STEMS[library]
+    folder = teacher.folder / subfolder
+    has_safetensors = any(folder.glob(f"{stem}*.safetensors*"))
+    pickles = [] if has_safetensors else find_pickles(folder, pickled_stem, variant)
+    if pickles and not allow_pickle:
+        raise CheckpointError(
+            f"{pickles[0]} is a pickle, and {folder} has no safetensors. Reading a pickle can run code of"
+            " whoever wrote it; if you trust the source, pass `allow_pickle=True` (--allow_pickle)."
+        )
+    return ({}, pickles) if pickles else (read_checkpoint(folder, stem, variant), [])
+
+
+def known_sha256(teacher: Teacher, file: Path) -> str | None:
+    """The SHA-256 that the Hub gave for a large `file` when it was downloaded, into the cache or a folder; or `None`.
+
+    Not computed again: that would take longer than the whole conversion. The download has checked the size.
+    """
+    # The cache names large files by their hash.
+    told = file.resolve().name if teacher.commit else _hash_at_download(teacher.folder, file)
+    return told if re.fullmatch(r"[0-9a-f]{64}", told) else None
+
+
+def _hash_at_download(folder: Path, file: Path) -> str:
+    """What `hf download --local-dir` noted: commit, hash and time, a line each; empty if the file changed since."""
+    try:
+        note = folder / ".cache" / "huggingface" / "download" / f"{file.relative_to(folder)}.metadata"
+        _, told, time = note.read_text(encoding="utf-8").split()
+        return told if file.stat().st_mtime <= float(time) + 1 else ""  # a second, as huggingface_hub allows
+    except (OSError, ValueError):  # also of a file elsewhere, made from a pickle
+        return ""
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

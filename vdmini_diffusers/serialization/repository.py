@@ -1,0 +1,71 @@
+"""Repositories on the Hub: what is read from them, and what is uploaded."""
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+
+# Defined there because a pipeline that was loaded without this package publishes its classes as well.
+from vdmini_diffusers.pipelines.pipeline_vdmini_i2v import publish_class
+
+
+__all__ = ["download", "fetch_file", "publish_class", "push_folder"]
+
+
+def download(name: str, revision: str | None, patterns: list[str], **download_kwargs: Any) -> Path:
+    """A snapshot of a repository on the Hub, in a folder named by its commit.
+
+    Args:
+        download_kwargs: of `huggingface_hub.snapshot_download`: `token`, `cache_dir`, `local_files_only`, ...
+
+    Raises:
+        OSError: if it cannot be downloaded.
+        ValueError: if the name is neither that of a folder nor one that the Hub could have.
+    """
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=patterns, **download_kwargs
+        )
+    except huggingface_hub.errors.HFValidationError as error:
+        raise ValueError(f"{name!r} is neither a folder nor the id of a repository on the Hub.") from error
+    return Path(snapshot)
+
+
+def fetch_file(name: str, file: str, revision: str | None = None, **download_kwargs: Any) -> Path:
+    """A file of a folder, or of a repository on the Hub.
+
+    Args:
+        download_kwargs: of `huggingface_hub.hf_hub_download`.
+
+    Raises:
+        FileNotFoundError: if the folder does not have it.
+        OSError: if it cannot be downloaded.
+        ValueError: if the name is neither that of a folder nor one that the Hub could have.
+    """
+    local = Path(name) / file
+    if local.is_file():
+        return local
+    if Path(name).is_dir():
+        raise FileNotFoundError(f"{local} is missing.")
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, file, revision=revision, **download_kwargs))
+    except huggingface_hub.errors.HFValidationError as error:
+        raise ValueError(f"{name!r} is neither a folder nor the id of a repository on the Hub.") from error
+
+
+def push_folder(
+    folder: Path, repo_id: str | None, commit_message: str, ignore_patterns: list[str] | None = None
+) -> str:
+    """Upload a folder to a model repository, which is made if need be.
+
+    Args:
+        repo_id: by default the folder's name, under the user's.
+
+    Returns:
+        The repository's id, with its namespace.
+    """
+    repo_id = huggingface_hub.create_repo(repo_id or folder.resolve().name, exist_ok=True).repo_id
+    huggingface_hub.upload_folder(
+        repo_id=repo_id, folder_path=folder, commit_message=commit_message, ignore_patterns=ignore_patterns
+    )
+    return repo_id

@@ -1,0 +1,1 @@
+"""What the scripts in `training/` call: distillation of denoisers, fine-tuning of VAE decoders."""

@@ -1,0 +1,184 @@
+"""A pair of teacher and student, by their names: what is loaded, validated and saved, whatever their objective."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.utils import export_to_gif
+from torch import nn
+
+from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.data.latents import PrecomputedLatents
+from vdmini_diffusers.distillation.arguments import CriticArguments, UNetTrainingArguments
+from vdmini_diffusers.distillation.tasks.base import Encode, Generators, Task
+from vdmini_diffusers.families import ClipShape, Family, find_family
+from vdmini_diffusers.pruning import PruningPlan
+from vdmini_diffusers.pruning.student_folder import check_student, read_plan
+from vdmini_diffusers.trainers.trained_pipeline import (
+    StateDict,
+    clone_with_weights,
+    save_trained_pipeline,
+    student_card,
+    teacher_card,
+)
+
+
+# By what a family is given: its name for people, and the argument with what to validate on.
+INPUTS = {"image": "image to video", "text": "text to video"}
+VALIDATION = {"image": "validation_images", "text": "validation_prompts"}
+
+
+class TeacherAndStudent:
+    """A teacher and its pruned student. Without a student, the teacher itself is distilled to fewer steps.
+
+    Args:
+        teacher_name: folder or Hub id of a pipeline. It is frozen; its denoiser also carries the critics' features.
+        student_name: folder or Hub id of a pruned one, as `prune_pipeline` writes it.
+        variant: of the teacher's weight files, e.g. `"fp16"`.
+        revision: of the teacher on the Hub.
+        student_variant: of the student's weight files.
+
+    Attributes:
+        family: of both; known when the teacher is loaded.
+        teacher: the teacher's pipeline, once it is loaded.
+        clip_shape: of the clips trained on, once they are known.
+    """
+
+    task: ClassVar[str]  # the objective of the families that this class trains
+    family: Family
+    teacher: DiffusionPipeline
+    clip_shape: ClipShape
+
+    def __init__(
+        self,
+        teacher_name: str,
+        student_name: str | None,
+        variant: str | None = None,
+        revision: str | None = None,
+        student_variant: str | None = None,
+    ):
+        self.teacher_name, self.student_name, self.student_variant = teacher_name, student_name, student_variant
+        self._weights = {"variant": variant, "revision": revision}
+
+    @property
+    def teacher_denoiser(self) -> Any:
+        return self.teacher.components[self.family.denoiser]
+
+    def load_teacher(self, args: UNetTrainingArguments, dtype: torch.dtype) -> list[nn.Module]:
+        """Read the teacher, and return all that is frozen and goes to the device.
+
+        Raises:
+            ValueError: if a model is of another objective, or a validation image is missing. Checked first.
+        """
+        for image in getattr(args, "validation_images", ()):
+            if not image.is_file():
+                raise ValueError(f"`--validation_images`: there is no file {image}.")
+        self.family = self.check_family(self.teacher_name, self._weights["revision"])
+        if self.student_name is not None:
+            self.check_family(self.student_name)
+        self.teacher = self.load_pipeline(dtype=dtype)
+        return [model for model in self.teacher.components.values() if isinstance(model, nn.Module)]
+
+    def check_family(self, name: str, revision: str | None = None) -> Family:
+        """The family of a pipeline. Raises `ValueError` if it is trained by another objective than this run's."""
+        family = find_family(name, revision)
+        if family.task != self.task:
+            raise ValueError(
+                f"{name} is for {INPUTS[family.given]} ({family.name}), and this run is for another objective,"
+                f" {self.task!r}: teacher, student and ODE teacher are of one task (`--task`)."
+            )
+        return family
+
+    def load_pipeline(self, **options: Any) -> Any:
+        """The teacher's pipeline, by the family's class. `options` are those of `from_pretrained`."""
+        return self.family.pipeline.from_pretrained(self.teacher_name, **self._weights, **options)
+
+    def load_student(self, args: UNetTrainingArguments) -> tuple[Any, PruningPlan | None]:
+        """The denoiser to train, in float32, and the plan that it was pruned by, if it was."""
+        subfolder = self.family.denoiser
+        if self.student_name is None:
+            return self.load_pipeline(dtype=torch.float32).components[subfolder], None
+        student_class: Any = self.family.denoisers[subfolder].student
+        denoiser = student_class.from_pretrained(
+            self.student_name, subfolder=subfolder, variant=self.student_variant, dtype=torch.float32
+        )
+        plan = read_plan(self.student_name, subfolder)
+        check_student(plan, self.teacher_denoiser.config, denoiser.config, self.student_name)
+        return denoiser, plan
+
+    def precomputed(self, folder: str) -> PrecomputedLatents:
+        """Read what `training/precompute_latents.py` wrote.
+
+        Raises:
+            ValueError: if it was written for another objective.
+        """
+        dataset = PrecomputedLatents(folder)
+        self._check_tensors(dataset[0], folder)
+        return dataset
+
+    def _check_tensors(self, sample: Mapping[str, Any], folder: str) -> None:
+        if missing := sorted(set(self.family.sample_tensors) - set(sample)):
+            latents_for = INPUTS[self.family.given].replace(" ", "_")
+            raise ValueError(
+                f"{folder} has no {', '.join(missing)}: it was not made by `training/precompute_latents.py"
+                f" --latents_for {latents_for}`."
+            )
+
+    def set_clip_shape(self, clips: VideoDataArguments | Mapping[str, Any]) -> None:
+        """Note the shape of the clips, from the arguments or from a precomputed sample, for validation."""
+        if isinstance(clips, VideoDataArguments):
+            shape = (clips.num_frames, clips.height, clips.width, clips.fps, clips.motion_bucket_id)
+            self.clip_shape = ClipShape(*shape)
+        else:
+            self.clip_shape = self.family.clip_shape(clips, self.teacher)
+
+    def encode(self, batch: Mapping[str, Any], generators: Generators) -> Mapping[str, Any]:
+        """A batch of videos to one of latents and conditions."""
+        return self.family.encode(batch, self.teacher, generators)
+
+    def make_task(self, denoiser: nn.Module, critic_args: CriticArguments, encode: Encode | None) -> Task:
+        """The objective of the denoiser to train, wrapped or not."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """The objective's own settings, for the record."""
+        return {}
+
+    def validation_inputs(self, args: Any) -> list[str]:
+        """The images or prompts that validation videos are made from."""
+        return [str(given) for given in getattr(args, VALIDATION[self.family.given])]
+
+    def write_validation_videos(self, args: Any, denoiser: Any, state_dict: StateDict, step: int) -> list[Path]:
+        """Videos with these weights, as GIFs in `output_dir/validation`."""
+        shown = clone_with_weights(denoiser, state_dict).to(self.teacher.device, self.teacher.dtype).eval()
+        pipe = self.pipeline_with(shown)
+        folder = args.output_dir / "validation"
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for i, given in enumerate(self.validation_inputs(args)):
+            frames = self.family.sample(pipe, given, self.clip_shape, torch.Generator().manual_seed(args.seed))
+            paths.append(folder / f"step-{step:06d}-{i}.gif")
+            export_to_gif(frames, str(paths[-1]), fps=round(self.clip_shape.fps))
+        return paths
+
+    def pipeline_with(self, denoiser: ModelMixin, **parts: Any) -> DiffusionPipeline:
+        """The teacher's pipeline with another denoiser, and other `parts` by name."""
+        return self.family.pipeline(**{**self.teacher.components, **parts, self.family.denoiser: denoiser})
+
+    def save(self, args: UNetTrainingArguments, denoiser: Any, state_dict: StateDict) -> None:
+        """Write the whole pipeline with these weights, its plan and its card to `output_dir`."""
+        if self.student_name is None:
+            card = teacher_card(args, self.teacher_name, self.family)
+        else:
+            card = student_card(args, self.student_name)
+        save_trained_pipeline(
+            args, self._whole_pipeline, denoiser, state_dict, self.student_name, self.family.denoiser, card
+        )
+
+    def _whole_pipeline(self, denoiser: ModelMixin) -> DiffusionPipeline:
+        """With the teacher's other parts in float32."""
+        whole = self.load_pipeline(**{self.family.denoiser: None}, dtype=torch.float32)
+        models = {name: part for name, part in whole.components.items() if isinstance(part, nn.Module)}
+        return self.pipeline_with(denoiser, **models)

@@ -1,0 +1,87 @@
+"""What fine-tuning a VAE's decoder leaves: pictures on the way, and at the end the VAE with its card."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import load_image
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from vdmini_diffusers.data.vae_clips import decode_clips
+from vdmini_diffusers.distillation.arguments import RunArguments
+from vdmini_diffusers.evaluation.continuation import psnr
+from vdmini_diffusers.serialization.cards import with_training_note
+from vdmini_diffusers.version import __version__
+
+
+def decoder_inputs(vae: Any, latents: Tensor) -> Tensor:
+    """What the decoder itself is given for `(batch, frames, channels, h, w)` latents, which are not scaled."""
+    if getattr(vae, "post_quant_conv", None) is None:
+        return latents
+    return vae.post_quant_conv(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+
+
+@torch.no_grad()
+def write_validation_pictures(
+    paths: Sequence[Path], vae: Any, decoders: Sequence[nn.Module], size: tuple[int, int], output: Path
+) -> list[float]:
+    """A row for each picture: itself, then what each decoder gives. Returns the PSNR of the last one's, dB.
+
+    Args:
+        vae: that encodes; its own decoder is not used.
+        size: height and width in pixels.
+    """
+    rows, values = [], []
+    for path in paths:
+        picture = np.asarray(ImageOps.fit(load_image(str(path)), (size[1], size[0])))
+        clip = torch.from_numpy(picture.copy()).movedim(-1, 0)[None] / 127.5 - 1
+        latents = decoder_inputs(vae, vae.encode(clip.to(vae.device)).latent_dist.mode()[None])
+        columns = [picture, *(to_uint8(decode_clips(decoder, latents))[0, 0] for decoder in decoders)]
+        rows.append(np.concatenate(columns, axis=1))
+        values.append(psnr(columns[-1], picture))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(output)
+    return values
+
+
+def with_decoder(vae: Any, decoder: Mapping[str, Tensor]) -> Any:
+    """A VAE like `vae` with whole weights of its decoder, however that is wrapped or divided."""
+    made = type(vae).from_config(vae.config)
+    rest = {name: tensor for name, tensor in vae.state_dict().items() if not name.startswith("decoder.")}
+    made.load_state_dict(rest | {f"decoder.{name}": tensor for name, tensor in decoder.items()})
+    return made
+
+
+def to_uint8(clips: Tensor) -> np.ndarray:
+    """`(..., 3, height, width)`, -1 to 1, to `(..., height, width, 3)`."""
+    return ((clips.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-3, -1).cpu().numpy()
+
+
+def save_trained_vae(
+    args: RunArguments, vae: Any, decoder: Mapping[str, Tensor], companions: Mapping[str, Path]
+) -> None:
+    """The VAE with these weights of its decoder, in `args.output_dir`: each file is written aside and renamed.
+
+    Args:
+        companions: of the pruned VAE's folder: plan, channels, licences, card.
+    """
+    aside = args.output_dir / ".vae.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    with_decoder(vae, decoder).save_pretrained(aside)
+    for name, path in companions.items():
+        shutil.copyfile(path, aside / name)
+    if "README.md" in companions:
+        note = (
+            f"**The decoder was fine-tuned** (appendix A) for {args.max_train_steps:,} steps with `vdmini_diffusers`"
+            f" {__version__}; `training.json` has the settings and the names of teacher and data."
+        )
+        card = (aside / "README.md").read_text(encoding="utf-8")
+        (aside / "README.md").write_text(with_training_note(card, note), encoding="utf-8")
+    for path in aside.iterdir():
+        os.replace(path, args.output_dir / path.name)
+    aside.rmdir()

@@ -1,0 +1,266 @@
+"""Fine-tuning the decoder of a pruned VAE (appendix A).
+
+`training/train_vae_decoder.py` parses its arguments and calls `train_vae_decoder`.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.data.latents import PrecomputedLatents
+from vdmini_diffusers.data.skipped_videos import SkipLog
+from vdmini_diffusers.data.vae_clips import encode_for_decoder
+from vdmini_diffusers.data.video_dataset import load_video_dataset
+from vdmini_diffusers.distillation.averaging import ShardedEMA, averaged
+from vdmini_diffusers.distillation.checkpoints import Checkpoints
+from vdmini_diffusers.distillation.critics import Critic
+from vdmini_diffusers.distillation.decoder_arguments import DecoderLossArguments, DecoderTrainingArguments
+from vdmini_diffusers.distillation.decoder_loop import Prepare, decoder_training_loop
+from vdmini_diffusers.distillation.decoder_losses import PerceptualLoss, lpips_distance
+from vdmini_diffusers.distillation.engine import (
+    make_accelerator,
+    make_critic,
+    make_dataloader,
+    make_optimizer,
+    report_settings,
+)
+from vdmini_diffusers.distillation.patch_discriminator import PatchDiscriminator
+from vdmini_diffusers.pruning.student_folder import check_student
+from vdmini_diffusers.pruning.vae_folder import COMPRESSED, find_vae, read_decoder_plan
+from vdmini_diffusers.trainers.trained_pipeline import push, show_on_trackers
+from vdmini_diffusers.trainers.trained_vae import (
+    decoder_inputs,
+    save_trained_vae,
+    with_decoder,
+    write_validation_pictures,
+)
+
+
+logger = logging.getLogger(__name__)
+
+# Of precomputed latents to those of this encoder: more than half precision and another machine's kernels explain.
+MAX_LATENT_ERROR = 0.02
+
+
+def train_vae_decoder(
+    args: DecoderTrainingArguments,
+    loss_args: DecoderLossArguments,
+    data_args: VideoDataArguments,
+    vae_name: str,
+    teacher_name: str | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    teacher_variant: str | None = None,
+    perceptual: PerceptualLoss | None = None,
+) -> Path:
+    """Train the decoder, and write the whole VAE to `args.output_dir`, which is returned.
+
+    Args:
+        vae_name: folder or Hub id of a VAE that `conversion/prune_vae_decoder.py` wrote, or of a pipeline with one.
+        teacher_name: of the VAE that it was pruned from, or of a pipeline with that: for distillation, and to be shown
+            beside.
+        variant, teacher_variant: of the weight files, e.g. `"fp16"`.
+        revision: of the pruned VAE on the Hub.
+        perceptual: takes the place of what `loss_args.perceptual_loss` names.
+
+    Raises:
+        FloatingPointError: if a loss is not finite.
+        ImportError, RuntimeError: if LPIPS is not there, see `lpips_distance`.
+        PruningPlanError: a `ValueError`; if the VAE was not pruned from this teacher.
+        ValueError: for data, models or settings that cannot be meant.
+    """
+    accelerator = make_accelerator(args)
+    torch.manual_seed(args.seed)
+
+    # Models
+    for image in args.validation_images:
+        if not image.is_file():
+            raise ValueError(f"`--validation_images`: there is no file {image}.")
+    if loss_args.uses_teacher and teacher_name is None:
+        raise ValueError("Distillation needs `--pretrained_teacher_model_name_or_path`, the VAE that was pruned.")
+    source = find_vae(vae_name, revision)
+    vae = source.load(variant).to(accelerator.device)
+    if not isinstance(vae, COMPRESSED):
+        raise ValueError(f"{vae_name} is not pruned; `conversion/prune_vae_decoder.py` makes a VAE to train of it.")
+    companions = source.companions()
+    teacher, pairs = None, ()
+    if teacher_name is not None:
+        teacher = find_vae(teacher_name).load(teacher_variant).to(accelerator.device)
+        if loss_args.uses_teacher:
+            plan, coupled = read_decoder_plan(companions, vae_name)
+            check_student(plan, teacher.config, vae.config, vae_name)
+            if loss_args.feature_distillation_weight > 0:
+                pairs = plan.stage_pairs(teacher.config, coupled)
+    if args.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
+    vae.decoder.requires_grad_(True).train()
+
+    # Objective
+    if perceptual is None and loss_args.perceptual_weight > 0 and loss_args.perceptual_loss == "lpips":
+        with accelerator.local_main_process_first():  # which downloads
+            perceptual = lpips_distance(loss_args.lpips_net, loss_args.lpips_random_trunk).to(accelerator.device)
+    dataloader, size = open_data(args, loss_args, data_args, vae, accelerator)
+    critic = make_discriminator(loss_args, size, accelerator.device) if loss_args.adversarial_weight > 0 else None
+    if accelerator.is_main_process:
+        record = {"vae": vae_name, "teacher": teacher_name}
+        for group in (args, loss_args, data_args):
+            record |= asdict(group)
+        report_settings(record, None if args.dry_run else args.output_dir)
+        counted = {"decoder": vae.decoder} | ({"discriminator": critic.heads} if critic is not None else {})
+        for name, model in counted.items():
+            logger.info("trained parameters of the %s: %s", name, f"{sum(p.numel() for p in model.parameters()):,}")
+        for student_module, teacher_module, kept in pairs:
+            logger.info("distilled: %s towards %d channels of %s", student_module, len(kept), teacher_module)
+    if args.dry_run:
+        return args.output_dir
+
+    # Optimiser
+    optimizer = make_optimizer(args, vae.decoder.parameters())
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=args.max_train_steps,
+    )
+    decoder, optimizer = accelerator.prepare(vae.decoder, optimizer)
+    trained = list(vae.decoder.parameters())  # after `prepare`, which may have replaced them
+    ema = ShardedEMA(trained, decay=args.ema_decay) if args.use_ema else None
+    if args.report_to is not None:
+        accelerator.init_trackers("vdmini-vae")
+
+    def validate(step: int) -> None:
+        with averaged(ema, trained):
+            state_dict = accelerator.get_state_dict(decoder)  # of all processes, where it is sharded
+            if accelerator.is_main_process:
+                path = args.output_dir / "validation" / f"step-{step:06d}.png"
+                shown = with_decoder(vae, state_dict).to(accelerator.device).eval()
+                decoders = [shown.decoder] if teacher is None else [teacher.decoder, shown.decoder]
+                values = write_validation_pictures(args.validation_images, shown, decoders, size, path)
+                logger.info("step %d: PSNR %s dB", step, ", ".join(f"{value:.2f}" for value in values))
+                accelerator.log({f"validation/psnr-{i}": value for i, value in enumerate(values)}, step=step)
+                show_on_trackers(accelerator.trackers, [path], step)
+        accelerator.wait_for_everyone()
+
+    decoder_training_loop(
+        accelerator=accelerator,
+        decoder=decoder,
+        prepare=make_prepare(vae, accelerator.device),
+        dataloader=dataloader,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        args=args,
+        loss_args=loss_args,
+        checkpoints=Checkpoints(
+            args.output_dir,
+            None if args.resume_from_checkpoint == "none" else args.resume_from_checkpoint,
+            args.checkpoints_total_limit,
+        ),
+        perceptual=perceptual,
+        critic=critic,
+        teacher=teacher.decoder if teacher is not None and loss_args.uses_teacher else None,
+        pairs=pairs,
+        ema=ema,
+        validate=validate if args.validation_images else None,
+    )
+
+    with averaged(ema, trained):
+        state_dict = accelerator.get_state_dict(decoder)
+        if accelerator.is_main_process:
+            save_trained_vae(args, vae, state_dict, companions)
+            if args.push_to_hub:
+                push(args)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return args.output_dir
+
+
+def open_data(
+    args: DecoderTrainingArguments,
+    loss_args: DecoderLossArguments,
+    data_args: VideoDataArguments,
+    vae: Any,
+    accelerator: Accelerator,
+) -> tuple[DataLoader, tuple[int, int]]:
+    """Batches, and height and width of their frames."""
+    if data_args.precomputed_data_dir is not None:
+        dataset = PrecomputedLatents(data_args.precomputed_data_dir)
+        sample = dataset[0]
+        if missing := sorted({"latents", "pixel_values"} - set(sample)):
+            raise ValueError(
+                f"{data_args.precomputed_data_dir} has no {', '.join(missing)}: it was not made by"
+                " `training/precompute_latents.py --latents_for vae_decoder`."
+            )
+        check_latents(sample, vae, data_args.precomputed_data_dir)
+        num_frames, _, *size = sample["pixel_values"].shape
+    else:
+        dataset = load_video_dataset(
+            data_args,
+            SkipLog(args.output_dir / "skipped_videos"),
+            seed=args.seed,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        )
+        num_frames, size = data_args.num_frames, (data_args.height, data_args.width)
+    if loss_args.min_num_frames > num_frames:
+        raise ValueError(
+            f"The data has clips of {num_frames} frames, fewer than `--min_num_frames` {loss_args.min_num_frames}."
+        )
+    dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers)
+    return dataloader, (size[0], size[1])
+
+
+def check_latents(sample: Mapping[str, Tensor], vae: Any, folder: str) -> None:
+    """Raises `ValueError` if latents are not those that the VAE's own encoder gives."""
+    ours = encode_for_decoder({"pixel_values": to_values(sample["pixel_values"][None, :1])}, vae)["latents"].cpu()
+    theirs = sample["latents"][None, :1].float()
+    error = (ours - theirs).norm() / ours.norm() if ours.shape == theirs.shape else torch.inf
+    if not error < MAX_LATENT_ERROR:
+        raise ValueError(
+            f"The latents in {folder} are not those of this VAE's encoder (relative error {float(error):.2g}): they"
+            " were made with another VAE, or scaled."
+        )
+
+
+def to_values(pixel_values: Tensor) -> Tensor:
+    """As videos are decoded: those are floats from -1 to 1 already, precomputed clips are uint8."""
+    return pixel_values if pixel_values.is_floating_point() else 2 * (pixel_values.float() / 255) - 1
+
+
+def make_prepare(vae: Any, device: torch.device) -> Prepare:
+    """Of videos, only the frames that are taken are encoded."""
+
+    @torch.no_grad()
+    def prepare(batch: Mapping[str, Any], frames: slice) -> tuple[Tensor, Tensor]:
+        target = to_values(batch["pixel_values"][:, frames].to(device))
+        if "latents" in batch:
+            latents = batch["latents"][:, frames].to(device).float()
+        else:
+            latents = encode_for_decoder({"pixel_values": target}, vae)["latents"]
+        return decoder_inputs(vae, latents), target
+
+    return prepare
+
+
+def make_discriminator(loss_args: DecoderLossArguments, size: tuple[int, int], device: torch.device) -> Critic:
+    heads = PatchDiscriminator(loss_args.discriminator, loss_args.discriminator_width)
+    heads.check_size(size)
+    return make_critic(
+        "adversarial",
+        "data",
+        heads,
+        device,
+        weight=loss_args.adversarial_weight,
+        start_step=loss_args.adversarial_start_step,
+        learning_rate=loss_args.discriminator_learning_rate,
+        adam_beta1=loss_args.discriminator_adam_beta1,
+        generator_loss="hinge",
+    )
