@@ -44,10 +44,10 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
-    HfArgumentParser,
 )
 
 from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 
 
@@ -231,4 +231,4 @@ def main(args: BenchmarkArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((BenchmarkArguments,))))

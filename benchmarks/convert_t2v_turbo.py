@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, HfArgumentParser
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from vdmini_diffusers import VDMiniUNet3DConditionModel
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.t2v_turbo import text_encoder, vae
 from vdmini_diffusers.t2v_turbo.checkpoint import UNET_PREFIX
 from vdmini_diffusers.t2v_turbo.tensors import Source
@@ -134,4 +135,4 @@ def main(args: BenchmarkArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((BenchmarkArguments,))))

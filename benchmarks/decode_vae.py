@@ -32,7 +32,6 @@ from transformers import (
     CLIPTextModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
-    HfArgumentParser,
 )
 
 from vdmini_diffusers import (
@@ -40,6 +39,7 @@ from vdmini_diffusers import (
     VDMiniUNet3DConditionModel,
     VDMiniUNetSpatioTemporalConditionModel,
 )
+from vdmini_diffusers.cli.script import parse_arguments, run
 
 
 DTYPES = {"fp32": torch.float32, "channels_last": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -320,4 +320,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((Arguments,))))

@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from transformers import HfArgumentParser
 
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
 from vdmini_diffusers.demo.held_out import KINDS, HeldOutMeasure
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, MULTI_STEP
@@ -92,4 +92,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((Arguments,))))

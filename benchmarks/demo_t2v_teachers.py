@@ -14,9 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from transformers import HfArgumentParser
 
 from vdmini_diffusers import VDMiniT2VPipeline
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
 from vdmini_diffusers.demo.held_out import HeldOutPrompts
 from vdmini_diffusers.demo.teachers import T2V_BASE, T2V_TEACHER
@@ -86,4 +86,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((Arguments,))))

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Literal
 
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
 from vdmini_diffusers.demo.held_out import HeldOutMeasure, HeldOutPrompts
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_TEACHER
@@ -110,7 +110,7 @@ class Arguments:
     task: Literal["i2v", "t2v"] = field(default="i2v", metadata={"help": "Image or text to video."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run per row and seed."})
     max_train_steps: int = field(
-        default=300, metadata={"help": "Of each run; MCA starts after 30 %, as in the paper."}
+        default=300, metadata={"help": "Of each run; MCA starts after 30 %%, as in the paper."}
     )
     train_batch_size: int = field(default=4, metadata={"help": "Clips per step."})
     learning_rate: float = field(default=3e-4, metadata={"help": "Of the U-Net, before its cosine (paper: 1e-4)."})
@@ -258,4 +258,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((Arguments,))))

@@ -27,8 +27,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import HfArgumentParser
 
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.distillation.critics import CriticFeatures, InstanceNoise
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads
@@ -222,4 +222,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((Arguments,))))

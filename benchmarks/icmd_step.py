@@ -19,8 +19,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import HfArgumentParser
 
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, TrainingArguments
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
@@ -208,4 +208,4 @@ def report(watch: Stopwatch) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((Arguments,))))

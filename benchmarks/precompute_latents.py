@@ -21,8 +21,8 @@ import av
 import numpy as np
 import torch
 from torch.utils.data import default_collate
-from transformers import HfArgumentParser
 
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.latents import LatentShards, PrecomputedLatents, write_shard
 from vdmini_diffusers.data.skipped_videos import SkipLog
@@ -124,4 +124,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((Arguments,))))

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
-from transformers import HfArgumentParser
 
 from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.moving_pictures import load_photos
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.models.autoencoder_kl_vdmini import Span, tile_spans
@@ -180,4 +180,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((Arguments,))))
