@@ -131,7 +131,7 @@ def write_t2v(folder: Path) -> ModelMixin:
         text_encoder=CLIPTextModel(text).half(),
         tokenizer=CLIPTokenizer(),
         unet=VDMiniUNet3DConditionModel(**tiny),
-        scheduler=LCMScheduler(),
+        scheduler=LCMScheduler(),  # pyright: ignore[reportArgumentType]: no member of an enumeration of names
     ).save_pretrained(folder, variant="fp16")
     with torch.device("meta"):
         return VDMiniUNet3DConditionModel(

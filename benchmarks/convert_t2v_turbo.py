@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -93,12 +94,13 @@ def write_checkpoint(file: Path) -> None:
             layers_per_block=2,
             mid_block_type="UNetMidBlock3DCrossAttn",
         )
-        autoencoder = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-        )
+        config: dict[str, Any] = {  # diffusers annotates these as tuples of one
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "block_out_channels": (128, 256, 512, 512),
+            "layers_per_block": 2,
+        }
+        autoencoder = AutoencoderKL(**config)
         # All 24 layers, of which 23 are used.
         text = CLIPTextModel(
             CLIPTextConfig(

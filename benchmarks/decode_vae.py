@@ -193,7 +193,7 @@ def decoders(args: Arguments) -> None:
     print("| decoder | variant | chunk | parameters | TMACs | fewer | seconds | faster | peak MiB |")
     print("| --- " * 9 + "|")
     for variant in args.variants:
-        vaes = {name: placed(make(), variant, args.device) for name, make in VAES.items()}
+        vaes: dict[str, Any] = {name: placed(make(), variant, args.device) for name, make in VAES.items()}
         for vae in vaes.values():
             del vae.encoder
         latents = inputs(shape, variant, args.device)

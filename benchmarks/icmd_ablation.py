@@ -110,7 +110,7 @@ class Arguments:
     task: Literal["i2v", "t2v"] = field(default="i2v", metadata={"help": "Image or text to video."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run per row and seed."})
     max_train_steps: int = field(
-        default=300, metadata={"help": "Of each run; MCA starts after 30 %%, as in the paper."}
+        default=300, metadata={"help": "Optimiser steps of each run. MCA starts after 30 %% of them, as in the paper."}
     )
     train_batch_size: int = field(default=4, metadata={"help": "Clips per step."})
     learning_rate: float = field(default=3e-4, metadata={"help": "Of the U-Net, before its cosine (paper: 1e-4)."})

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -39,7 +40,7 @@ from vdmini_diffusers.trainers.distill import make_critics
 class Arguments:
     steps: int = field(default=10, metadata={"help": "Steps that are measured, after two that are not."})
     train_batch_size: int = field(default=4, metadata={"help": "Videos a step."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
+    mixed_precision: Literal["no", "fp16", "bf16"] = field(default="no", metadata={"help": "Of the student."})
 
 
 class Stopwatch:
@@ -98,13 +99,15 @@ def main(args: Arguments) -> None:
         task = SingleStepTask(SVD)
         condition_dim = teacher_pipe.image_encoder.config.projection_dim
         critics = make_critics(
-            teacher.config, condition_dim, task, CriticArguments(), ICMDArguments(mca_start_step=0), accelerator.device
+            SVD, teacher.config, condition_dim, CriticArguments(), ICMDArguments(mca_start_step=0), accelerator.device
         )
         critic_features = CriticFeatures(task, teacher)
         optimizer = make_optimizer(training, student.parameters())
         samples = random_latents(teacher_pipe, 4 * args.train_batch_size)
         prepared, optimizer, dataloader = accelerator.prepare(
-            student, optimizer, DataLoader(samples, batch_size=args.train_batch_size, drop_last=True)
+            student,
+            optimizer,
+            DataLoader(samples, batch_size=args.train_batch_size, drop_last=True),  # pyright: ignore[reportArgumentType]: a list will do
         )
         watch = Stopwatch(accelerator.device)
         parts = floor_parts(task, prepared, teacher, critics, critic_features, next(iter(dataloader)), accelerator)

@@ -27,10 +27,9 @@ from tqdm.auto import tqdm
 
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import VideoDataArguments
-from vdmini_diffusers.data.latents import encode_for_decoder
 from vdmini_diffusers.data.skipped_videos import SkipLog
-from vdmini_diffusers.data.vae_clips import decode_clips
-from vdmini_diffusers.data.video_dataset import load_video_dataset
+from vdmini_diffusers.data.vae_clips import decode_clips, encode_for_decoder
+from vdmini_diffusers.data.video_dataset import VideoDataset, load_video_dataset
 from vdmini_diffusers.demo.held_out import held_out_clips
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.distillation.decoder_losses import lpips_distance
@@ -70,6 +69,7 @@ def load_clips(args: Arguments) -> list[np.ndarray]:
     )
     with tempfile.TemporaryDirectory() as skipped:
         dataset = load_video_dataset(data_args, SkipLog(skipped), seed=args.seed)
+        assert isinstance(dataset, VideoDataset)  # it is not streamed
         return [to_uint8(dataset[i]["pixel_values"]) for i in range(len(dataset))]
 
 
@@ -92,9 +92,10 @@ def measure(
     from skimage.metrics import structural_similarity
 
     pairs = list(zip(decoded, frames, strict=True))
+    similarity: Callable[..., Any] = structural_similarity  # its source has no types
     found = {
         "psnr": [psnr(a, b) for a, b in pairs],
-        "ssim": [float(structural_similarity(a, b, channel_axis=2)) for a, b in pairs],
+        "ssim": [float(similarity(a, b, channel_axis=2)) for a, b in pairs],
     }
     if perceptual is not None:
         with torch.no_grad():

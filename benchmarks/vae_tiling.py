@@ -131,13 +131,11 @@ WAYS: dict[str, Callable | None] = {
 
 def draw(pictures: dict[str, Tensor], path: Path) -> None:
     """The middle frame of each, and eight times its difference to the first."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.figure  # pyright: ignore[reportMissingImports] - extra `plot`
 
     whole = next(iter(pictures.values()))
-    figure, axes = plt.subplots(2, len(pictures), figsize=(4 * len(pictures), 6))
+    figure = matplotlib.figure.Figure(figsize=(4 * len(pictures), 6), layout="tight")
+    axes = figure.subplots(2, len(pictures))
     for (name, picture), (above, below) in zip(pictures.items(), axes.T, strict=True):
         above.imshow((picture / 2 + 0.5).clamp(0, 1).permute(1, 2, 0))
         below.imshow((4 * (picture - whole) + 0.5).clamp(0, 1).permute(1, 2, 0))
@@ -146,7 +144,6 @@ def draw(pictures: dict[str, Tensor], path: Path) -> None:
         above.axis("off")
         below.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
     figure.savefig(path, dpi=80)
 
 
