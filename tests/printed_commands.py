@@ -118,6 +118,8 @@ def refuse_to_write(event: str, arguments: tuple[Any, ...]) -> None:
 
 def printed_commands(text: str) -> list[list[str]]:
     """Commands in code blocks, code spans and docstrings: the script, and its arguments."""
+    for name, value in re.findall(r'^(\w+)="([^"]+)"$', text, re.MULTILINE):  # a shell's variables
+        text = text.replace(f"${name}", " ".join(value.split()))
     text = re.sub(r"\\\n[ #]*", "", text)  # one command, over several lines
     text = re.sub(r"(?<!`)`[^`]+`(?!`)", lambda span: " ".join(span[0].split()), text)
     text = re.sub(r"\[(--[^]]*)\]", r"\1", text)  # what may be left out
