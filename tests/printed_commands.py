@@ -21,12 +21,10 @@ QUICKSTART = "vdmini_diffusers.quickstart"
 FOLDERS = ("conversion", "training", "benchmarks")
 SCRIPTS = [str(path.relative_to(ROOT)) for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 SCRIPTS.append(QUICKSTART)
-# What is printed for users; the package's own folders are links in part.
-DOCUMENTS = [
+DOCUMENTS = [  # once each: folders of the package are links in part
     path
     for path in sorted(ROOT.rglob("*.md"))
-    if not set(path.relative_to(ROOT).parts) & {".venv", ".venv-newest", ".venv-oldest", "outputs"}
-    and path.resolve() == path
+    if path.resolve() == path and not any(part[0] == "." or part == "outputs" for part in path.relative_to(ROOT).parts)
 ]
 
 COMMAND = re.compile(
