@@ -1,15 +1,19 @@
 # Two set-up commands, each complete by itself from a bare clone: `make quickstart` and `make test`.
 # On a GPU machine pip installs the ordinary torch; elsewhere the CPU build, without gigabytes of CUDA packages.
+# Everything else is what constraints.txt says, down to the last transitive package and setuptools, which builds.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+CONSTRAINTS := constraints.txt
+INSTALL := $(PIP) install --quiet --constraint $(CONSTRAINTS)
+INSTALL_HERE := $(INSTALL) --no-build-isolation --editable
+TORCH := $(shell sed -n 's/^torch==//p' $(CONSTRAINTS))
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 OUTPUT_DIR ?= outputs/quickstart
 
-.PHONY: quickstart test test-slow quality style wheel clean
+.PHONY: quickstart test test-slow test-newest test-oldest quality style lock wheel clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m vdmini_diffusers.quickstart --output_dir $(OUTPUT_DIR)
@@ -29,11 +33,29 @@ style: $(VENV)/.installed-quality
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Makes constraints.txt anew for all platforms: what is in it stays as far as setup.py allows. `make lock
+# UPGRADE=--upgrade` takes the newest of everything but torch; `make lock TORCH=2.14.0` takes that torch.
+COMPILE = echo 'torch==$(TORCH)' > $(VENV)/torch.txt && echo 'setuptools>=77' | $(BIN)/uv pip compile --quiet \
+  --constraint $(VENV)/torch.txt --custom-compile-command 'make $@'
+
+lock: $(VENV)/.installed-quality
+	$(COMPILE) --universal --python-version 3.11 --all-extras $(UPGRADE) setup.py - --output-file $(CONSTRAINTS)
+
+# The tests with the newest versions that setup.py allows, and with the oldest, each in an environment of its own.
+# CI does not run them. torch is the locked one in both, as its other versions are CUDA builds of gigabytes on PyPI:
+# `make test-oldest TORCH=2.6.0` tests another where there is room for it, or an index that has it for the CPU.
+test-newest: RESOLUTION := highest
+test-oldest: RESOLUTION := lowest-direct
+test-newest test-oldest: test-%: $(VENV)/.installed-quality
+	mkdir -p .venv-$*
+	$(COMPILE) --upgrade --resolution $(RESOLUTION) --extra test setup.py - --output-file .venv-$*/constraints.txt
+	$(MAKE) test VENV=.venv-$* CONSTRAINTS=.venv-$*/constraints.txt
+
 wheel: $(VENV)/.installed
-	$(PIP) wheel --no-deps --wheel-dir dist .
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-newest .venv-oldest build dist *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -42,24 +64,24 @@ $(BIN)/python:
 
 # A GPU machine is one whose driver answers. Elsewhere the CPU build is asked for by its local version, first from
 # what pip is configured with, then from PyTorch's own index; macOS has one build and no local version.
-$(VENV)/.torch: constraints.txt | $(BIN)/python
+$(VENV)/.torch: $(CONSTRAINTS) | $(BIN)/python
 	@if nvidia-smi >/dev/null 2>&1 || [ "`uname -s`" != Linux ]; then \
-	  echo "Installing torch $(TORCH)"; $(PIP) install --quiet "torch==$(TORCH)"; \
+	  echo "Installing torch $(TORCH)"; $(INSTALL) setuptools "torch==$(TORCH)"; \
 	else \
 	  echo "No NVIDIA GPU found: installing torch $(TORCH) for the CPU"; \
-	  $(PIP) install --quiet "torch==$(TORCH)+cpu" 2>/dev/null \
-	  || $(PIP) install --quiet --extra-index-url $(TORCH_CPU_INDEX) "torch==$(TORCH)+cpu"; \
+	  $(INSTALL) setuptools "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || $(INSTALL) --extra-index-url $(TORCH_CPU_INDEX) setuptools "torch==$(TORCH)+cpu"; \
 	fi
 	@touch $@
 
 $(VENV)/.installed: setup.py $(VENV)/.torch
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[teacher]'
+	$(INSTALL_HERE) '.[teacher]'
 	@touch $@
 
 $(VENV)/.installed-test: setup.py $(VENV)/.torch
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	$(INSTALL_HERE) '.[test]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-quality: setup.py $(VENV)/.torch
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL_HERE) '.[dev]'
 	@touch $@ $(VENV)/.installed $(VENV)/.installed-test

@@ -19,7 +19,7 @@ EXTRAS = {
     "prune": ["torch-pruning>=1.6"],
     "plot": ["matplotlib>=3.8"],
     "test": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6"],
-    "quality": ["pyright>=1.1.400", "ruff>=0.17"],
+    "quality": ["pyright>=1.1.400", "ruff>=0.17", "uv>=0.8"],
 }
 EXTRAS["test"] += EXTRAS["train"] + EXTRAS["teacher"] + EXTRAS["prune"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["quality"]
@@ -36,15 +36,15 @@ setup(
     install_requires=[
         "accelerate>=1.0",
         "diffusers>=0.42",
-        "filelock",
+        "filelock>=3.16",
         "ftfy>=6.1",
-        "huggingface_hub>=1.0",
-        "numpy",
-        "pillow",
-        "pyyaml",
-        "safetensors>=0.5",
+        "huggingface_hub>=1.32",
+        "numpy>=2.0",
+        "pillow>=11.0",
+        "pyyaml>=6.0.2",
+        "safetensors>=0.8",
         "torch>=2.6",
-        "tqdm",
+        "tqdm>=4.67",
         "transformers>=5.0,<5.24",
     ],
     extras_require=EXTRAS,

@@ -365,3 +365,49 @@ class TestSetup:
         for package, patterns in arguments["package_data"].items():
             for pattern in patterns:
                 assert list((ROOT / package.replace(".", "/")).glob(pattern)), f"{package}: {pattern}"
+
+
+def defined_names(path: Path) -> set[str]:
+    """The public classes and functions at the top of a file."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return {n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")}
+
+
+def test_no_two_modules_define_a_public_name():
+    homes: dict[str, list[str]] = {}
+    for path in source_files():
+        for name in defined_names(path):
+            homes.setdefault(name, []).append(relative(path))
+    # Published files repeat what two of them need; each family defines the same functions.
+    repeats = {"vdmini_diffusers/models", "vdmini_diffusers/pipelines", "vdmini_diffusers/families"}
+    twice = {
+        name: paths
+        for name, paths in homes.items()
+        if len(paths) > 1
+        and not (len(folders := {str(Path(path).parent) for path in paths}) == 1 and folders <= repeats)
+    }
+    assert twice == {}
+
+
+@pytest.mark.parametrize("path", [*source_files(), *scripts()], ids=relative)
+def test_private_names_are_imported_by_no_other_module(path):
+    private = {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.level or str(node.module).startswith("vdmini_diffusers"))
+        for alias in node.names
+        if re.match(r"_[^_]", alias.name)
+    }
+    assert private == set()
+
+
+def test_the_report_of_the_house_counts_rooms_and_imports(capsys):
+    import house_report
+
+    assert house_report.room_of(PACKAGE / "pruning" / "plans" / "base.py") == "pruning/plans"
+    assert house_report.room_of(PACKAGE / "quickstart.py") == "quickstart.py"
+    pairs = house_report.imports(source_files())
+    assert ("quickstart.py", "demo") in pairs and ("pruning", "pruning/plans") in pairs
+    assert not {pair for pair in pairs if "pipelines" in pair[0]}  # third-party imports only
+    house_report.main()
+    assert f"{len(pairs)} imports from one to another" in capsys.readouterr().out
