@@ -2,16 +2,20 @@
 
 import ast
 import importlib
+import importlib.metadata
 import inspect
 import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import diffusers.pipelines
 import pytest
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 
 ROOT = Path(__file__).parents[1]
@@ -294,6 +298,7 @@ def test_importing_the_package_imports_no_optional_package_that_diffusers_does_n
     # What our models and pipelines build on, first: diffusers and transformers import some of these where installed.
     code = f"""
 import sys
+import tomllib
 import accelerate, diffusers, torch, transformers
 from diffusers import StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
 from diffusers.loaders import PeftAdapterMixin
@@ -411,3 +416,50 @@ def test_the_report_of_the_house_counts_rooms_and_imports(capsys):
     assert not {pair for pair in pairs if "pipelines" in pair[0]}  # third-party imports only
     house_report.main()
     assert f"{len(pairs)} imports from one to another" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def asked_for():
+    """Every requirement of setup.py, of all extras, and of the build."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    texts |= set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"])
+    requirements = [Requirement(text) for text in texts if re.fullmatch(r"[\w-]+ ?[<>=!~][\d.,<>=!~ ]+", text)]
+    assert len(requirements) >= 25
+    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
+
+
+@pytest.fixture(scope="module")
+def locked():
+    """Versions by name; there may be several, for different versions of Python."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    versions: dict[str, set[str]] = {}
+    for requirement in (Requirement(line) for line in lines if line and not line.lstrip().startswith("#")):
+        assert re.fullmatch(r"==[\w.]+", str(requirement.specifier))
+        versions.setdefault(canonicalize_name(requirement.name), set()).add(str(requirement.specifier)[2:])
+    return versions
+
+
+class TestVersions:
+    """What setup.py asks for, and what constraints.txt locks."""
+
+    def test_all_that_is_asked_for_is_locked_within_its_range(self, asked_for, locked):
+        assert set(asked_for) - set(locked) == set()
+        ranges = {name: requirement.specifier for name, requirement in asked_for.items()}
+        assert [(name, v) for name in ranges for v in locked[name] if not ranges[name].contains(v)] == []
+
+    def test_every_requirement_has_a_lower_bound(self, asked_for):
+        assert [str(requirement) for requirement in asked_for.values() if ">=" not in str(requirement)] == []
+
+    def test_what_locked_packages_need_is_locked_too(self, locked):
+        # By the metadata of those that are installed: what they need would otherwise be whatever is newest.
+        installed = {canonicalize_name(each.name): each for each in importlib.metadata.distributions()}
+        missing = {
+            f"{name} needs {text}"
+            for name in set(locked) & set(installed)
+            if installed[name].version.split("+")[0] in locked[name]
+            for text in installed[name].requires or []
+            if (needed := Requirement(text)).marker is None or needed.marker.evaluate({"extra": ""})
+            if canonicalize_name(needed.name) not in locked
+        }
+        assert missing == set()
