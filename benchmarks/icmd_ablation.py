@@ -70,7 +70,7 @@ class Kind:
     write_latents: Callable[..., Path]
     measure: type[HeldOutMeasure] | type[HeldOutPrompts]
     flags: dict[str, object]
-    sampling: dict[str, float]
+    sampling: dict[str, Any]
     plotted: tuple[str, ...]
     real: str
 
