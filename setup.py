@@ -13,7 +13,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vdmini_diffusers" / "versi
 # Never here: torchvision and what pulls it in (lpips), except in an extra of its own. Where torchvision does not match
 # torch, it breaks the import of diffusers and transformers as well.
 EXTRAS = {
-    "train": ["av>=14", "datasets>=4.0", "peft>=0.17"],
+    "train": ["av>=14", "datasets>=4.0", "peft>=0.18"],
     "teacher": ["scikit-image>=0.24", "scikit-learn>=1.5"],
     "lpips": ["lpips>=0.1.4"],
     "prune": ["torch-pruning>=1.6"],

@@ -3,8 +3,6 @@
 import importlib.resources
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -12,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import DiffusionPipeline, StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
+from forked_scripts import start
 from tiny import tiny_svd_pipeline, tiny_unet_inputs
 from torch import nn
 
@@ -256,27 +255,28 @@ def test_pickled_teacher_needs_consent_and_gives_the_same_student(teacher_folder
 
 
 def test_script_dry_run_prints_and_writes_nothing(teacher_folder, tmp_path):
-    done = run_script(teacher_folder, tmp_path / "student", "--dry_run")
-    assert done.returncode == 0, done.stderr
-    assert "teacher 4,317,162 parameters\nstudent 2,645,082 parameters\n" in done.stdout
-    assert "removes D.3 (" in done.stdout
-    assert not list(tmp_path.iterdir())
+    printed = run_script(tmp_path / "log", teacher_folder, tmp_path / "student", "--dry_run")
+    assert "teacher 4,317,162 parameters\nstudent 2,645,082 parameters\n" in printed
+    assert "removes D.3 (" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_script_takes_a_plan_from_a_file(teacher_folder, tmp_path):
     plan = UNetPruningPlan.keep_everything(json.loads((teacher_folder / "unet/config.json").read_text()))
     (tmp_path / "plan.json").write_text(plan.to_json_string())
-    done = run_script(
-        teacher_folder, tmp_path / "student", "--plan", tmp_path / "plan.json", "--max_shard_size", "9MB"
-    )
-    assert done.returncode == 0, done.stderr
+    flags = "--plan", tmp_path / "plan.json", "--max_shard_size", "9MB"
+    run_script(tmp_path / "log", teacher_folder, tmp_path / "student", *flags)
     assert len(list((tmp_path / "student/unet").glob("diffusion_pytorch_model-0000?-of-0000?.safetensors"))) >= 2
 
 
-def run_script(teacher, output_dir, *flags):
+def run_script(log, teacher, output_dir, *flags):
+    """In a process of its own; returns what it printed."""
     script = ROOT / "conversion/convert_svd_to_vdmini.py"
-    command = [sys.executable, script, "--pretrained_model_name_or_path", teacher, "--output_dir", output_dir, *flags]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240)
+    command = [script, "--pretrained_model_name_or_path", teacher, "--output_dir", output_dir, *flags]
+    process = start(command, log=log)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
+    return log.read_text()
 
 
 def test_model_card_template_is_package_data():

@@ -2,11 +2,11 @@
 
 import errno
 import json
+import multiprocessing
 import os
+import resource
 import shutil
 import struct
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -59,19 +59,23 @@ class TestFullDisk:
     )
     def test_failed_write_names_the_file_and_the_tensor(self, kind, teacher, limit, tensor, file):
         # A limit on file sizes fails a write as a full disk does, without filling one.
-        code = f"""
-import resource, sys
-from vdmini_diffusers.pruning.prune_pipeline import {kind.prune.__name__} as prune
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-try:
-    prune(sys.argv[1], sys.argv[2])
-except OSError as error:
-    print(error)
-"""
-        command = [sys.executable, "-c", code, str(teacher), str(teacher.parent / "student")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr
-        assert "File too large" in done.stdout
-        assert f"while writing tensor '{tensor}" in done.stdout
-        assert file in done.stdout
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe(duplex=False)
+
+        def prune() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            try:
+                kind.prune(teacher, teacher.parent / "student")
+            except OSError as error:
+                theirs.send(str(error))
+
+        process = context.Process(target=prune)
+        process.start()
+        theirs.close()
+        message = ours.recv()
+        process.join()
+        assert process.exitcode == 0
+        assert "File too large" in message
+        assert f"while writing tensor '{tensor}" in message
+        assert file in message
         assert [path.name for path in teacher.parent.iterdir()] == ["teacher"]
