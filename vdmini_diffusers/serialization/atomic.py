@@ -1,4 +1,4 @@
-"""A folder that appears under its name when it is complete, or not at all."""
+"""Folders and files that appear under their name when they are complete, or not at all."""
 
 import errno
 import os
@@ -56,6 +56,27 @@ def new_folder(
         for parent in new_parents:
             with suppress(OSError):  # someone else's by now
                 parent.rmdir()
+        raise
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name when it is complete, and replaces what has that name.
+
+    It is written under a temporary name beside it, which no other process uses. The umask decides on its permissions,
+    as for any new file, where `tempfile` would let nobody else read it.
+
+    Raises:
+        OSError: if it cannot be written. What had that name is then untouched, and the temporary file is removed.
+    """
+    partial = path.parent / f".{path.name}.tmp-{uuid.uuid4().hex}"
+    try:
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
         raise
 
 
