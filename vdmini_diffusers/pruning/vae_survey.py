@@ -1,6 +1,5 @@
-"""What a plan makes of a VAE, and the tensors of one, under the names that they have today."""
+"""What a plan makes of a VAE, and tensors of one in memory."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,8 +13,6 @@ from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, S
 
 
 TEACHERS = {cls.__name__: cls for cls in (AutoencoderKL, AutoencoderKLTemporalDecoder)}
-# How diffusers named an attention's layers before 2023; it renames them when it loads.
-FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def survey_vae(folder: Path, plan: PruningPlan) -> Survey:
@@ -26,20 +23,6 @@ def survey_vae(folder: Path, plan: PruningPlan) -> Survey:
         PruningPlanError: if the plan is not for VAE decoders, or does not fit.
     """
     return survey_network(folder / "config.json", plan, "vae_decoder", TEACHERS, STUDENTS.__getitem__, "decoder.")
-
-
-def with_present_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors by the names that diffusers gives them today."""
-    renamed = {}
-    for key, tensor in tensors.items():
-        block, _, last = key.rpartition(".")
-        parent, _, layer = block.rpartition(".")
-        if ".attentions." in key and layer in FORMER_NAMES:
-            key = f"{parent}.{FORMER_NAMES[layer]}.{last}"
-        if key in renamed:
-            raise CheckpointError(f"{tensor.file}: tensor {tensor.name!r} is there under its present name as well.")
-        renamed[key] = tensor
-    return renamed
 
 
 def load_tensor(tensor: StoredTensor) -> torch.Tensor:

@@ -107,8 +107,8 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
     for shard_name in sorted(listed):
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors", shard_name):
             raise CheckpointError(
-                f"{index} names the shard {short_repr(shard_name)}: shards are safetensors files beside their index, and nothing"
-                " else is opened."
+                f"{index} names the shard {short_repr(shard_name)}: shards are safetensors files beside their index,"
+                " and nothing else is opened."
             )
     tensors = {}
     for shard_name, names in sorted(listed.items()):
