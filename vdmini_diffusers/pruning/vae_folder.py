@@ -104,7 +104,7 @@ def find_vae(name: str, revision: str | None = None) -> VAEFolder:
             continue
         class_name = read_json(file).get("_class_name")
         if not isinstance(class_name, str) or class_name not in CLASSES:
-            raise ValueError(f"{file} describes a {short_repr(class_name)}; a VAE is one of {', '.join(CLASSES)}.")
+            raise ValueError(f"{file.parent} holds a {short_repr(class_name)}; a VAE is one of {', '.join(CLASSES)}.")
         return VAEFolder(name, subfolder, revision, class_name, file)
     raise ValueError(f"{name} is neither a VAE nor a pipeline with a `vae`: {' '.join(reasons)}")
 

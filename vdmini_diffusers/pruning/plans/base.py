@@ -141,7 +141,9 @@ class PruningPlan(ABC):
             if not isinstance(indices, (list, tuple)) or not all(
                 type(i) is int and 0 <= i < MAX_INDEX for i in indices
             ):
-                raise PruningPlanError(f"`{field}[{key!r}]` lists kept indices counted from 0, not {short_repr(indices)}.")
+                raise PruningPlanError(
+                    f"`{field}[{key!r}]` lists kept indices counted from 0, not {short_repr(indices)}."
+                )
             if not indices:
                 raise PruningPlanError(f"`{field}[{key!r}]` is empty: leave out what is removed as a whole.")
             if list(indices) != sorted(set(indices)):
@@ -152,6 +154,10 @@ class PruningPlan(ABC):
     def _freeze_numbers(self, field: str, least: int) -> None:
         """Check a field that lists whole numbers, and store it immutable."""
         numbers = getattr(self, field)
-        if not isinstance(numbers, (list, tuple)) or not all(type(n) is int and least <= n <= MAX_CHANNELS for n in numbers):
-            raise PruningPlanError(f"`{field}` lists whole numbers from {least} to {MAX_CHANNELS}, not {short_repr(numbers)}.")
+        if not isinstance(numbers, (list, tuple)) or not all(
+            type(n) is int and least <= n <= MAX_CHANNELS for n in numbers
+        ):
+            raise PruningPlanError(
+                f"`{field}` lists whole numbers from {least} to {MAX_CHANNELS}, not {short_repr(numbers)}."
+            )
         object.__setattr__(self, field, tuple(numbers))
