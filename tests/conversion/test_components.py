@@ -117,7 +117,7 @@ def test_tied_weights_of_which_one_is_stored(tmp_path):
     T5EncoderModel(config).save_pretrained(tmp_path)
     tensors = read_checkpoint(tmp_path, "model")
     check_component(tmp_path, tensors, "T5EncoderModel", {"T5EncoderModel": T5EncoderModel})
-    with pytest.raises(CheckpointError, match="lack tensor 'shared.weight'"):
+    with pytest.raises(CheckpointError, match=r"lack tensor 'shared\.weight'"):
         rest = {k: v for k, v in tensors.items() if k not in ("shared.weight", "encoder.embed_tokens.weight")}
         check_component(tmp_path, rest, "T5EncoderModel", {"T5EncoderModel": T5EncoderModel})
 
@@ -177,7 +177,7 @@ class TestLinks:
         prune_pipeline(teacher, teacher.parent / "student")
 
     def test_a_snapshot_in_the_hub_s_cache_given_by_its_path(self, teacher):
-        """Its files are links to `blobs`, named by hashes that are not believed: whoever made the folder named them."""
+        """Its files are links to `blobs`. Their names, said to be hashes, are as little proof as the folder is."""
         repo = teacher.parent / "models--org--svd"
         snapshot = repo / "snapshots" / ("0" * 40)
         shutil.copytree(teacher, snapshot)

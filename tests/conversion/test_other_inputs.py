@@ -76,7 +76,7 @@ def test_the_folder_of_another_family(t2v_teacher_folder, tmp_path):
 @pytest.mark.parametrize("kind", ["i2v", "t2v"], indirect=True)
 def test_a_student_given_again(kind, tmp_path):
     student = prune_pipeline(kind.folder, tmp_path / "student")
-    with pytest.raises(CheckpointError, match="student already|pruned already"):
+    with pytest.raises(CheckpointError, match=r"student already|pruned already"):
         prune_pipeline(student, tmp_path / "again")
 
 
@@ -91,7 +91,7 @@ class TestOutputApartFromInputs:
         shutil.copytree(teacher_folder, old)
         plan = old / "plan.json"
         plan.write_text(VDMINI_UNET.to_json_string())
-        with pytest.raises(ValueError, match="holds the input .*plan.json"):
+        with pytest.raises(ValueError, match=r"holds the input .*plan\.json"):
             prune_pipeline(teacher_folder, old, plan, overwrite=True)
         assert plan.exists()
 

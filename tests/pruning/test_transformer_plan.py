@@ -35,8 +35,8 @@ def student(teacher):
 
 def test_the_student_has_the_kept_blocks_and_all_else_of_the_teacher(teacher, student):
     assert (len(student.transformer_blocks), len(student.single_transformer_blocks)) == (2, 3)
-    same = {key for key in teacher.config if teacher.config[key] == student.config[key]}
-    assert set(teacher.config) - same <= {"num_layers", "num_single_layers", "_use_default_values"}
+    differ = {key for key, value in teacher.config.items() if student.config.get(key) != value}
+    assert {key for key in differ if not key.startswith("_")} == {"num_layers", "num_single_layers"}
 
 
 def test_each_student_tensor_has_one_of_the_teacher_of_its_shape(teacher, student):
@@ -77,8 +77,21 @@ def test_it_survives_json():
         ({"transformer_blocks": (0, 3), "single_transformer_blocks": (0,)}, "has 3 blocks, of which 3 is not one"),
         ({"transformer_blocks": (0,)}, "does not say which blocks counted by `num_single_layers` stay"),
         ({"layers": (0,)}, "'layers' is no list of blocks"),
+        (
+            {"transformer_blocks": (0,), "single_transformer_blocks": (0,), "blocks": (0,)},
+            "names blocks and transformer_blocks, of which a transformer has one",
+        ),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(teacher, blocks, message):
     with pytest.raises(PruningPlanError, match=message):
         TransformerPruningPlan("wrong", blocks).student_config(teacher.config)
+
+
+def test_a_plan_that_calls_the_blocks_otherwise_than_the_teacher_is_refused(teacher):
+    """`blocks` are Wan's; both are counted by `num_layers`."""
+    plan = TransformerPruningPlan("wan", {"blocks": (0, 2), "single_transformer_blocks": (0,)})
+    with torch.device("meta"):
+        student = HunyuanVideoTransformer3DModel.from_config(plan.student_config(teacher.config))
+    with pytest.raises(PruningPlanError, match="The network has no 'blocks'"):
+        plan.weight_map(student.state_dict())

@@ -117,12 +117,14 @@ def survey_network(
     check_numbers(config_file, config)
     teacher = build_empty(lambda: teachers[class_name].from_config(config), config_file, plan.network)
     complete = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
-    student_config = plan.student_config(complete)
     # `from_config`, as a teacher's may have fields of another version of diffusers.
-    student = build_empty(lambda: student_of(class_name).from_config(student_config), config_file, plan.network)
+    student = build_empty(
+        lambda: student_of(class_name).from_config(plan.student_config(complete)), config_file, plan.network
+    )
     shapes = {key: tuple(tensor.shape) for key, tensor in teacher.state_dict().items()}
     weights = plan.weight_map(student.state_dict())
-    assert set(weights.values()) <= shapes.keys(), "else the plan did not fit"
+    if unknown := set(weights.values()) - shapes.keys():
+        raise PruningPlanError(f"The plan {plan.name!r} keeps {min(unknown)!r}, which the teacher does not have.")
     return Survey(plan, complete, class_name, student, shapes, weights, part)
 
 
@@ -153,6 +155,8 @@ def build_empty(build: Callable[[], Any], config_file: Path, network: str) -> An
     try:
         with torch.device("meta"), _Budget():
             return build()
+    except PruningPlanError:
+        raise
     except Exception as error:  # whatever the config provokes in the constructors of all layers
         raise CheckpointError(f"{config_file} does not describe a {network}: {error}") from error
 
