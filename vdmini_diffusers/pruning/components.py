@@ -13,7 +13,7 @@ from vdmini_diffusers.pruning.survey import build_empty, check_numbers, check_te
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor, read_json
 
 
-# How diffusers named the layers of an attention before 2023; it renames them when it loads.
+# How diffusers named the layers of a VAE's attention before 2023.
 FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -50,7 +50,7 @@ def check_component(
         if config.get("_class_name", class_name) != class_name:
             raise CheckpointError(f"{config_file} does not describe a {class_name}, as model_index.json says.")
         model = build_empty(lambda: cls.from_config(config), config_file, class_name)
-        tensors = with_present_names(tensors)
+        tensors = _renamed(model, tensors)
     names: dict[int, list[str]] = {}  # of each parameter: weights that are tied have several, of which one is stored
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -61,20 +61,6 @@ def check_component(
             raise CheckpointError(f"{folder}: the weights lack tensor {tied[0]!r} of the {class_name} in config.json.")
         for name in stored:
             check_tensor(name, shapes[name], tensors[name])
-
-
-def with_present_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors of a diffusers model by the names that diffusers gives them today."""
-    renamed = {}
-    for key, tensor in tensors.items():
-        block, _, last = key.rpartition(".")
-        parent, _, layer = block.rpartition(".")
-        if ".attentions." in key and layer in FORMER_NAMES:
-            key = f"{parent}.{FORMER_NAMES[layer]}.{last}"
-        if key in renamed:
-            raise CheckpointError(f"{tensor.file}: tensor {tensor.name!r} is there under its present name as well.")
-        renamed[key] = tensor
-    return renamed
 
 
 def _empty_transformers_model(cls: type[Any], config: Mapping[str, Any], config_file: Path) -> Any:
@@ -97,6 +83,20 @@ def _without_prefix(model: Any, tensors: Mapping[str, StoredTensor]) -> dict[str
         if names[0] not in tensors and f"{prefix}.{names[0]}" in tensors:
             return {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items()}
     return dict(tensors)
+
+
+def _renamed(model: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """As diffusers does when it loads: in attentions that were of another class, and from single files only."""
+    former = {
+        f"{path}.{old}": f"{path}.{new}"
+        for path, module in model.named_modules()
+        if getattr(module, "_from_deprecated_attn_block", False)
+        for old, new in FORMER_NAMES.items()
+    }
+    if len({tensor.file for tensor in tensors.values()}) > 1:
+        return dict(tensors)
+    layers = {name: name.rpartition(".") for name in tensors}
+    return {f"{former.get(layer, layer)}.{kind}": tensors[name] for name, (layer, _, kind) in layers.items()}
 
 
 def component_classes(pipeline: type[Any], name: str, own: type[Any] | None) -> dict[str, type[Any]]:

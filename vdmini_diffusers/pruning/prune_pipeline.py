@@ -25,6 +25,7 @@ from vdmini_diffusers.serialization.pipeline_folder import (
     companion_files,
     find_weights,
     known_sha256,
+    named_class,
     open_teacher,
     read_model_index,
     sha256_of,
@@ -150,9 +151,9 @@ def _recognise(
         return find_family(str(name), revision, **download_kwargs)
     index, file = read_model_index(name, revision, **download_kwargs)
     for family in FAMILIES:
-        if family is not expected and index.get("_class_name") in family.layout.class_names:
+        if family is not expected and named_class(index) in family.layout.class_names:
             raise CheckpointError(
-                f"{file} describes a {index['_class_name']!r}; a teacher is a"
+                f"{file} describes a {named_class(index)!r}; a teacher is a"
                 f" {' or a '.join(expected.layout.class_names)} here. This is {family.name}, not {expected.name}: use"
                 " the script for it in conversion/, or `vdmini_diffusers.prune_pipeline`, which takes both."
             )

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from vdmini_diffusers.data.vae_clips import decode_clips
 from vdmini_diffusers.pruning.channels import Importance, prune_channels, without_layers
-from vdmini_diffusers.pruning.components import with_present_names
 from vdmini_diffusers.pruning.plans import DecoderPruningPlan, PruningPlan
 from vdmini_diffusers.pruning.plans.vae_decoder import CoupledChannels
 from vdmini_diffusers.pruning.presets import DECODER_PLANS, P1, find_plan
 from vdmini_diffusers.pruning.provenance import card_fields, provenance, relative_names
 from vdmini_diffusers.pruning.survey import Survey, check_teacher_tensors
-from vdmini_diffusers.pruning.vae_survey import TEACHERS, load_tensor, survey_vae
+from vdmini_diffusers.pruning.vae_survey import TEACHERS, load_tensor, survey_vae, with_present_names
 from vdmini_diffusers.serialization.atomic import check_apart, check_free_space, new_folder, write_file
 from vdmini_diffusers.serialization.cards import write_card
 from vdmini_diffusers.serialization.pickled_weights import unpickle

@@ -1,11 +1,13 @@
-"""What a plan makes of a VAE, and tensors of one in memory."""
+"""What a plan makes of a VAE, and the tensors of one, under the names that they have today."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
 from vdmini_diffusers.pruning.channels import STUDENTS
+from vdmini_diffusers.pruning.components import FORMER_NAMES
 from vdmini_diffusers.pruning.plans import PruningPlan
 from vdmini_diffusers.pruning.survey import Survey, survey_network
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS
@@ -23,6 +25,20 @@ def survey_vae(folder: Path, plan: PruningPlan) -> Survey:
         PruningPlanError: if the plan is not for VAE decoders, or does not fit.
     """
     return survey_network(folder / "config.json", plan, "vae_decoder", TEACHERS, STUDENTS.__getitem__, "decoder.")
+
+
+def with_present_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of a VAE by the names that diffusers gives them today."""
+    renamed = {}
+    for key, tensor in tensors.items():
+        block, _, last = key.rpartition(".")
+        parent, _, layer = block.rpartition(".")
+        if ".attentions." in key and layer in FORMER_NAMES:
+            key = f"{parent}.{FORMER_NAMES[layer]}.{last}"
+        if key in renamed:
+            raise CheckpointError(f"{tensor.file}: tensor {tensor.name!r} is there under its present name as well.")
+        renamed[key] = tensor
+    return renamed
 
 
 def load_tensor(tensor: StoredTensor) -> torch.Tensor:

@@ -162,15 +162,21 @@ def describe_other(path: Path) -> str:
     )
 
 
+def named_class(index: Mapping[str, Any]) -> Any:
+    """What an untrusted index names as its class: a string, if it is well formed."""
+    class_name = index.get("_class_name")
+    if isinstance(class_name, list):  # file and class, of a pipeline that is published with its code
+        class_name = class_name[-1] if class_name else None
+    return class_name
+
+
 def pipeline_class_name(index: Mapping[str, Any], file: Path, known: Sequence[str]) -> str:
     """The class that an index names.
 
     Raises:
         CheckpointError: if it is not one of `known`.
     """
-    class_name = index.get("_class_name")
-    if isinstance(class_name, list):  # file and class, of a pipeline that is published with its code
-        class_name = class_name[-1] if class_name else None
+    class_name = named_class(index)
     if not isinstance(class_name, str) or class_name not in known:
         raise CheckpointError(f"{file} describes a {short_repr(class_name)}; a teacher is a {' or a '.join(known)}.")
     return class_name

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as short_repr  # what is quoted from an untrusted file may be millions of characters long
+from reprlib import Repr
 from typing import Any, TypeVar
 
 
@@ -34,6 +34,11 @@ DTYPE_BYTES = {
 }
 # The header of SVD's U-Net takes 0.2 MB. Larger ones are not read: Python objects take many times the memory.
 MAX_JSON_BYTES = 16 * 2**20
+
+# For messages: what is quoted from an untrusted file may be millions of characters long.
+_short = Repr()
+_short.maxstring = _short.maxother = 100
+short_repr = _short.repr
 
 JSONValue = TypeVar("JSONValue", dict[str, Any], list[Any])
 

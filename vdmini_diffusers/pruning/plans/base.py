@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
-from reprlib import repr as short_repr  # what is quoted from a file may be millions of characters long
 from types import MappingProxyType
 from typing import Any, ClassVar
+
+from vdmini_diffusers.serialization.safetensors_reader import short_repr
 
 
 MAX_INDEX = 10_000  # no network has more layers; JSON's numbers have no bound
