@@ -8,6 +8,7 @@
 import json
 from dataclasses import dataclass, field
 
+from vdmini_diffusers.cli.prune_command import print_command
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.t2v_turbo.convert import PROVENANCE, convert_t2v_turbo
 from vdmini_diffusers.t2v_turbo.tokenizer import TOKENIZER
@@ -29,10 +30,10 @@ class ConversionArguments:
     )
     tokenizer: str = field(default=TOKENIZER, metadata={"help": "CLIP's tokenizer: a folder, or an id on the Hub."})
     expect: Variant | None = field(
-        default=None, metadata={"help": "What the U-Net is meant to be; by default what its file's name says."}
+        default=None, metadata={"help": "Which network the U-Net should be; by default what its file's name says."}
     )
     time_cond_proj_seed: int | None = field(
-        default=None, metadata={"help": "For unet_lora.pt: draw the layer that nobody has, from this seed."}
+        default=None, metadata={"help": "For unet_lora.pt: seed from which the unpublished guidance layer is drawn."}
     )
     max_shard_size: str = field(default="10GB", metadata={"help": "Larger weights are split into files of this size."})
     overwrite: bool = field(default=False, metadata={"help": "Replace output_dir if it is a pipeline folder."})
@@ -44,6 +45,12 @@ def main(args: ConversionArguments) -> None:
     print(f"{record['unet']}, U-Net of {record['num_parameters']:,} parameters")
     if record["doubt"]:
         print(f"In doubt: {record['doubt']}")
+    print(f"The pipeline is in {folder}; its README.md shows how to open it. The next step is pruning:")
+    print_command(
+        "python conversion/convert_t2v_to_vdmini.py",
+        pretrained_model_name_or_path=args.output_dir,
+        output_dir=f"{args.output_dir}-pruned",
+    )
 
 
 if __name__ == "__main__":

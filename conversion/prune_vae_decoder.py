@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from vdmini_diffusers.cli.prune_command import print_command, print_parameters
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.video_dataset import load_video_dataset
-from vdmini_diffusers.pruning import DECODER_PLANS, find_plan
+from vdmini_diffusers.pruning import DECODER_PLANS
 from vdmini_diffusers.pruning.prune_vae_decoder import prune_vae_decoder, survey_vae_decoder
+from vdmini_diffusers.serialization.atomic import check_apart
 from vdmini_diffusers.serialization.repository import push_folder
 
 
@@ -32,43 +34,45 @@ class PruningArguments:
     )
     importance: str = field(
         default="l2",
-        metadata={"help": "Of channels: l2, or taylor, which goes by how well clips are reconstructed."},
+        metadata={"help": "Importance of channels: l2 (norm of weights), or taylor (effect on reconstructed clips)."},
     )
-    train_data_dir: str | None = field(default=None, metadata={"help": "Folder of the videos that taylor goes by."})
-    num_clips: int = field(default=8, metadata={"help": "Of so many of them, a clip each."})
+    train_data_dir: str | None = field(default=None, metadata={"help": "Folder of videos, for taylor."})
+    num_clips: int = field(default=8, metadata={"help": "Number of videos to take a clip from."})
     num_frames: int = field(default=14, metadata={"help": "Frames of a clip."})
     height: int = field(default=448, metadata={"help": "Height of a clip in pixels."})
     width: int = field(default=576, metadata={"help": "Width of a clip in pixels."})
-    subfolder: str = field(default="vae", metadata={"help": "Of the VAE. Empty if it lies at the top."})
+    subfolder: str = field(default="vae", metadata={"help": "Subfolder of the VAE. Empty if the VAE lies at the top."})
     variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher on the Hub."})
     max_shard_size: str = field(default="10GB", metadata={"help": "Larger weights are split into files of this size."})
     overwrite: bool = field(default=False, metadata={"help": "Replace output_dir if this script wrote it."})
     allow_pickle: bool = field(
-        default=False, metadata={"help": "Read .bin files where there are no safetensors. Only from people you trust."}
+        default=False,
+        metadata={"help": "Read .bin files where there are no safetensors. Only do this for people you trust."},
     )
     push_to_hub: bool = field(default=False, metadata={"help": "Upload the folder to the Hub as well."})
     hub_model_id: str | None = field(
-        default=None, metadata={"help": "Where to, e.g. org/vdmini-vae. By default the name of output_dir."}
+        default=None,
+        metadata={"help": "Repository to upload to, e.g. org/vdmini-vae. By default the name of output_dir."},
     )
     dry_run: bool = field(default=False, metadata={"help": "Print what would be removed; write nothing."})
 
 
 def main(args: PruningArguments) -> None:
-    plan = find_plan(args.plan, DECODER_PLANS)
     if args.dry_run:
         survey = survey_vae_decoder(
-            args.pretrained_model_name_or_path, plan, subfolder=args.subfolder, revision=args.revision
+            args.pretrained_model_name_or_path, args.plan, subfolder=args.subfolder, revision=args.revision
         )
         print(f"teacher's decoder {survey.num_teacher_parameters:,} parameters")
         print(f"student's decoder {survey.num_student_parameters:,} parameters")
         for block, num_parameters in survey.dropped_blocks.items():
             print(f"removes {block} ({num_parameters:,} parameters)")
         return
+    check_apart(args.output_dir, [args.train_data_dir] if args.train_data_dir else [])
     folder = prune_vae_decoder(
         args.pretrained_model_name_or_path,
         args.output_dir,
-        plan=plan,
+        plan=args.plan,
         importance=args.importance,
         clips=clips(args) if args.train_data_dir else (),
         subfolder=args.subfolder,
@@ -78,12 +82,24 @@ def main(args: PruningArguments) -> None:
         overwrite=args.overwrite,
         allow_pickle=args.allow_pickle,
     )
+    print_parameters(folder, "decoder")
+    print(f"The VAE is in {folder}; its README.md shows how to open it. The next step is training its decoder:")
+    print_command(
+        "accelerate launch training/train_vae_decoder.py",
+        pretrained_vae_model_name_or_path=args.output_dir,
+        pretrained_teacher_model_name_or_path=args.pretrained_model_name_or_path,
+        variant=args.variant,
+        teacher_variant=args.variant,
+        train_data_dir="FOLDER_OF_VIDEOS",
+        output_dir=f"{args.output_dir}-trained",
+    )
     if args.push_to_hub:
-        push_folder(folder, args.hub_model_id, "VDMini VAE")
+        repository = push_folder(folder, args.hub_model_id, "VDMini VAE")
+        print(f"It is on the Hub as {repository}.")
 
 
 def clips(args: PruningArguments) -> Iterator[Tensor]:
-    """Each (frames, 3, height, width), from -1 to 1."""
+    """Clips `(frames, 3, height, width)`, -1 to 1."""
     data_args = VideoDataArguments(
         train_data_dir=args.train_data_dir,
         num_frames=args.num_frames,

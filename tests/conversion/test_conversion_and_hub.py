@@ -59,7 +59,8 @@ def test_teacher_from_the_hub(hub, home, teacher_files, tmp_path):
     assert (tmp_path / "student/LICENSE.md").read_text() == "Only for good."
 
 
-def test_hash_of_a_file_downloaded_into_a_folder_is_the_one_that_the_hub_told(hub, home, teacher_files, tmp_path):
+def test_the_hash_that_a_local_folder_brings_along_is_not_believed(hub, home, teacher_files, tmp_path):
+    """`hf download --local-dir` notes the Hub's hashes in the folder, where anybody may have written them."""
     code = f"""
 import json, os, sys
 from pathlib import Path
@@ -67,17 +68,16 @@ from huggingface_hub import snapshot_download
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.serialization.pipeline_folder import known_sha256, open_teacher
 snapshot_download("org/svd", local_dir=sys.argv[1])
-teacher = open_teacher(sys.argv[1], SVD.layout)
-file = Path(sys.argv[1]) / {UNET_FILE!r}
-told = known_sha256(teacher, file)
-os.utime(file, (file.stat().st_atime, file.stat().st_mtime + 10))
-print(json.dumps([told, known_sha256(teacher, file), known_sha256(teacher, teacher.folder / "model_index.json")]))
+local, cached = open_teacher(sys.argv[1], SVD.layout), open_teacher("org/svd", SVD.layout)
+assert (local.folder / ".cache/huggingface/download" / ({UNET_FILE!r} + ".metadata")).is_file()
+files = [{UNET_FILE!r}, "model_index.json"]
+print(json.dumps([[known_sha256(teacher, teacher.folder / file) for file in files] for teacher in (local, cached)]))
 """
     hub.commit("org/svd", teacher_files)
-    told, after_a_change, small_file = run_python(code, tmp_path / "local", home=home, endpoint=hub.endpoint)
-    assert told == hashlib.sha256(teacher_files[UNET_FILE]).hexdigest()
-    assert after_a_change is None
-    assert small_file is None  # the Hub's hash of a file that is not LFS is git's
+    local, cached = run_python(code, tmp_path / "local", home=home, endpoint=hub.endpoint)
+    assert local == [None, None]
+    # The Hub's hash of a small file is git's.
+    assert cached == [hashlib.sha256(teacher_files[UNET_FILE]).hexdigest(), None]
 
 
 def test_repository_that_is_not_there_leaves_nothing(hub, home, tmp_path):

@@ -15,7 +15,8 @@ from diffusers import UNetSpatioTemporalConditionModel
 from filelock import FileLock
 
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
-from vdmini_diffusers.serialization.atomic import LOCK_NAME, MIN_STALE_SECONDS, new_folder
+from vdmini_diffusers.serialization import atomic
+from vdmini_diffusers.serialization.atomic import LOCK_SUFFIX, MIN_STALE_SECONDS, new_folder
 
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
@@ -79,25 +80,58 @@ def test_ctrl_c_leaves_nothing(slow_teacher, parent):
 
 def test_killed_conversion_leaves_no_output_and_the_next_one_clears_up(slow_teacher, teacher_folder, parent):
     stop_while_weights_are_written(slow_teacher, parent, signal.SIGKILL)
-    (partial,) = parent.iterdir()
-    assert partial.name.startswith(".student.tmp-")
+    partial, lock = sorted(parent.iterdir())
+    assert partial.name.startswith(".student.tmp-") and lock.name == f"{partial.name}{LOCK_SUFFIX}"
     an_hour_ago = time.time() - 3600
-    os.utime(partial / LOCK_NAME, (an_hour_ago, an_hour_ago))
+    os.utime(lock, (an_hour_ago, an_hour_ago))
     prune_pipeline(teacher_folder, parent / "student")
     assert names_in(parent) == ["student"]
     assert (parent / "student/model_index.json").exists()
-    assert LOCK_NAME not in names_in(parent / "student")
+    assert not [path for path in (parent / "student").rglob("*") if path.suffix == LOCK_SUFFIX]
 
 
 def test_folder_of_a_living_conversion_is_left_alone(parent):
-    partial = parent / ".student.tmp-1"
-    partial.mkdir()
-    with FileLock(partial / LOCK_NAME):
+    (parent / ".student.tmp-1").mkdir()
+    lock = parent / f".student.tmp-1{LOCK_SUFFIX}"
+    with FileLock(lock):
         long_ago = time.time() - 10 * MIN_STALE_SECONDS
-        os.utime(partial / LOCK_NAME, (long_ago, long_ago))
+        os.utime(lock, (long_ago, long_ago))
         with new_folder(parent / "student"):
             pass
-        assert names_in(parent) == [".student.tmp-1", "student"]
+        assert names_in(parent) == [".student.tmp-1", lock.name, "student"]
+
+
+def test_a_finished_folder_is_under_lock_until_it_has_its_name(parent, monkeypatch):
+    """A conversion of more than a minute ends: from its lock's release on, another of that name may clear up."""
+    seen = []
+
+    def release(lock, *args, **kwargs):
+        seen.append(names_in(parent))
+        original(lock, *args, **kwargs)
+
+    original = FileLock.release
+    monkeypatch.setattr(FileLock, "release", release)
+    with new_folder(parent / "student"):
+        (lock,) = parent.glob(f"*{LOCK_SUFFIX}")
+    assert seen[0] == [lock.name, "student"]
+    assert names_in(parent) == ["student"]
+
+
+def test_a_second_conversion_never_removes_what_the_first_is_finishing(parent, monkeypatch):
+    """The same at the last moment before the move, with a lock file that is an hour old."""
+    move = atomic._move_into_place
+
+    def clear_up_and_move(partial, target):
+        long_ago = time.time() - 3600
+        os.utime(f"{partial}{LOCK_SUFFIX}", (long_ago, long_ago))
+        with pytest.raises(ValueError), new_folder(parent / "student"):
+            raise ValueError
+        move(partial, target)
+
+    monkeypatch.setattr(atomic, "_move_into_place", clear_up_and_move)
+    with new_folder(parent / "student") as folder:
+        (folder / "model_index.json").write_text("{}")
+    assert names_in(parent) == ["student"] and names_in(parent / "student") == ["model_index.json"]
 
 
 def test_folders_of_similar_names_are_left_alone(parent):
@@ -166,7 +200,7 @@ def test_failed_overwriting_keeps_the_old_folder(kind, tmp_path, parent):
 def test_the_teacher_is_never_replaced_by_its_student(kind, tmp_path, output):
     (tmp_path / "model_index.json").write_text("{}")
     teacher = shutil.copytree(kind.folder, tmp_path / "teacher")
-    with pytest.raises(ValueError, match="is or holds the teacher"):
+    with pytest.raises(ValueError, match="is or holds the input"):
         kind.prune(teacher, teacher / output, overwrite=True)
     assert (teacher / "unet" / UNET_FILE).exists()
 

@@ -1,10 +1,13 @@
 """The command line of the scripts that prune a pipeline."""
 
+import json
+import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vdmini_diffusers.cli.script import parse_arguments
 from vdmini_diffusers.families import Family
-from vdmini_diffusers.pruning import PLANS, find_plan
+from vdmini_diffusers.pruning import PLANS
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
 from vdmini_diffusers.serialization.repository import push_folder
 
@@ -23,11 +26,12 @@ class ConversionArguments:
     max_shard_size: str = field(default="10GB", metadata={"help": "Larger weights are split into files of this size."})
     overwrite: bool = field(default=False, metadata={"help": "Replace output_dir if it is a pipeline folder."})
     allow_pickle: bool = field(
-        default=False, metadata={"help": "Read .bin files where there are no safetensors. Only from people you trust."}
+        default=False,
+        metadata={"help": "Read .bin files where there are no safetensors. Only do this for people you trust."},
     )
     push_to_hub: bool = field(default=False, metadata={"help": "Upload the folder to the Hub as well."})
     hub_model_id: str | None = field(
-        default=None, metadata={"help": "Where to, e.g. org/vdmini. By default the name of output_dir."}
+        default=None, metadata={"help": "Repository to upload to, e.g. org/vdmini. By default the name of output_dir."}
     )
     dry_run: bool = field(default=False, metadata={"help": "Print what would be removed; write nothing."})
 
@@ -36,12 +40,11 @@ def prune_command(description: str, family: Family) -> None:
     """Parse the command line, and prune a teacher of `family` or print what would be removed.
 
     Args:
-        description: of the script, for `--help`.
+        description: the script's, for `--help`.
     """
     (args,) = parse_arguments((ConversionArguments,), description)
-    plan = find_plan(args.plan)
     if args.dry_run:
-        surveys = survey_pipeline(args.pretrained_model_name_or_path, plan, family=family, revision=args.revision)
+        surveys = survey_pipeline(args.pretrained_model_name_or_path, args.plan, family=family, revision=args.revision)
         for name, survey in surveys.items():
             print(f"{name}:")
             print(f"teacher {survey.num_teacher_parameters:,} parameters")
@@ -52,7 +55,7 @@ def prune_command(description: str, family: Family) -> None:
     folder = prune_pipeline(
         args.pretrained_model_name_or_path,
         args.output_dir,
-        plan,
+        args.plan,
         family=family,
         variant=args.variant,
         revision=args.revision,
@@ -60,5 +63,33 @@ def prune_command(description: str, family: Family) -> None:
         overwrite=args.overwrite,
         allow_pickle=args.allow_pickle,
     )
+    for name in family.denoisers:
+        print_parameters(folder / name, name)
+    print(f"The student's pipeline is in {folder}; its README.md shows how to open it. The next step is training:")
+    print_command(
+        "accelerate launch training/train_icmd.py",
+        task={"image": "i2v", "text": "t2v"}[family.given],
+        pretrained_teacher_model_name_or_path=args.pretrained_model_name_or_path,
+        pretrained_student_model_name_or_path=args.output_dir,
+        variant=args.variant,
+        revision=args.revision,
+        student_variant=args.variant,
+        train_data_dir="FOLDER_OF_VIDEOS",
+        output_dir=f"{args.output_dir}-distilled",
+    )
     if args.push_to_hub:
-        push_folder(folder, args.hub_model_id, "Pruned student")
+        repository = push_folder(folder, args.hub_model_id, "Pruned student")
+        print(f"It is on the Hub as {repository}.")
+
+
+def print_parameters(folder: Path, what: str) -> None:
+    """Print the numbers of parameters that the provenance in `folder` records."""
+    record = json.loads((folder / "pruning_provenance.json").read_text(encoding="utf-8"))
+    before, after = (record["num_parameters"][network] for network in ("teacher", "student"))
+    print(f"{what}: {before:,} parameters before, {after:,} after ({after / before:.1%})")
+
+
+def print_command(command: str, **flags: str | None) -> None:
+    """Print a command for the shell with its flags, one a line; flags of None are left out."""
+    lines = [f"--{name} {shlex.quote(value)}" for name, value in flags.items() if value is not None]
+    print(" \\\n    ".join([command, *lines]))

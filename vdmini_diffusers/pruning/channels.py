@@ -87,7 +87,7 @@ def prune_channels(
     try:
         import torch_pruning
     except ImportError as error:
-        raise ImportError("Channels are pruned by Torch-Pruning: `pip install vdmini_diffusers[prune]`.") from error
+        raise ImportError("Channels are pruned by Torch-Pruning: `pip install -e '.[prune]'`.") from error
     names = {module: name for name, module in decoder.named_modules()}
     decoder.requires_grad_(True)
     with torch.enable_grad():

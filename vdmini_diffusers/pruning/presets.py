@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vdmini_diffusers.pruning.plans import DecoderPruningPlan, PruningPlan, PruningPlanError, UNetPruningPlan
-from vdmini_diffusers.serialization.safetensors_reader import MAX_JSON_BYTES
+from vdmini_diffusers.serialization.safetensors_reader import check_small_file
 
 
 # Section 3.2 and Table A4: without Down-3, Mid and Up-0; Down-0, Down-1, Up-2 and Up-3 lose one layer. Which layer is
@@ -39,7 +39,7 @@ DECODER_PLANS: dict[str, DecoderPruningPlan] = {plan.name: plan for plan in (P1,
 
 
 def find_plan(plan: str | os.PathLike | PruningPlan, plans: Mapping[str, PruningPlan] = PLANS) -> PruningPlan:
-    """A plan, as it is, by its name in `plans`, or from a JSON file.
+    """A plan: given as it is, by its name in `plans`, or by the path of its JSON file.
 
     Raises:
         PruningPlanError: if it is none of them.
@@ -52,7 +52,8 @@ def find_plan(plan: str | os.PathLike | PruningPlan, plans: Mapping[str, Pruning
         return plans[str(plan)]
     file = Path(plan)
     try:
-        if file.is_file() and file.stat().st_size <= MAX_JSON_BYTES:
+        if file.is_file():
+            check_small_file(file)
             return PruningPlan.from_json_string(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PruningPlanError(f"{file} cannot be read as a plan: {error}") from error

@@ -10,12 +10,13 @@ from typing import Any
 
 import diffusers
 
-from vdmini_diffusers.families import Family, find_family
+from vdmini_diffusers.families import FAMILIES, Family, find_family
+from vdmini_diffusers.pruning.components import check_component, component_classes
 from vdmini_diffusers.pruning.plans import PruningPlan
-from vdmini_diffusers.pruning.presets import find_plan
+from vdmini_diffusers.pruning.presets import PLANS, find_plan
 from vdmini_diffusers.pruning.provenance import card_fields, provenance, relative_names
 from vdmini_diffusers.pruning.survey import Survey, check_teacher_tensors, survey_denoiser
-from vdmini_diffusers.serialization.atomic import check_free_space, new_folder
+from vdmini_diffusers.serialization.atomic import check_apart, check_free_space, new_folder, write_file
 from vdmini_diffusers.serialization.cards import write_card
 from vdmini_diffusers.serialization.pickled_weights import unpickle
 from vdmini_diffusers.serialization.pipeline_folder import (
@@ -23,14 +24,15 @@ from vdmini_diffusers.serialization.pipeline_folder import (
     Teacher,
     companion_files,
     find_weights,
-    inside,
     known_sha256,
+    named_class,
     open_teacher,
+    read_model_index,
     sha256_of,
 )
 from vdmini_diffusers.serialization.repository import publish_class
 from vdmini_diffusers.serialization.safetensors_copy import FileHash, copy_checkpoint
-from vdmini_diffusers.serialization.safetensors_reader import StoredTensor
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor
 from vdmini_diffusers.version import __version__
 
 
@@ -56,9 +58,10 @@ def survey_pipeline(
     Arguments and errors are those of `prune_pipeline`.
     """
     name = pretrained_model_name_or_path
-    family = family or find_family(str(name), revision, **download_kwargs)
+    family = _recognise(name, family, revision, **download_kwargs)
+    plan = find_plan(plan or family.default_plan)
     teacher = open_teacher(name, family.layout, revision=revision, weights=False, **download_kwargs)
-    return _surveys(teacher, family, find_plan(plan or family.default_plan))
+    return _surveys(teacher, family, plan)
 
 
 def prune_pipeline(
@@ -104,17 +107,17 @@ def prune_pipeline(
         PruningPlanError: a `ValueError`; if the plan does not fit the teacher.
     """
     name, weight_files = pretrained_model_name_or_path, WeightFiles(variant, max_shard_size, allow_pickle)
+    check_apart(output_dir, [name, *([plan] if isinstance(plan, (str, os.PathLike)) and plan not in PLANS else [])])
     with new_folder(output_dir, overwrite) as folder:
         # Open
-        family = family or find_family(str(name), revision, **download_kwargs)
+        family = _recognise(name, family, revision, **download_kwargs)
+        plan = find_plan(plan or family.default_plan)
         teacher = open_teacher(
             name, family.layout, variant=variant, revision=revision, allow_pickle=allow_pickle, **download_kwargs
         )
-        if teacher.folder.resolve().is_relative_to(Path(output_dir).resolve()):
-            raise ValueError(f"{output_dir} is or holds the teacher, which would be replaced by its student.")
 
         # Plan
-        surveys = _surveys(teacher, family, find_plan(plan or family.default_plan))
+        surveys = _surveys(teacher, family, plan)
 
         # Copy
         hashes = _copy_companions(teacher, family, folder)
@@ -133,20 +136,44 @@ def prune_pipeline(
                 "tags": list(family.tags),
                 "base_model": teacher.name if teacher.commit else None,  # the Hub wants an id of its own here
             },
-            teacher_card=inside(teacher, "README.md"),
+            teacher_card=teacher.folder / "README.md",
+            repository=Path(os.path.abspath(output_dir)).name,
             **card_fields(teacher, record, surveys[family.denoiser].plan.to_json_string()),
         )
     return Path(output_dir)
 
 
+def _recognise(
+    name: str | os.PathLike, expected: Family | None, revision: str | None, **download_kwargs: Any
+) -> Family:
+    """The family of a pipeline. Raises `CheckpointError` if it is a known one, but not the one that is expected."""
+    if expected is None:
+        return find_family(str(name), revision, **download_kwargs)
+    index, file = read_model_index(name, revision, **download_kwargs)
+    for family in FAMILIES:
+        if family is not expected and named_class(index) in family.layout.class_names:
+            raise CheckpointError(
+                f"{file} describes a {named_class(index)!r}; a teacher is a"
+                f" {' or a '.join(expected.layout.class_names)} here. This is {family.name}, not {expected.name}: use"
+                " the script for it in conversion/, or `vdmini_diffusers.prune_pipeline`, which takes both."
+            )
+    return expected
+
+
 def _surveys(teacher: Teacher, family: Family, plan: PruningPlan) -> dict[str, Survey]:
+    for name in family.denoisers:
+        if (teacher.folder / name / "pruning_plan.json").exists():
+            raise CheckpointError(
+                f"{teacher.folder / name} has a pruning_plan.json: it is a student already. Give the teacher that it"
+                " was pruned from."
+            )
     return {name: survey_denoiser(teacher.folder / name, plan, kinds) for name, kinds in family.denoisers.items()}
 
 
 def _copy_companions(teacher: Teacher, family: Family, folder: Path) -> dict[Path, FileHash]:
     hashes = {}
     for name in companion_files(teacher, family.layout, without=family.denoisers):
-        source, target = inside(teacher, name), folder / name
+        source, target = teacher.folder / name, folder / name
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
         hashes[source] = FileHash(source.stat().st_size, sha256_of(target))
@@ -172,6 +199,9 @@ def _copy_weights(
     for name, survey in surveys.items():
         check_teacher_tensors(survey.teacher_shapes, tensors[name], teacher.folder / name, survey.plan.network)
         names[name] = dict(survey.weights)
+    for name in libraries.keys() - family.denoisers.keys():
+        classes = component_classes(family.pipeline, name, family.layout.components[name].own)
+        check_component(teacher.folder / name, tensors[name], teacher.index[name][1], classes)
     check_free_space(folder, sum(_num_bytes(tensors[name], names[name]) for name in libraries))
 
     hashes = {}
@@ -209,7 +239,7 @@ def _write_index(teacher: Teacher, family: Family, folder: Path) -> None:
         "_diffusers_version": diffusers.__version__,
         **{name: publish_class(kinds.student, folder / name) for name, kinds in family.denoisers.items()},
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_file(folder / "model_index.json", (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _describe_student(
@@ -218,5 +248,5 @@ def _describe_student(
     """The student's config, plan and provenance beside its weights."""
     survey.student.save_config(folder)
     record = provenance(teacher, survey, relative_names(teacher, hashes), variant, __version__)
-    (folder / "pruning_plan.json").write_text(survey.plan.to_json_string(), encoding="utf-8")
-    (folder / "pruning_provenance.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_file(folder / "pruning_plan.json", survey.plan.to_json_string().encode())
+    write_file(folder / "pruning_provenance.json", (json.dumps(record, indent=2) + "\n").encode())

@@ -19,14 +19,14 @@ from vdmini_diffusers.pruning.presets import DECODER_PLANS, P1, find_plan
 from vdmini_diffusers.pruning.provenance import card_fields, provenance, relative_names
 from vdmini_diffusers.pruning.survey import Survey, check_teacher_tensors
 from vdmini_diffusers.pruning.vae_survey import TEACHERS, load_tensor, survey_vae, with_present_names
-from vdmini_diffusers.serialization.atomic import check_free_space, new_folder
+from vdmini_diffusers.serialization.atomic import check_apart, check_free_space, new_folder, write_file
 from vdmini_diffusers.serialization.cards import write_card
 from vdmini_diffusers.serialization.pickled_weights import unpickle
 from vdmini_diffusers.serialization.pipeline_folder import (
     STEMS,
     Teacher,
+    check_links,
     find_weights,
-    inside,
     known_sha256,
     licence_files,
     sha256_of,
@@ -34,7 +34,7 @@ from vdmini_diffusers.serialization.pipeline_folder import (
 )
 from vdmini_diffusers.serialization.repository import download
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS, FileHash, copy_checkpoint
-from vdmini_diffusers.serialization.safetensors_reader import StoredTensor, read_header
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor, read_header
 from vdmini_diffusers.version import __version__
 
 
@@ -103,16 +103,17 @@ def prune_vae_decoder(
         PruningPlanError: a `ValueError`; if the plan does not fit the VAE.
         ValueError: for an unknown importance, or `"taylor"` without clips.
     """
+    name = pretrained_model_name_or_path
+    check_apart(output_dir, [name, *([] if isinstance(plan, PruningPlan) or plan in DECODER_PLANS else [plan])])
+    plan = find_plan(plan, DECODER_PLANS)
     with new_folder(output_dir, overwrite, kind="pruned VAE", marker="pruning_provenance.json") as folder:
         patterns = weight_patterns("diffusers", variant, allow_pickle)
-        teacher = _open_vae(pretrained_model_name_or_path, subfolder, revision, patterns, **download_kwargs)
-        if teacher.folder.resolve().is_relative_to(Path(output_dir).resolve()):
-            raise ValueError(f"{output_dir} is or holds the teacher, which would be replaced by its student.")
-        survey = survey_vae(teacher.folder / subfolder, find_plan(plan, DECODER_PLANS))
+        teacher = _open_vae(name, subfolder, revision, patterns, **download_kwargs)
+        survey = survey_vae(teacher.folder / subfolder, plan)
         files = {}
         for name in licence_files(teacher):
-            shutil.copyfile(inside(teacher, name), folder / name)
-            files[inside(teacher, name)] = _hash(folder / name)
+            shutil.copyfile(teacher.folder / name, folder / name)
+            files[teacher.folder / name] = _hash(folder / name)
         config_file = teacher.folder / subfolder / "config.json"
         files[config_file] = _hash(config_file)
 
@@ -134,10 +135,9 @@ def prune_vae_decoder(
         record = provenance(teacher, survey, relative_names(teacher, files), variant, __version__)
         record["importance"] = importance
         plan_json = survey.plan.to_json_string()
-        (folder / "pruning_plan.json").write_text(plan_json, encoding="utf-8")
-        (folder / "pruning_channels.json").write_text(_channels_json(coupled), encoding="utf-8")
-        text = json.dumps(record, indent=2) + "\n"
-        (folder / "pruning_provenance.json").write_text(text, encoding="utf-8")
+        write_file(folder / "pruning_plan.json", plan_json.encode())
+        write_file(folder / "pruning_channels.json", _channels_json(coupled).encode())
+        write_file(folder / "pruning_provenance.json", (json.dumps(record, indent=2) + "\n").encode())
         write_card(
             folder,
             "vdmini_vae.md",
@@ -145,7 +145,8 @@ def prune_vae_decoder(
                 "tags": ["vdmini", "video-diffusion", "pruning", "vae"],
                 "base_model": teacher.name if teacher.commit else None,
             },
-            teacher_card=inside(teacher, "README.md"),
+            teacher_card=teacher.folder / "README.md",
+            repository=Path(os.path.abspath(output_dir)).name,
             class_name=type(survey.student).__name__,
             importance=importance,
             **card_fields(teacher, record, plan_json),
@@ -161,13 +162,21 @@ def _open_vae(
     **download_kwargs: Any,
 ) -> Teacher:
     """The folder that holds `subfolder`, downloaded if need be; its config is not yet looked at."""
-    if os.path.isdir(pretrained_model_name_or_path):
+    if os.path.lexists(pretrained_model_name_or_path):
         folder = Path(pretrained_model_name_or_path)
+        if not (folder / subfolder / "config.json").exists():
+            raise CheckpointError(
+                f"{folder / subfolder / 'config.json'} is missing: a teacher is a folder with a VAE in diffusers'"
+                f" layout, in its subfolder {subfolder!r}. Say where it lies with `subfolder` (--subfolder), which is"
+                " empty for the folder of a VAE alone."
+            )
+        check_links(folder, [subfolder])
         return Teacher(folder, folder.resolve().name, revision, None, {})
     name = str(pretrained_model_name_or_path)
     prefix = f"{subfolder}/" if subfolder else ""
     wanted = [f"{prefix}{pattern}" for pattern in ("*.json", *patterns)]
     folder = download(name, revision, ["LICENSE*", "NOTICE*", "README.md", *wanted], **download_kwargs)
+    check_links(folder, [subfolder])
     return Teacher(folder, name, revision, folder.name, {})
 
 

@@ -1,10 +1,11 @@
-"""The plan that travels with a student, read back and held against the two networks."""
+"""The plan that travels with a student, read back and compared with the two networks."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vdmini_diffusers.pruning.plans import PruningPlan, PruningPlanError
+from vdmini_diffusers.pruning.presets import find_plan
 from vdmini_diffusers.serialization.repository import fetch_file
 
 
@@ -17,9 +18,7 @@ def read_plan(student_name: str, subfolder: str) -> PruningPlan:
     Raises:
         ValueError: if there is none.
     """
-    return PruningPlan.from_json_string(
-        student_file(student_name, f"{subfolder}/pruning_plan.json").read_text("utf-8")
-    )
+    return find_plan(student_file(student_name, f"{subfolder}/pruning_plan.json"))
 
 
 def student_file(student_name: str, file: str) -> Path:

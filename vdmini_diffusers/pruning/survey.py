@@ -6,27 +6,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from vdmini_diffusers.families import Denoiser
 from vdmini_diffusers.pruning.plans import PruningPlan, PruningPlanError
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS
-from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor, read_json
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor, read_json, short_repr
 
 
 MAX_CONFIG_NUMBER = 2**20
 MAX_DEPTH = 64
+MAX_TORCH_CALLS = 100_000  # to build a network: SVD's U-Net takes 7,000, HunyuanVideo's transformer 6,000
+
+
+class _Budget(TorchFunctionMode):
+    """Stops the construction of a network that is larger than any: a few bytes of config can ask for 64^3 layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_calls = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num_calls += 1
+        if self.num_calls > MAX_TORCH_CALLS:
+            raise ValueError("it has far more layers than any such network")
+        return function(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A pruning in outline.
+    """What a plan makes of one network.
 
     Args:
         config: the teacher's, with the defaults of its class.
         class_name: the teacher's.
         student: on the meta device.
         teacher_shapes: the shape of every tensor of the teacher.
-        weights: `{student tensor: teacher tensor}`. Those of a narrower student are slices.
+        weights: `{student tensor: teacher tensor}`. The tensors of a narrower student are slices of the teacher's.
         part: prefix of the tensors that are pruned and counted; empty for all.
     """
 
@@ -95,24 +111,20 @@ def survey_network(
     class_name = config.get("_class_name")
     if not isinstance(class_name, str) or class_name not in teachers:
         raise CheckpointError(
-            f"{config_file} describes a {class_name!r}; a teacher is {' or '.join(map(with_article, teachers))}."
+            f"{config_file} describes a {short_repr(class_name)}; a teacher is"
+            f" {' or '.join(map(with_article, teachers))}."
         )
     check_numbers(config_file, config)
-    try:
-        with torch.device("meta"):
-            teacher = teachers[class_name].from_config(config)
-    except Exception as error:  # whatever the config provokes in the constructors of all layers
-        raise CheckpointError(f"{config_file} does not describe a {plan.network}: {error}") from error
+    teacher = build_empty(lambda: teachers[class_name].from_config(config), config_file, plan.network)
     complete = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
-    student_config = plan.student_config(complete)
-    try:
-        with torch.device("meta"):  # `from_config`, as a teacher's may have fields of another version of diffusers
-            student = student_of(class_name).from_config(student_config)
-    except ValueError as error:
-        raise CheckpointError(f"{config_file}: {error}") from error
+    # `from_config`, as a teacher's may have fields of another version of diffusers.
+    student = build_empty(
+        lambda: student_of(class_name).from_config(plan.student_config(complete)), config_file, plan.network
+    )
     shapes = {key: tuple(tensor.shape) for key, tensor in teacher.state_dict().items()}
     weights = plan.weight_map(student.state_dict())
-    assert set(weights.values()) <= shapes.keys(), "else the plan did not fit"
+    if unknown := set(weights.values()) - shapes.keys():
+        raise PruningPlanError(f"The plan {plan.name!r} keeps {min(unknown)!r}, which the teacher does not have.")
     return Survey(plan, complete, class_name, student, shapes, weights, part)
 
 
@@ -131,7 +143,22 @@ def check_numbers(config_file: Path, config: Mapping[str, Any]) -> None:
         values = value if isinstance(value, list) else [value]
         numbers = [n for v in values for n in (v if isinstance(v, list) else [v]) if isinstance(n, (int, float))]
         if len(values) > MAX_DEPTH or not all(0 <= n <= limit for n in numbers):
-            raise CheckpointError(f"{config_file}: `{key}` is out of bounds: {str(value)[:100]}.")
+            raise CheckpointError(f"{config_file}: `{key}` is out of bounds: {short_repr(value)}.")
+
+
+def build_empty(build: Callable[[], Any], config_file: Path, network: str) -> Any:
+    """What `build` makes of the untrusted `config_file`, on the meta device and within bounds of time.
+
+    Raises:
+        CheckpointError: if the config does not describe such a network.
+    """
+    try:
+        with torch.device("meta"), _Budget():
+            return build()
+    except PruningPlanError:
+        raise
+    except Exception as error:  # whatever the config provokes in the constructors of all layers
+        raise CheckpointError(f"{config_file} does not describe a {network}: {error}") from error
 
 
 def check_teacher_tensors(
@@ -140,7 +167,7 @@ def check_teacher_tensors(
     folder: Path,
     network: str,
 ) -> None:
-    """The checkpoint in `folder` must hold the tensors of its config, with their shapes, and no other.
+    """Check that the checkpoint in `folder` holds the tensors of its config, with their shapes, and no others.
 
     Raises:
         CheckpointError: naming the file and the first tensor that is wrong.
@@ -148,12 +175,19 @@ def check_teacher_tensors(
     for key, shape in teacher_shapes.items():
         if key not in tensors:
             raise CheckpointError(f"{folder}: the weights lack tensor {key!r} of the {network} in config.json.")
-        tensor = tensors[key]
-        if tensor.shape != tuple(shape):
-            raise CheckpointError(
-                f"{tensor.file}: tensor {key!r} has the shape {list(tensor.shape)}; the config wants {list(shape)}."
-            )
-        if tensor.dtype not in FLOATS:
-            raise CheckpointError(f"{tensor.file}: tensor {key!r} is {tensor.dtype}; weights are {', '.join(FLOATS)}.")
-    for key in tensors.keys() - teacher_shapes.keys():
-        raise CheckpointError(f"{tensors[key].file}: tensor {key!r} is not one of the {network} in config.json.")
+        check_tensor(key, shape, tensors[key])
+    if unknown := tensors.keys() - teacher_shapes.keys():
+        key = min(unknown)
+        raise CheckpointError(
+            f"{tensors[key].file}: tensor {short_repr(key)} is not one of the {network} in config.json."
+        )
+
+
+def check_tensor(key: str, shape: Sequence[int], tensor: StoredTensor) -> None:
+    """Raises `CheckpointError` if a weight has another shape than its config says, or is quantised."""
+    if tensor.shape != tuple(shape):
+        raise CheckpointError(
+            f"{tensor.file}: tensor {key!r} has the shape {list(tensor.shape)}; the config wants {list(shape)}."
+        )
+    if tensor.dtype not in FLOATS:
+        raise CheckpointError(f"{tensor.file}: tensor {key!r} is {tensor.dtype}; weights are {', '.join(FLOATS)}.")

@@ -1,6 +1,5 @@
 """A VAE where it lies, alone or in a pipeline, with the files that its pruning left beside the weights."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
 from vdmini_diffusers.models import VDMiniAutoencoderKL, VDMiniAutoencoderKLTemporalDecoder
-from vdmini_diffusers.pruning.plans import DecoderPruningPlan, PruningPlan
+from vdmini_diffusers.pruning.plans import DecoderPruningPlan
 from vdmini_diffusers.pruning.plans.vae_decoder import CoupledChannels
+from vdmini_diffusers.pruning.presets import find_plan
+from vdmini_diffusers.pruning.survey import build_empty, check_numbers
+from vdmini_diffusers.serialization.pipeline_folder import check_links
+from vdmini_diffusers.serialization.repository import fetch_file
+from vdmini_diffusers.serialization.safetensors_reader import read_json, short_repr
 
 
 STOCK = (AutoencoderKL, AutoencoderKLTemporalDecoder)
@@ -28,23 +32,38 @@ class VAEFolder:
         name: folder or Hub id, of the VAE or of a pipeline.
         subfolder: `"vae"` in a pipeline.
         class_name: a key of `CLASSES`.
+        config_file: the VAE's `config.json`.
     """
 
     name: str
     subfolder: str | None
     revision: str | None
     class_name: str
+    config_file: Path
 
     def load(self, variant: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
-        """The VAE, frozen. Raises `ValueError` if its weights are not exactly those of its class and config."""
-        vae, info = CLASSES[self.class_name].from_pretrained(
-            self.name,
-            subfolder=self.subfolder,
-            revision=self.revision,
-            variant=variant,
-            dtype=dtype,
-            output_loading_info=True,
-        )
+        """The VAE, frozen.
+
+        Raises:
+            OSError: if it cannot be read or downloaded.
+            ValueError: if its weights are not exactly those of its class and config.
+        """
+        cls, config = CLASSES[self.class_name], read_json(self.config_file)
+        check_numbers(self.config_file, config)
+        build_empty(lambda: cls.from_config(config), self.config_file, self.class_name)
+        try:
+            vae, info = cls.from_pretrained(
+                self.name,
+                subfolder=self.subfolder,
+                revision=self.revision,
+                variant=variant,
+                dtype=dtype,
+                output_loading_info=True,
+            )
+        except OSError:
+            raise
+        except Exception as error:  # diffusers' and safetensors', for weights that do not fit or are damaged
+            raise ValueError(f"The weights of {self.name} are not a {self.class_name}'s: {error}") from error
         for kind in ("missing_keys", "unexpected_keys"):
             if info[kind]:
                 names = ", ".join(sorted(info[kind])[:3])
@@ -52,13 +71,18 @@ class VAEFolder:
         return vae.eval().requires_grad_(False)
 
     def companions(self) -> dict[str, Path]:
-        """What else is there of `PRUNING_FILES`, `LICENSE*` and `NOTICE*`, by name; licences of the pipeline too."""
+        """The `PRUNING_FILES` and licences that lie beside the VAE, and the licences of its pipeline, by name.
+
+        Raises:
+            CheckpointError: a `ValueError`; if one of them is a link that leads out of the folder.
+        """
         folder = Path(self.name)
         if not folder.is_dir():
             names = [*PRUNING_FILES, "LICENSE*", "NOTICE*"]
             patterns = [f"{self.subfolder}/{name}" for name in names] + names[-2:] if self.subfolder else names
             found = huggingface_hub.snapshot_download(self.name, revision=self.revision, allow_patterns=patterns)
             folder = Path(found)
+        check_links(folder, [self.subfolder or ""])
         own = folder / (self.subfolder or "")
         licences = [path for place in (folder, own) for kind in ("LICENSE*", "NOTICE*") for path in place.glob(kind)]
         beside = [own / name for name in PRUNING_FILES]
@@ -66,21 +90,22 @@ class VAEFolder:
 
 
 def find_vae(name: str, revision: str | None = None) -> VAEFolder:
-    """
+    """The VAE of a folder or a repository on the Hub: at its top, or in its subfolder `vae`.
+
     Raises:
         ValueError: if there is no VAE of a known class.
     """
     reasons = []
     for subfolder in (None, "vae"):
         try:
-            config: Any = AutoencoderKL.load_config(name, subfolder=subfolder, revision=revision)
+            file = fetch_file(name, f"{subfolder}/config.json" if subfolder else "config.json", revision)
         except OSError as error:
             reasons.append(str(error))
             continue
-        class_name = config.get("_class_name")
-        if class_name not in CLASSES:
-            raise ValueError(f"{name} holds a {class_name!r}; a VAE is one of {', '.join(CLASSES)}.")
-        return VAEFolder(name, subfolder, revision, class_name)
+        class_name = read_json(file).get("_class_name")
+        if not isinstance(class_name, str) or class_name not in CLASSES:
+            raise ValueError(f"{file.parent} holds a {short_repr(class_name)}; a VAE is one of {', '.join(CLASSES)}.")
+        return VAEFolder(name, subfolder, revision, class_name, file)
     raise ValueError(f"{name} is neither a VAE nor a pipeline with a `vae`: {' '.join(reasons)}")
 
 
@@ -96,11 +121,19 @@ def read_decoder_plan(files: dict[str, Path], name: str) -> tuple[DecoderPruning
             " decoder kept. `conversion/prune_vae_decoder.py` writes them; `--feature_distillation_weight 0` does"
             " without."
         )
-    plan = PruningPlan.from_json_string(files["pruning_plan.json"].read_text("utf-8"))
+    plan = find_plan(files["pruning_plan.json"])
     if not isinstance(plan, DecoderPruningPlan):
         raise ValueError(f"The plan of {name} is a {plan.kind} plan, not one of a decoder.")
-    try:
-        sets = json.loads(files["pruning_channels.json"].read_text("utf-8"))
-        return plan, tuple(CoupledChannels(tuple(found["layers"]), tuple(found["kept"])) for found in sets)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{files['pruning_channels.json']} does not list sets of channels: {error!r}.") from error
+    coupled = []
+    for found in read_json(files["pruning_channels.json"], list):
+        layers, kept = (found.get("layers"), found.get("kept")) if isinstance(found, dict) else (None, None)
+        if not _is_list_of(layers, str) or not _is_list_of(kept, int):
+            raise ValueError(
+                f"{files['pruning_channels.json']} does not list sets of channels: {short_repr(found)} is none."
+            )
+        coupled.append(CoupledChannels(tuple(layers), tuple(kept)))
+    return plan, tuple(coupled)
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(type(item) is kind for item in value)

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
 from vdmini_diffusers.pruning.channels import STUDENTS
+from vdmini_diffusers.pruning.components import FORMER_NAMES
 from vdmini_diffusers.pruning.plans import PruningPlan
 from vdmini_diffusers.pruning.survey import Survey, survey_network
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS
@@ -14,8 +15,6 @@ from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, S
 
 
 TEACHERS = {cls.__name__: cls for cls in (AutoencoderKL, AutoencoderKLTemporalDecoder)}
-# How diffusers named an attention's layers before 2023; it renames them when it loads.
-FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def survey_vae(folder: Path, plan: PruningPlan) -> Survey:
@@ -29,7 +28,7 @@ def survey_vae(folder: Path, plan: PruningPlan) -> Survey:
 
 
 def with_present_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors by the names that diffusers gives them today."""
+    """The tensors of a VAE by the names that diffusers gives them today."""
     renamed = {}
     for key, tensor in tensors.items():
         block, _, last = key.rpartition(".")

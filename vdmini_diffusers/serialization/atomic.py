@@ -1,20 +1,20 @@
-"""A folder that appears under its name when it is complete, or not at all."""
+"""Folders and files that appear under their name when they are complete, or not at all."""
 
 import errno
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 
-LOCK_NAME = ".lock"
+LOCK_SUFFIX = ".lock"
 SPARE_BYTES = 16 * 2**20  # for configs and code, beyond the weights
-MIN_STALE_SECONDS = 60  # a younger folder may be one whose lock is about to be taken
+MIN_STALE_SECONDS = 60  # a younger lock file may be one that another process is about to lock
 
 
 @contextmanager
@@ -24,43 +24,92 @@ def new_folder(
     """Yield an empty folder beside `output_dir`, which takes that name when the block ends without an exception.
 
     An exception, KeyboardInterrupt included, removes it, and the parents that were made for it. A killed process
-    leaves it behind as `.<name>.tmp-<random>`; the next call for the same name removes what no living process has
-    locked.
+    leaves it behind as `.<name>.tmp-<random>`, with a lock file beside it; the next call for the same name removes
+    both, unless a living process holds the lock.
 
     Args:
         overwrite: replace a pipeline folder (one with a `model_index.json`) or an empty folder. The old one is moved
             aside, and removed when the new one is in place.
-        kind, marker: what is replaced instead of a pipeline folder, and the file by which it is known.
+        kind, marker: what is replaced instead of a pipeline folder, and the file by which it is recognised.
 
     Raises:
         FileExistsError: if there is something under that name that may not be replaced.
         OSError: if the folder cannot be made or moved.
+        ValueError: if `output_dir` cannot be the name of a folder.
     """
+    if "\0" in os.fspath(output_dir):
+        raise ValueError(f"{os.fspath(output_dir)!r} cannot be the name of a folder: it contains a NUL character.")
     target = Path(os.path.abspath(output_dir))
     _check_replaceable(target, overwrite, kind, marker)
     new_parents = [parent for parent in target.parents if not parent.exists()]
     partial = target.parent / f".{target.name}.tmp-{uuid.uuid4().hex}"
-    lock = FileLock(partial / LOCK_NAME)
+    lock = FileLock(f"{partial}{LOCK_SUFFIX}")
     try:
-        partial.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The lock is held for as long as the folder has its temporary name: whoever gets the lock may remove it.
         lock.acquire()
+        partial.mkdir()
         _remove_stale(target)
         yield partial
-        lock.release()
-        (partial / LOCK_NAME).unlink(missing_ok=True)
+        _set_permissions(partial)
         _check_replaceable(target, overwrite, kind, marker)
         _move_into_place(partial, target)
+        _remove_lock(lock)
     except BaseException:
-        lock.release()
         shutil.rmtree(partial, ignore_errors=True)
+        _remove_lock(lock)
         for parent in new_parents:
-            with suppress(OSError):  # someone else's by now
+            with suppress(OSError):  # another process has put something there
                 parent.rmdir()
         raise
 
 
+def check_apart(output_dir: str | os.PathLike, inputs: Iterable[str | os.PathLike]) -> None:
+    """Refuse an output folder that is, holds, or lies in something that is read to make it.
+
+    Raises:
+        ValueError: naming the input. Names of inputs that do not exist, such as those on the Hub, are fine.
+    """
+    target = Path(os.path.realpath(output_dir))
+    for source in inputs:
+        if not os.path.exists(source):
+            continue
+        path = Path(os.path.realpath(source))
+        if path.is_relative_to(target):
+            raise ValueError(
+                f"The output folder {output_dir} is or holds the input {source}, which would be replaced: choose"
+                " another folder (--output_dir)."
+            )
+        if target.is_relative_to(path):
+            raise ValueError(
+                f"The output folder {output_dir} lies in the input {source}, which would be changed: choose a folder"
+                " outside it (--output_dir)."
+            )
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name when it is complete, and replaces what has that name.
+
+    It is written under a temporary name beside it, which no other process uses. The umask decides on its permissions,
+    as for any new file, where `tempfile` would let nobody else read it.
+
+    Raises:
+        OSError: if it cannot be written. What had that name is then untouched, and the temporary file is removed.
+    """
+    partial = path.parent / f".{path.name}.tmp-{uuid.uuid4().hex}"
+    try:
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def check_free_space(folder: Path, num_bytes: int) -> None:
-    """Raises `OSError` (`ENOSPC`) if the disk of `folder` has not that much left."""
+    """Raises `OSError` (`ENOSPC`) if the disk of `folder` has less than that left."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes + SPARE_BYTES:
         message = f"{num_bytes / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB are free on the disk"
@@ -78,15 +127,31 @@ def _check_replaceable(target: Path, overwrite: bool, kind: str, marker: str) ->
 
 
 def _remove_stale(target: Path) -> None:
+    """Remove what killed processes have left for the same target."""
     prefix = f".{target.name}.tmp-"
-    for folder in target.parent.iterdir():
-        lock_file = folder / LOCK_NAME
-        if not folder.name.startswith(prefix) or not lock_file.exists():
+    for lock_file in target.parent.iterdir():
+        if not lock_file.name.startswith(prefix) or lock_file.suffix != LOCK_SUFFIX:
             continue
         with suppress(Timeout, OSError):
             if time.time() - lock_file.stat().st_mtime > MIN_STALE_SECONDS:
-                with FileLock(lock_file, timeout=0):
-                    shutil.rmtree(folder, ignore_errors=True)
+                lock = FileLock(lock_file, timeout=0)
+                lock.acquire()
+                shutil.rmtree(lock_file.with_suffix(""), ignore_errors=True)
+                _remove_lock(lock)
+
+
+def _remove_lock(lock: FileLock) -> None:
+    lock.release()
+    with suppress(OSError):
+        os.unlink(lock.lock_file)
+
+
+def _set_permissions(folder: Path) -> None:
+    """Give every file the permissions of a new one under the umask: safetensors lets nobody else read its files."""
+    mode = folder.stat().st_mode & 0o666  # the folder itself was made under the umask
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def _move_into_place(partial: Path, target: Path) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import huggingface_hub
 
-from vdmini_diffusers.serialization.safetensors_reader import MAX_JSON_BYTES
+from vdmini_diffusers.serialization.atomic import write_file
 
 
-# What a card says of the licence where the teacher's card says nothing: the Hub takes `other` with any name.
+MAX_CARD_BYTES = 2**20  # the YAML reader takes a minute for more
+# The licence in a card where the teacher's card names none: the Hub takes `other` with any name.
 UNKNOWN_LICENSE = {"license": "other", "license_name": "inherited-from-the-teacher"}
 TRAINING_NOTE = re.compile(r"<!-- training -->.*?<!-- /training -->", re.DOTALL)
 
@@ -21,7 +22,7 @@ def write_card(
 ) -> None:
     """Write `folder/README.md` from a template. See `render_card`."""
     text = render_card(template, front_matter=front_matter, teacher_card=teacher_card, **fields)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_file(folder / "README.md", text.encode())
 
 
 def render_card(
@@ -31,8 +32,8 @@ def render_card(
 
     Args:
         template: a file of `model_cards/`, whose `$names` are replaced by `fields`.
-        front_matter: of `huggingface_hub.ModelCardData`; entries of None are left out.
-        teacher_card: the licence is that of this card, unless `front_matter` has one.
+        front_matter: arguments of `huggingface_hub.ModelCardData`; entries of None are left out.
+        teacher_card: the card whose licence is repeated, unless `front_matter` has one.
     """
     text = importlib.resources.files("vdmini_diffusers.model_cards").joinpath(template).read_text("utf-8")
     license_fields = {} if "license" in front_matter else license_of(teacher_card)
@@ -46,12 +47,12 @@ def with_training_note(card: str, note: str) -> str:
 
 
 def license_of(card: Path | None) -> dict[str, str]:
-    """The licence fields of a teacher's card, for those of its students; without a card, a name that says so."""
-    if card is None or not card.is_file() or card.stat().st_size > MAX_JSON_BYTES:
+    """The licence fields of a teacher's card, for its students' cards; `UNKNOWN_LICENSE` if it has none."""
+    if card is None or not card.is_file() or card.stat().st_size > MAX_CARD_BYTES:
         return UNKNOWN_LICENSE
     try:
         data = huggingface_hub.metadata_load(card) or {}
-    except Exception:  # of the YAML reader; a card is for people, and a broken one stops nothing
+    except Exception:  # the YAML reader's; a card is for people, and a broken one need not stop a conversion
         return UNKNOWN_LICENSE
     found = {key: data[key] for key in ("license", "license_name", "license_link") if isinstance(data.get(key), str)}
     return found if "license" in found else UNKNOWN_LICENSE

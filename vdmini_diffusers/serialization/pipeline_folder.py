@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 from vdmini_diffusers.serialization.pickled_weights import find_pickles
 from vdmini_diffusers.serialization.repository import download, fetch_file
 from vdmini_diffusers.serialization.safetensors_reader import (
-    MAX_JSON_BYTES,
     CheckpointError,
     StoredTensor,
+    check_small_file,
     read_checkpoint,
     read_json,
+    short_repr,
 )
 
 
@@ -49,7 +50,7 @@ class PipelineLayout:
 
     Args:
         class_names: names of the pipeline classes.
-        components: exactly those that the pipeline has, by name.
+        components: the components by name. A pipeline has all of them and no others.
     """
 
     class_names: tuple[str, ...]
@@ -65,7 +66,7 @@ class Teacher:
     """A checked pipeline folder.
 
     Args:
-        name: the Hub's id, or the name of a local folder. Its path stays private.
+        name: the Hub's id, or the name of a local folder, without its path, which is private.
         commit: the commit that `revision` was on the Hub; `None` for a local folder.
     """
 
@@ -98,8 +99,8 @@ def open_teacher(
         ValueError: if the name is neither that of a folder nor one that the Hub could have.
     """
     commit = None
-    if os.path.isdir(pretrained_model_name_or_path):
-        folder = Path(pretrained_model_name_or_path)
+    if os.path.lexists(pretrained_model_name_or_path):
+        folder = _local_folder(pretrained_model_name_or_path)
         name = folder.resolve().name
     else:
         name = str(pretrained_model_name_or_path)
@@ -107,6 +108,7 @@ def open_teacher(
             name, revision, _download_patterns(layout, variant, weights, allow_pickle), **download_kwargs
         )
         commit = folder.name
+    check_links(folder, layout.components)
     index = read_json(folder / "model_index.json")
     _check_index(index, folder / "model_index.json", layout)
     return Teacher(folder, name, revision, commit, index)
@@ -116,11 +118,56 @@ def read_model_index(
     pretrained_model_name_or_path: str | os.PathLike, revision: str | None = None, **download_kwargs: Any
 ) -> tuple[dict[str, Any], Path]:
     """The `model_index.json` of a pipeline, a folder or a Hub id, and where it lies. Raises as `open_teacher`."""
-    if os.path.isdir(pretrained_model_name_or_path):
-        file = Path(pretrained_model_name_or_path) / "model_index.json"
+    if os.path.lexists(pretrained_model_name_or_path):
+        file = _local_folder(pretrained_model_name_or_path) / "model_index.json"
     else:
         file = fetch_file(str(pretrained_model_name_or_path), "model_index.json", revision, **download_kwargs)
     return read_json(file), file
+
+
+def _local_folder(path: str | os.PathLike) -> Path:
+    """A folder with a `model_index.json`. Raises `CheckpointError` with what there is instead."""
+    folder = Path(path)
+    if (folder / "model_index.json").exists():
+        return folder
+    raise CheckpointError(describe_other(folder))
+
+
+def describe_other(path: Path) -> str:
+    """What a file, or a folder without `model_index.json`, seems to be, and what to give instead."""
+    if not path.is_dir():
+        if not path.is_file():
+            return f"{path} is neither a file nor a folder, but a broken link, say."
+        what = "a single file, not a folder"
+        advice = "SVD's single files, such as svd_xt.safetensors, have that layout under their names on the Hub, e.g."
+        advice += " stabilityai/stable-video-diffusion-img2vid-xt; those of VideoCrafter2 and T2V-Turbo are converted"
+        advice += " by conversion/convert_t2v_turbo_to_diffusers.py."
+    elif (path / "adapter_config.json").exists() or any(path.glob("pytorch_lora_weights*")):
+        what, advice = "a LoRA", "Merge it into its pipeline first: load_lora_weights, fuse_lora, save_pretrained."
+    elif (path / "config.json").is_file():
+        config = read_json(path / "config.json")
+        class_name = config.get("_class_name") or config.get("architectures")
+        what = f"a model alone ({short_repr(class_name)})"
+        advice = "Give the folder of a pipeline with this model as a component: load the pipeline with it and"
+        advice += " save_pretrained."
+        if isinstance(class_name, str) and class_name.startswith("Autoencoder"):
+            advice += " A VAE's decoder alone is pruned by conversion/prune_vae_decoder.py."
+    elif found := sorted(file.name for ending in ("safetensors", "ckpt", "pt") for file in path.glob(f"*.{ending}")):
+        what, advice = f"a folder of weight files ({short_repr(found[0])})", "Give the folder in diffusers' layout."
+    else:
+        what, advice = "a folder of another kind", "Give the folder that save_pretrained wrote."
+    return (
+        f"{path} is {what}: model_index.json is missing. A teacher is the folder of a pipeline in diffusers' layout,"
+        f" with model_index.json and a folder for each component. {advice}"
+    )
+
+
+def named_class(index: Mapping[str, Any]) -> Any:
+    """What an untrusted index names as its class: a string, if it is well formed."""
+    class_name = index.get("_class_name")
+    if isinstance(class_name, list):  # file and class, of a pipeline that is published with its code
+        class_name = class_name[-1] if class_name else None
+    return class_name
 
 
 def pipeline_class_name(index: Mapping[str, Any], file: Path, known: Sequence[str]) -> str:
@@ -129,11 +176,9 @@ def pipeline_class_name(index: Mapping[str, Any], file: Path, known: Sequence[st
     Raises:
         CheckpointError: if it is not one of `known`.
     """
-    class_name = index.get("_class_name")
-    if isinstance(class_name, list):  # file and class, of a pipeline that is published with its code
-        class_name = class_name[-1] if class_name else None
+    class_name = named_class(index)
     if not isinstance(class_name, str) or class_name not in known:
-        raise CheckpointError(f"{file} describes a {class_name!r}; a teacher is a {' or a '.join(known)}.")
+        raise CheckpointError(f"{file} describes a {short_repr(class_name)}; a teacher is a {' or a '.join(known)}.")
     return class_name
 
 
@@ -151,7 +196,7 @@ def _companion_patterns(component: Component) -> tuple[str, ...]:
 
 
 def weight_patterns(library: str, variant: str | None, allow_pickle: bool) -> list[str]:
-    """Of the weight files that `library` writes into a component's folder."""
+    """Patterns of the weight files that `library` writes into a component's folder."""
     patterns = []
     dotted = f".{variant}" if variant else ""
     shard = "-?????-of-?????"
@@ -168,29 +213,50 @@ def _check_index(index: dict[str, Any], file: Path, layout: PipelineLayout) -> N
     components = {name: entry for name, entry in index.items() if isinstance(entry, list) and name != "_class_name"}
     if unknown := components.keys() - layout.components.keys():
         raise CheckpointError(
-            f"{file} names the component {min(unknown)!r}; this pipeline has {sorted(layout.components)}."
+            f"{file} names the component {short_repr(min(unknown))}; this pipeline has {sorted(layout.components)}."
         )
     for name, component in layout.components.items():
         entry, library = components.get(name), component.library
         if component.is_own(entry):
             continue
         if not entry or entry[0] != library or len(entry) != 2 or not re.fullmatch(r"[A-Za-z]\w*", str(entry[1])):
-            raise CheckpointError(f"{file}: {name!r} must be a class of {library}, not {entry!r}.")
+            hint = " It has been pruned already." if (file.parent / name / "pruning_plan.json").is_file() else ""
+            raise CheckpointError(
+                f"{file}: {name!r} must be a class of {library}, not {short_repr(index.get(name))}.{hint}"
+            )
+    for name, value in index.items():
+        if isinstance(value, dict):
+            raise CheckpointError(f"{file}: {short_repr(name)} is an object; settings are numbers, texts or lists.")
 
 
-def inside(teacher: Teacher, *parts: str) -> Path:
-    """The path of a file that is copied as it is. A link may not lead out: it could publish any file of the machine.
+def check_links(folder: Path, subfolders: Iterable[str]) -> None:
+    """Refuse links that lead out of a folder, among its top files that are copied and the files of `subfolders`.
+
+    What is read or copied through such a link could be any file of the machine, and would be published.
 
     Raises:
-        CheckpointError: if it does.
+        CheckpointError: naming the first such link.
     """
-    path = teacher.folder.joinpath(*parts)
-    root = teacher.folder.resolve()
-    if teacher.commit:
-        root = root.parent.parent  # the Hub's cache: snapshots/<commit> holds links to files in blobs
-    if not path.resolve().is_relative_to(root):
-        raise CheckpointError(f"{path} is a link that leads out of the teacher's folder.")
-    return path
+    top = [path for path in folder.iterdir() if re.match(r"LICENSE|NOTICE|README\.md$|model_index\.json$", path.name)]
+    parts = [folder / name for name in subfolders]
+    for path in sorted([*top, *parts, *(inner for part in parts if part.is_dir() for inner in part.iterdir())]):
+        if not any(link.is_symlink() for link in (path, path.parent)):
+            continue
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is a link that leads back to itself.") from error
+        if not any(target.is_relative_to(root) for root in _roots(folder)):
+            raise CheckpointError(
+                f"{path} is a link that leads out of the teacher's folder: put the file itself in its place."
+            )
+
+
+def _roots(folder: Path) -> list[Path]:
+    """The folder itself and, for a snapshot in the Hub's cache, the files that it links to."""
+    folder = folder.resolve()
+    is_snapshot = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    return [folder, folder.parents[1] / "blobs"] if is_snapshot else [folder]
 
 
 def companion_files(teacher: Teacher, layout: PipelineLayout, without: Collection[str] = ()) -> list[str]:
@@ -200,7 +266,7 @@ def companion_files(teacher: Teacher, layout: PipelineLayout, without: Collectio
         without: components that are left out.
 
     Raises:
-        CheckpointError: if a file is a link to elsewhere, is too large, or is a config but not JSON.
+        CheckpointError: if a file is too large, or is a config but not JSON.
     """
     names = [
         f"{name}/{path.name}"
@@ -211,11 +277,11 @@ def companion_files(teacher: Teacher, layout: PipelineLayout, without: Collectio
         if ".index." not in path.name
     ]
     for name in names:
-        path = inside(teacher, name)
+        path = teacher.folder / name
         if path.suffix == ".json":
             read_json(path)
         else:
-            _check_small_file(path)
+            check_small_file(path)
     return names + licence_files(teacher)
 
 
@@ -223,17 +289,10 @@ def licence_files(teacher: Teacher) -> list[str]:
     """Licence and notice, which travel with all weights made from the teacher's. Raises as `companion_files`."""
     names = []
     for path in sorted(teacher.folder.iterdir()):
-        if re.fullmatch(r"(LICENSE|NOTICE)[\w.-]*", path.name) and inside(teacher, path.name).is_file():
-            _check_small_file(path)
+        if re.fullmatch(r"(LICENSE|NOTICE)[\w.-]*", path.name) and not path.is_dir():
+            check_small_file(path)
             names.append(path.name)
     return names
-
-
-def _check_small_file(path: Path) -> None:
-    if not path.is_file():  # also a pipe, whose reading would never end
-        raise CheckpointError(f"{path} is not a regular file.")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES} bytes.")
 
 
 def find_weights(
@@ -242,8 +301,8 @@ def find_weights(
     """The tensors of a component and `[]`, or `{}` and the pickled files that hold them.
 
     Args:
-        subfolder: where the component is.
-        library: that wrote it.
+        subfolder: the component's.
+        library: the package that wrote the files.
 
     Raises:
         CheckpointError: as `read_checkpoint`, and if there are only pickles, without consent.
@@ -261,23 +320,13 @@ def find_weights(
 
 
 def known_sha256(teacher: Teacher, file: Path) -> str | None:
-    """The SHA-256 that the Hub gave for a large `file` when it was downloaded, into the cache or a folder; or `None`.
+    """The SHA-256 that the Hub gave for a large `file` when it was downloaded into the cache; or `None`.
 
-    Not computed again: that would take longer than the whole conversion. The download has checked the size.
+    The cache names large files by their hash, and the download has checked their size. Computing it again would take
+    longer than the whole conversion. What lies in a local folder proves nothing: whoever made the folder wrote it.
     """
-    # The cache names large files by their hash.
-    told = file.resolve().name if teacher.commit else _hash_at_download(teacher.folder, file)
-    return told if re.fullmatch(r"[0-9a-f]{64}", told) else None
-
-
-def _hash_at_download(folder: Path, file: Path) -> str:
-    """What `hf download --local-dir` noted: commit, hash and time, a line each; empty if the file changed since."""
-    try:
-        note = folder / ".cache" / "huggingface" / "download" / f"{file.relative_to(folder)}.metadata"
-        _, told, time = note.read_text(encoding="utf-8").split()
-        return told if file.stat().st_mtime <= float(time) + 1 else ""  # a second, as huggingface_hub allows
-    except (OSError, ValueError):  # also of a file elsewhere, made from a pickle
-        return ""
+    name = file.resolve().name
+    return name if teacher.commit and re.fullmatch(r"[0-9a-f]{64}", name) else None
 
 
 def sha256_of(file: Path) -> str:

@@ -22,6 +22,8 @@ def download(name: str, revision: str | None, patterns: list[str], **download_kw
         OSError: if it cannot be downloaded.
         ValueError: if the name is neither that of a folder nor one that the Hub could have.
     """
+    if "local_dir" in download_kwargs:
+        raise ValueError("`local_dir` is not an argument here: download into it first, and give that folder.")
     try:
         snapshot = huggingface_hub.snapshot_download(
             name, revision=revision, allow_patterns=patterns, **download_kwargs
@@ -56,7 +58,7 @@ def fetch_file(name: str, file: str, revision: str | None = None, **download_kwa
 def push_folder(
     folder: Path, repo_id: str | None, commit_message: str, ignore_patterns: list[str] | None = None
 ) -> str:
-    """Upload a folder to a model repository, which is made if need be.
+    """Upload a folder to a model repository, which is made if need be. Temporary files are left out.
 
     Args:
         repo_id: by default the folder's name, under the user's.
@@ -66,6 +68,9 @@ def push_folder(
     """
     repo_id = huggingface_hub.create_repo(repo_id or folder.resolve().name, exist_ok=True).repo_id
     huggingface_hub.upload_folder(
-        repo_id=repo_id, folder_path=folder, commit_message=commit_message, ignore_patterns=ignore_patterns
+        repo_id=repo_id,
+        folder_path=folder,
+        commit_message=commit_message,
+        ignore_patterns=[*(ignore_patterns or ()), ".*.tmp-*", "*/.*.tmp-*"],
     )
     return repo_id

@@ -1,7 +1,7 @@
-"""Where each tensor of a checkpoint lies on disk, read from files that nobody vouches for.
+"""Where each tensor of a checkpoint lies on disk, read from untrusted safetensors files.
 
-Only headers are read here. They are parsed by us and not by `safetensors`, because the offsets are what the streaming
-copy (`checkpoint_writer.py`) needs, and because a refusal has to name the file and the tensor.
+Only headers are read here. They are parsed by us and not by `safetensors`, because the streaming copy
+(`safetensors_copy.py`) needs the offsets, and because an error message has to name the file and the tensor.
 """
 
 import json
@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from reprlib import Repr
+from typing import Any, TypeVar
 
 
 # Bytes per element, in the order in which safetensors sorts tensors of a file (largest first).
@@ -31,8 +32,15 @@ DTYPE_BYTES = {
     "I64": 8,
     "U64": 8,
 }
-# SVD's U-Net needs 0.2 MB. A bound keeps a hostile length from becoming that much memory in Python objects.
+# The header of SVD's U-Net takes 0.2 MB. Larger ones are not read: Python objects take many times the memory.
 MAX_JSON_BYTES = 16 * 2**20
+
+# For messages: what is quoted from an untrusted file may be millions of characters long.
+_short = Repr()
+_short.maxstring = _short.maxother = 100
+short_repr = _short.repr
+
+JSONValue = TypeVar("JSONValue", dict[str, Any], list[Any])
 
 
 class CheckpointError(ValueError):
@@ -56,7 +64,7 @@ class StoredTensor:
 
 
 def read_checkpoint(folder: Path, stem: str, variant: str | None = None) -> dict[str, StoredTensor]:
-    """All tensors of `<stem>[.<variant>].safetensors`, or of the shards that its index names.
+    """All tensors of `<stem>[.<variant>].safetensors`, or of the shards that its index names, by name.
 
     Raises:
         CheckpointError: if the files are missing, ambiguous, malformed, truncated, or disagree with the index.
@@ -98,23 +106,25 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
     shard_of = read_json(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(name, str) for name in shard_of.values()):
         raise CheckpointError(f"{index}: `weight_map` must map each tensor to the name of a shard.")
-    shard_names = sorted(set(shard_of.values()))
-    for shard_name in shard_names:
+    listed: dict[str, set[str]] = {}
+    for tensor, shard_name in shard_of.items():
+        listed.setdefault(shard_name, set()).add(tensor)
+    for shard_name in sorted(listed):
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors", shard_name):
             raise CheckpointError(
-                f"{index} names the shard {shard_name!r}: shards are safetensors files beside their index, and nothing"
-                " else is opened."
+                f"{index} names the shard {short_repr(shard_name)}: shards are safetensors files beside their index,"
+                " and nothing else is opened."
             )
     tensors = {}
-    for shard_name in shard_names:
+    for shard_name, names in sorted(listed.items()):
         shard = index.parent / shard_name
         if not shard.exists():
             raise CheckpointError(f"{index} names the shard {shard_name}, which is missing.")
         header = read_header(shard)
-        listed = {tensor for tensor, name in shard_of.items() if name == shard_name}
-        for tensor in sorted(listed ^ set(header)):
-            where = "is not in the shard" if tensor in listed else "is in the shard, but not under that name"
-            raise CheckpointError(f"{shard}: tensor {tensor!r} {where}, against {index.name}.")
+        if wrong := names ^ header.keys():
+            tensor = min(wrong)
+            where = "is not in the shard" if tensor in names else "is in the shard, and not listed there"
+            raise CheckpointError(f"{shard}: tensor {short_repr(tensor)} {where}, against {index.name}.")
         tensors |= header
     return tensors
 
@@ -122,13 +132,13 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, in the order of their bytes.
 
-    The bytes must be covered without gap or overlap, to the end of the file.
+    The tensors must cover the bytes after the header without gap or overlap, to the end of the file.
 
     Raises:
-        CheckpointError: if the file is not such a file.
+        CheckpointError: if it is no safetensors file, or a damaged one.
         OSError: if it cannot be read.
     """
-    if not file.is_file():  # also of a pipe, whose reading would never end
+    if not file.is_file():  # a pipe, say, whose reading would never end
         raise CheckpointError(f"{file} is not a regular file.")
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -138,7 +148,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 f"{file}: {size} bytes with a header of {length} bytes (at most {MAX_JSON_BYTES}): truncated, or not"
                 " safetensors."
             )
-        header = _parse_json(stream.read(length), file)
+        header = _parse_json(stream.read(length), file, dict)
     header.pop("__metadata__", None)
     if not header:
         raise CheckpointError(f"{file} holds no tensor.")
@@ -160,7 +170,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 def _stored_tensor(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     def refuse(what: str) -> CheckpointError:
-        return CheckpointError(f"{file}: tensor {name!r} {what}.")
+        return CheckpointError(f"{file}: tensor {short_repr(name) if len(name) > 200 else repr(name)} {what}.")
 
     if not name.isprintable():
         raise refuse("has a name that cannot be printed")
@@ -168,35 +178,45 @@ def _stored_tensor(file: Path, name: str, entry: Any, data_start: int) -> Stored
         raise refuse("is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise refuse(f"has the unknown dtype {dtype!r}")
+        raise refuse(f"has the unknown dtype {short_repr(dtype)}")
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
             raise refuse("has a shape or offsets that are not counts")
     if len(offsets) != 2 or len(shape) > 32 or offsets[1] - offsets[0] != math.prod(shape) * DTYPE_BYTES[dtype]:
-        raise refuse(f"of dtype {dtype} and shape {shape} does not fit its offsets {offsets}")
+        raise refuse(f"of dtype {dtype} and shape {short_repr(shape)} does not fit its offsets {short_repr(offsets)}")
     return StoredTensor(file, name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a small file.
+def read_json(file: Path, kind: type[JSONValue] = dict) -> JSONValue:
+    """What a small JSON file holds.
+
+    Args:
+        kind: `dict` or `list`.
 
     Raises:
         CheckpointError: if the file is missing, too large, or holds anything else.
         OSError: if it cannot be read.
     """
+    check_small_file(file)
+    return _parse_json(file.read_bytes(), file, kind)
+
+
+def check_small_file(file: Path) -> None:
+    """Raises `CheckpointError` if a file is missing, is none that can be read to its end, or is too large."""
     if not file.is_file():
-        raise CheckpointError(f"{file} is missing.")
+        what = "is not a regular file" if file.exists() else "is missing"
+        raise CheckpointError(f"{file} {what}.")
     if file.stat().st_size > MAX_JSON_BYTES:
         raise CheckpointError(f"{file} is larger than {MAX_JSON_BYTES} bytes.")
-    return _parse_json(file.read_bytes(), file)
 
 
-def _parse_json(text: bytes, file: Path) -> dict[str, Any]:
+def _parse_json(text: bytes, file: Path, kind: type[JSONValue]) -> JSONValue:
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-            raise CheckpointError(f"{file}: {twice!r} is described twice.")
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise CheckpointError(f"{file}: {short_repr(twice)} is described twice.")
         return found
 
     try:
@@ -205,6 +225,7 @@ def _parse_json(text: bytes, file: Path) -> dict[str, Any]:
         raise
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} should hold JSON here, and does not: {error}.") from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{file} should hold a JSON object here, not {type(parsed).__name__}.")
+    if not isinstance(parsed, kind):
+        what = {dict: "object", list: "list"}[kind]
+        raise CheckpointError(f"{file} should hold a JSON {what} here, not {type(parsed).__name__}.")
     return parsed

@@ -1,13 +1,13 @@
 """The original files, which are pickles: what they hold, known by the names in them."""
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from vdmini_diffusers.serialization.pickled_weights import check_dense, load_pickle, named_tensors
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError
 from vdmini_diffusers.t2v_turbo import text_encoder, vae
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError
 
@@ -56,18 +56,16 @@ def read_original(file: Path) -> OriginalCheckpoint:
         OriginalCheckpointError: if it is none of them; the message says what it is, as far as that is known.
         OSError: if the file cannot be read.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is not a file.")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # the unpickler, zip reader and tensor rebuilding each raise their own
-        raise OriginalCheckpointError(f"{file} cannot be read as pickled weights: {error}") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if isinstance(state, list) and state and all(isinstance(factor, Tensor) for factor in state):
-        return OriginalCheckpoint({}, lora=state)
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise OriginalCheckpointError(f"{file} holds other things than tensors by name.")
+        state = load_pickle(file)
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
+        if isinstance(state, list) and state and all(isinstance(factor, Tensor) for factor in state):
+            check_dense(dict(enumerate(state)), file)
+            return OriginalCheckpoint({}, lora=state)
+        state = named_tensors(state, file)
+    except CheckpointError as error:
+        raise OriginalCheckpointError(str(error)) from error
     if not any(name.startswith(UNET_PREFIX) for name in state):
         return OriginalCheckpoint({"unet": state})
     components = {

@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from vdmini_diffusers.models import VDMiniUNet3DConditionModel
 from vdmini_diffusers.pipelines import VDMiniT2VPipeline, VDMiniVideoCrafterDDIMScheduler
-from vdmini_diffusers.serialization.atomic import check_free_space, new_folder
+from vdmini_diffusers.serialization.atomic import check_apart, check_free_space, new_folder, write_file
 from vdmini_diffusers.serialization.cards import write_card
 from vdmini_diffusers.serialization.pipeline_folder import sha256_of
 from vdmini_diffusers.t2v_turbo.card import card_fields
@@ -71,7 +71,7 @@ def convert_t2v_turbo(
     Raises:
         OriginalCheckpointError: a `ValueError`; if a file is something else, lacks tensors, has others, or holds NaN
             or infinity; if the U-Net is not what it is meant to be; if the tokenizer is not the text encoder's.
-        ValueError: for an unknown `expect`, a seed without a LoRA, or an `output_dir` that holds one of the files.
+        ValueError: for an unknown `expect`, a seed without a LoRA, or an `output_dir` that is or holds an input.
         FileExistsError: if `output_dir` exists and may not be replaced.
         OSError: if a file cannot be read or written, or the disk is too small.
     """
@@ -80,9 +80,8 @@ def convert_t2v_turbo(
     files = {"checkpoint": Path(checkpoint_path)}
     if unet_checkpoint_path is not None:
         files["unet_checkpoint"] = Path(unet_checkpoint_path)
+    check_apart(output_dir, [*files.values(), tokenizer])
     with new_folder(output_dir, overwrite) as folder:
-        if any(file.resolve().is_relative_to(Path(output_dir).resolve()) for file in files.values()):
-            raise ValueError(f"{output_dir} holds an original file, which would be removed with what is replaced.")
         checkpoint = read_original(files["checkpoint"])
         if not checkpoint.is_whole:
             raise OriginalCheckpointError(
@@ -125,9 +124,9 @@ def convert_t2v_turbo(
                 for role, file in files.items()
             },
         }
-        text = json.dumps(record, indent=2) + "\n"
-        (folder / PROVENANCE).write_text(text, encoding="utf-8")
-        write_card(folder, "t2v_turbo_converted.md", **card_fields(record))
+        write_file(folder / PROVENANCE, (json.dumps(record, indent=2) + "\n").encode())
+        repository = Path(os.path.abspath(output_dir)).name
+        write_card(folder, "t2v_turbo_converted.md", repository=repository, **card_fields(record))
     return Path(output_dir)
 
 

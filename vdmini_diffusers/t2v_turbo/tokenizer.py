@@ -31,7 +31,9 @@ def read_tokenizer(name: str | os.PathLike, text_encoder_config: Mapping[str, An
         found = CLIPTokenizer.from_pretrained(name)
         model = json.loads(found.backend_tokenizer.to_str())["model"]
         vocabulary, merges = model["vocab"], [tuple(pair) for pair in model["merges"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # transformers' and tokenizers', for files that hold something else
         raise OriginalCheckpointError(f"{name} is not a tokenizer of CLIP: {error}") from error
     size = text_encoder_config["vocab_size"]
     # Without files, transformers makes a tokenizer of the two marks alone.

@@ -12,8 +12,11 @@ from dataclasses import fields as dataclass_fields
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from vdmini_diffusers.serialization.safetensors_reader import short_repr
+
 
 MAX_INDEX = 10_000  # no network has more layers; JSON's numbers have no bound
+MAX_CHANNELS = 2**20
 
 
 class PruningPlanError(ValueError):
@@ -28,7 +31,7 @@ class PruningPlan(ABC):
     subclass with the methods below, and nothing else.
 
     Args:
-        name: a non-empty string, for reports and model cards.
+        name: a printable string, for reports and model cards.
     """
 
     name: str
@@ -100,12 +103,12 @@ class PruningPlan(ABC):
         kinds = {cls.kind: cls for cls in PruningPlan.__subclasses__()}
         kind = fields.pop("kind", None)
         if not isinstance(kind, str) or kind not in kinds:
-            raise PruningPlanError(f"The `kind` of a pruning plan is one of {sorted(kinds)}, not {kind!r}.")
+            raise PruningPlanError(f"The `kind` of a pruning plan is one of {sorted(kinds)}, not {short_repr(kind)}.")
         expected = {field.name for field in dataclass_fields(kinds[kind])}  # `kind` itself is a ClassVar, not a field
         if set(fields) != expected:
             raise PruningPlanError(
                 f"A {kind} plan has the fields {sorted(expected)}; missing: {sorted(expected - set(fields))}, unknown:"
-                f" {sorted(set(fields) - expected)}."
+                f" {short_repr(sorted(set(fields) - expected))}."
             )
         return kinds[kind](**fields)
 
@@ -116,15 +119,15 @@ class PruningPlan(ABC):
         return PruningPlan.from_json_string, (self.to_json_string(),)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise PruningPlanError(f"The `name` of a plan is a non-empty string, not {self.name!r}.")
+        if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
+            raise PruningPlanError(f"The `name` of a plan is a printable string, not {short_repr(self.name)}.")
 
     def _freeze_kept(self, field: str, keys: type) -> None:
         """Check a field that maps `keys` to kept indices, and store it immutable and in order."""
         kept = getattr(self, field)
         if not isinstance(kept, Mapping) or not kept:
             raise PruningPlanError(
-                f"`{field}` maps each kept part to its kept indices, and is not empty; got {kept!r}."
+                f"`{field}` maps each kept part to its kept indices, and is not empty; got {short_repr(kept)}."
             )
         frozen = {}
         for key, indices in kept.items():
@@ -132,24 +135,30 @@ class PruningPlan(ABC):
                 key = int(key)  # JSON has no other keys than strings
             if not isinstance(key, keys) or isinstance(key, bool) or (isinstance(key, int) and key < 0):
                 raise PruningPlanError(
-                    f"`{field}` has the key {key!r}; its keys are {keys.__name__} and not negative."
+                    f"`{field}` has the key {short_repr(key)}; its keys are {keys.__name__} and not negative."
                 )
             if key in frozen:
                 raise PruningPlanError(f"`{field}` has the key {key!r} twice.")
             if not isinstance(indices, (list, tuple)) or not all(
                 type(i) is int and 0 <= i < MAX_INDEX for i in indices
             ):
-                raise PruningPlanError(f"`{field}[{key!r}]` lists kept indices counted from 0, not {indices!r}.")
+                raise PruningPlanError(
+                    f"`{field}[{key!r}]` lists kept indices counted from 0, not {short_repr(indices)}."
+                )
             if not indices:
                 raise PruningPlanError(f"`{field}[{key!r}]` is empty: leave out what is removed as a whole.")
             if list(indices) != sorted(set(indices)):
-                raise PruningPlanError(f"`{field}[{key!r}]` rises and has no index twice; got {list(indices)}.")
+                raise PruningPlanError(f"`{field}[{key!r}]` rises and has no index twice; got {short_repr(indices)}.")
             frozen[key] = tuple(indices)
         object.__setattr__(self, field, MappingProxyType(dict(sorted(frozen.items()))))
 
     def _freeze_numbers(self, field: str, least: int) -> None:
         """Check a field that lists whole numbers, and store it immutable."""
         numbers = getattr(self, field)
-        if not isinstance(numbers, (list, tuple)) or not all(type(n) is int and n >= least for n in numbers):
-            raise PruningPlanError(f"`{field}` lists whole numbers from {least}, not {numbers!r}.")
+        if not isinstance(numbers, (list, tuple)) or not all(
+            type(n) is int and least <= n <= MAX_CHANNELS for n in numbers
+        ):
+            raise PruningPlanError(
+                f"`{field}` lists whole numbers from {least} to {MAX_CHANNELS}, not {short_repr(numbers)}."
+            )
         object.__setattr__(self, field, tuple(numbers))

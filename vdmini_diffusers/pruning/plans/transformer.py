@@ -1,14 +1,14 @@
 """Plans of video transformers: which of their blocks stay (paper, appendix D)."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vdmini_diffusers.pruning.plans.base import PruningPlan, PruningPlanError
 
 
-# The config field that counts the blocks of each list, as diffusers' transformers name them.
+# The config field that counts the blocks of each list, as diffusers' transformers name them, in running order.
 COUNT_FIELDS = {
     "transformer_blocks": "num_layers",
     "single_transformer_blocks": "num_single_layers",
@@ -50,10 +50,17 @@ class TransformerPruningPlan(PruningPlan):
         """Every kept block, with the teacher's last block before the next kept one, whose work it takes over."""
         self._check_fits(teacher_config)
         pairs = []
-        for name, kept in self.blocks.items():
+        for name in (name for name in COUNT_FIELDS if name in self.blocks):  # in the order in which they run
+            kept = self.blocks[name]
             ends = (*kept[1:], teacher_config[COUNT_FIELDS[name]])
             pairs += [(f"{name}.{i}", f"{name}.{end - 1}") for i, end in enumerate(ends)]
         return tuple(pairs)
+
+    def weight_map(self, student_keys: Iterable[str]) -> dict[str, str]:
+        weights = super().weight_map(student_keys)
+        if missing := sorted(self.blocks.keys() - {key.partition(".")[0] for key in weights}):
+            raise PruningPlanError(f"The network has no {missing[0]!r}, of which the plan keeps blocks.")
+        return weights
 
     def block_names(self, teacher_key: str) -> Sequence[str]:
         return (".".join(teacher_key.split(".")[:2]),)
@@ -70,5 +77,6 @@ class TransformerPruningPlan(PruningPlan):
         if missing := sorted(set(fields.values()) - counted):
             raise PruningPlanError(f"The plan does not say which blocks counted by `{missing[0]}` stay.")
         if len(counted) < len(self.blocks):
-            names = next(a + " and " + b for a, b in itertools.combinations(self.blocks, 2))
-            raise PruningPlanError(f"The plan names {names}, which no transformer has both.")
+            pairs = itertools.combinations(self.blocks, 2)
+            names = next(f"{a} and {b}" for a, b in pairs if COUNT_FIELDS[a] == COUNT_FIELDS[b])
+            raise PruningPlanError(f"The plan names {names}, of which a transformer has one.")

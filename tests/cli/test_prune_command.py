@@ -1,0 +1,56 @@
+"""What the pruning scripts print when they succeed: parameters, the output, and the next command."""
+
+import runpy
+import sys
+
+import pytest
+from tiny import tiny_decoder_plans, tiny_teacher_vae
+
+from vdmini_diffusers.cli.prune_command import print_command
+
+
+@pytest.fixture
+def run_script(request, monkeypatch, capsys):
+    def run(name, *flags):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+        runpy.run_path(str(request.config.rootpath / "conversion" / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_pruning_a_pipeline(run_script, teacher_folder, tmp_path):
+    student = tmp_path / "the student"
+    flags = ("--pretrained_model_name_or_path", teacher_folder, "--output_dir", student)
+    printed = run_script("convert_svd_to_vdmini.py", *flags)
+    assert "unet: 4,317,162 parameters before, 2,645,082 after (61.3%)\n" in printed
+    assert f"The student's pipeline is in {student}" in printed
+    command = printed[printed.index("accelerate launch training/train_icmd.py") :]
+    assert f"--pretrained_student_model_name_or_path '{student}' \\\n" in command
+    assert "--task i2v" in command and "variant" not in command
+
+
+def test_pruning_a_vae_s_decoder(run_script, tmp_path):
+    tiny_teacher_vae("image").save_pretrained(tmp_path / "teacher")
+    (tmp_path / "plan.json").write_text(tiny_decoder_plans("image")["folds"].to_json_string())
+    flags = ["--pretrained_model_name_or_path", tmp_path / "teacher", "--subfolder", "", "--plan"]
+    printed = run_script("prune_vae_decoder.py", *flags, tmp_path / "plan.json", "--output_dir", tmp_path / "student")
+    assert "decoder: " in printed and f"The VAE is in {tmp_path / 'student'}" in printed
+    assert f"--pretrained_vae_model_name_or_path {tmp_path / 'student'}" in printed
+
+
+def test_an_error_is_one_sentence_with_what_to_do(run_script, teacher_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("VDMINI_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as end:
+        run_script(
+            "convert_svd_to_vdmini.py",
+            *("--pretrained_model_name_or_path", teacher_folder / "unet", "--output_dir", tmp_path / "student"),
+        )
+    assert end.value.code == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("CheckpointError: ") and "model_index.json is missing" in last
+
+
+def test_a_printed_command_survives_the_shell(capsys):
+    print_command("python x.py", output_dir="a b", variant=None, train_data_dir="$HOME")
+    assert capsys.readouterr().out == "python x.py \\\n    --output_dir 'a b' \\\n    --train_data_dir '$HOME'\n"

@@ -1,0 +1,105 @@
+"""Components that are copied as they are: their weights must be those of the class and the config beside them.
+
+`from_pretrained` draws the tensors that a file lacks at random, and only warns.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import transformers
+
+from vdmini_diffusers.pruning.survey import build_empty, check_numbers, check_tensor
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor, read_json
+
+
+# How diffusers named the layers of a VAE's attention before 2023.
+FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def check_component(
+    folder: Path,
+    tensors: Mapping[str, StoredTensor],
+    class_name: str,
+    classes: Mapping[str, type[Any]],
+) -> None:
+    """Check the `tensors` of a component against its class, built on the meta device from `folder/config.json`.
+
+    Tensors that the class does not have are fine: loading leaves them out.
+
+    Args:
+        class_name: the component's class, as `model_index.json` names it.
+        classes: those that the pipeline takes, by name.
+
+    Raises:
+        CheckpointError: if the class is another, or a tensor is missing, has another shape, or is no floating point.
+    """
+    if class_name not in classes:
+        raise CheckpointError(
+            f"model_index.json says that {folder.name!r} is a {class_name}; this pipeline takes a"
+            f" {' or a '.join(classes)}."
+        )
+    config_file = folder / "config.json"
+    config = read_json(config_file)
+    cls = classes[class_name]
+    if issubclass(cls, transformers.PreTrainedModel):
+        model = _empty_transformers_model(cls, config, config_file)
+        tensors = _without_prefix(model, tensors)
+    else:
+        check_numbers(config_file, config)
+        if config.get("_class_name", class_name) != class_name:
+            raise CheckpointError(f"{config_file} does not describe a {class_name}, as model_index.json says.")
+        model = build_empty(lambda: cls.from_config(config), config_file, class_name)
+        tensors = _renamed(model, tensors)
+    names: dict[int, list[str]] = {}  # of each parameter: weights that are tied have several, of which one is stored
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for tied in names.values():
+        stored = [name for name in tied if name in tensors]
+        if not stored:
+            raise CheckpointError(f"{folder}: the weights lack tensor {tied[0]!r} of the {class_name} in config.json.")
+        for name in stored:
+            check_tensor(name, shapes[name], tensors[name])
+
+
+def _empty_transformers_model(cls: type[Any], config: Mapping[str, Any], config_file: Path) -> Any:
+    settings = {
+        key: value
+        for key, value in config.items()
+        # An implementation of attention can be the name of code on the Hub.
+        if not key.startswith("_") and key not in ("attn_implementation", "quantization_config", "auto_map")
+    }
+    # Numbers of tokens may be -1, for none.
+    check_numbers(config_file, {key: value for key, value in settings.items() if not key.endswith("_token_id")})
+    return build_empty(lambda: cls(cls.config_class(**settings)).to("meta"), config_file, cls.__name__)
+
+
+def _without_prefix(model: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """As transformers does when it loads: its versions disagree on whether `text_model.` is part of the names."""
+    names = [name for name, _ in model.named_parameters()]
+    prefixes = {name.partition(".")[0] for name in tensors}
+    for prefix in sorted(prefixes):
+        if names[0] not in tensors and f"{prefix}.{names[0]}" in tensors:
+            return {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
+
+
+def _renamed(model: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """As diffusers does when it loads: in attentions that were of another class, and from single files only."""
+    former = {
+        f"{path}.{old}": f"{path}.{new}"
+        for path, module in model.named_modules()
+        if getattr(module, "_from_deprecated_attn_block", False)
+        for old, new in FORMER_NAMES.items()
+    }
+    if len({tensor.file for tensor in tensors.values()}) > 1:
+        return dict(tensors)
+    layers = {name: name.rpartition(".") for name in tensors}
+    return {f"{former.get(layer, layer)}.{kind}": tensors[name] for name, (layer, _, kind) in layers.items()}
+
+
+def component_classes(pipeline: type[Any], name: str, own: type[Any] | None) -> dict[str, type[Any]]:
+    """The classes that a component of `pipeline` may have, by name: those that it declares, and ours."""
+    declared = get_type_hints(pipeline.__init__)[name]
+    return {cls.__name__: cls for cls in (*(get_args(declared) or (declared,)), own) if isinstance(cls, type)}
