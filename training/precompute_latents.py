@@ -6,9 +6,10 @@
         --train_data_dir OpenVid-1M --output_dir OpenVid-1M-latents
 
 It takes one clip of each video, at a random moment that the seed decides. Run the same command again after a stop:
-finished shards stay, and missing or damaged ones are written again. Train with `--precomputed_data_dir OpenVid-1M-latents`. For
-`train_vae_decoder.py`, which needs the frames beside their latents, add `--latents_for vae_decoder --num_frames 25`; for
-text to video, `--latents_for text_to_video` and a pipeline of that kind.
+finished shards stay, and missing or damaged ones are written again. Train with
+`--precomputed_data_dir OpenVid-1M-latents`. For `train_vae_decoder.py`, which needs the frames beside their latents,
+add `--latents_for vae_decoder --num_frames 25`; for text to video, add `--latents_for text_to_video` and give a
+pipeline of that kind.
 """
 
 import logging
@@ -59,7 +60,7 @@ class PrecomputeArguments:
         default="fp16", metadata={"help": "Data type of the stored latents.", "choices": list(DTYPES)}
     )
     samples_per_shard: int = field(
-        default=64, metadata={"help": "Number of videos in a file: at most so many are lost by a stop."}
+        default=64, metadata={"help": "Number of videos in a file; a stop costs the work on at most so many."}
     )
     batch_size: int = field(default=4, metadata={"help": "Number of clips encoded at once."})
     encode_chunk_size: int = field(default=14, metadata={"help": "Number of frames that the VAE encodes at once."})

@@ -53,6 +53,7 @@ def command(videos, teacher_folder):
 def run(command, monkeypatch):
     def run(output_dir, **options):
         monkeypatch.setattr(sys, "argv", command(output_dir, **options))
+        monkeypatch.setenv("VDMINI_TRACEBACK", "1")
         runpy.run_path(str(SCRIPT), run_name="__main__")
         return output_dir
 
@@ -173,11 +174,16 @@ def test_two_processes_divide_the_shards(reference, command, tmp_path):
     assert content(output) == content(reference)
 
 
-def test_bad_data(run, tmp_path):
+def test_bad_data(run, tmp_path, capsys):
     with pytest.raises(ValueError, match="is for training"):
         run(tmp_path / "a", train_data_dir=None, precomputed_data_dir="b")
-    with pytest.raises(ValueError, match="--batch_size must be at least 1"):
+    with pytest.raises(SystemExit):
         run(tmp_path / "a", batch_size=0)
+    assert "--batch_size must be at least 1; got 0." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(tmp_path / "a", noise_aug_strength="nan")
+    assert "--noise_aug_strength must be finite and not negative; got nan." in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.mp4").write_bytes(b"nothing")
     with pytest.raises(TooFewUsableVideos, match="1 broken"):

@@ -233,9 +233,7 @@ class PrecomputedLatents(torch.utils.data.Dataset):
             with safe_open(path, "pt") as file:
                 sample = {name: file.get_slice(name)[row] for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (OSError, SafetensorError, IndexError) as error:
-            raise ValueError(
-                f"{path} does not hold the samples that {MANIFEST} names ({error}): make it again."
-            ) from error
+            raise ValueError(f"{path} does not hold the samples that {MANIFEST} counts: {error}") from error
         return sample | {"caption": self.info(index)["caption"]} if self.captions else sample
 
     def info(self, index: int) -> dict[str, str]:

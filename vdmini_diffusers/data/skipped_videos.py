@@ -40,8 +40,8 @@ def summarize(skipped: list[SkippedVideo]) -> str:
 class SkipLog:
     """Text files under `folder`, one for each process that skipped anything, with a JSON object in each line.
 
-    `read` gives the videos of all files, whichever rank or DataLoader worker found them. A folder belongs to one run; a
-    resumed run continues it.
+    `read` gives the videos of all files, whichever rank or DataLoader worker found them. A folder belongs to one run,
+    which continues it when it is resumed.
     """
 
     def __init__(self, folder: str | os.PathLike):
