@@ -31,8 +31,8 @@ class VideoDataArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Dataset on the Hub, of which `datasets.load_dataset` gives the split `train`. A local folder is read "
-            "as --train_data_dir is, unless dataset_config_name or train_data_dir is given as well."
+            "help": "Dataset on the Hub, of which `datasets.load_dataset` gives the split `train`. A local folder is "
+            "read as --train_data_dir is, unless dataset_config_name or train_data_dir is given as well."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})

@@ -44,12 +44,12 @@ def open_local_data(args: VideoDataArguments, source: Path, skip_log: SkipLog) -
         if tables:
             train = of_train_split(source, tables)
             table = open_tables(args, source, train)
-            skipped += [SkippedVideo(file, "another split", "") for file in tables if file not in train]
+            skipped += [SkippedVideo(file, "another split", "") for file in sorted(set(tables) - set(train))]
             if not table.holds_paths:
                 skipped += [
                     SkippedVideo(file, f"beside .{ending} files", "which are read instead")
                     for file in files
-                    if ending_of(file) in VIDEO_ENDINGS | ARCHIVE_ENDINGS and file not in tables
+                    if ending_of(file) in (VIDEO_ENDINGS | ARCHIVE_ENDINGS) - {ending}
                 ]
             skip_log.add(skipped)
             return table

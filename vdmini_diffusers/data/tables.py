@@ -3,7 +3,7 @@
 import csv
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,17 +38,42 @@ def reading(what: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause: BaseException = error  # `datasets` wraps errors in one that says nothing
-        while cause.__cause__ is not None:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # `datasets` wraps errors in one that says nothing
+            if isinstance(cause, ValueError) and str(what) in str(cause):
+                break
             cause = cause.__cause__
         if isinstance(cause, ValueError) and str(what) in str(cause):
             raise ValueError(str(cause)) from error
         raise ValueError(f"{what} cannot be read: {str(cause) or type(cause).__name__}") from error
 
 
+def generate(
+    args: VideoDataArguments,
+    rows: Callable[..., Iterator[dict[str, Any]]],
+    features: Any,
+    files: list[Path],
+    **options: Any,
+) -> Any:
+    """A dataset of what `rows(files, **options)` gives, streaming or in the cache."""
+    from datasets import Dataset, IterableDataset
+
+    # Size and time tell a changed file from the one that is in the cache.
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    options = {"files": stats, **options}
+    if args.streaming:
+        return IterableDataset.from_generator(rows, features, gen_kwargs=options)
+    with reading(files[0].parent):
+        return Dataset.from_generator(rows, features, cache_dir=args.cache_dir, gen_kwargs=options)
+
+
 def open_csv(args: VideoDataArguments, csv_file: Path) -> Table:
-    """Reads two columns, both as text: names and captions may look like numbers or like missing values."""
-    from datasets import Features, Value, load_dataset
+    """The two columns, as text: names and captions may look like numbers or like missing values.
+
+    They are not read by `datasets`, whose reader drops the fields that a row has too many: the rest of a caption with a
+    comma that is not quoted.
+    """
+    from datasets import Features, Value
 
     with reading(csv_file), open(csv_file, newline="", encoding="utf-8-sig") as file:
         header = next(csv.reader(file), [])
@@ -57,19 +82,20 @@ def open_csv(args: VideoDataArguments, csv_file: Path) -> Table:
         raise ValueError(f"{csv_file} has no column `video`; it has {header}. Name one with --video_column.")
     caption = choose_caption_column(args, header, csv_file)
     columns = [column for column in header if column in (video, caption)]
-    with reading(csv_file):
-        rows = load_dataset(
-            "csv",
-            data_files=_data_files([csv_file]),
-            usecols=columns,
-            features=Features({column: Value("string") for column in columns}),
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            split="train",
-            streaming=args.streaming,
-            cache_dir=args.cache_dir,
-        )
-    return Table(rows, csv_file.parent, video, caption)
+    features = Features({column: Value("string") for column in columns})
+    return Table(
+        generate(args, _csv_rows, features, [csv_file], columns=tuple(columns)), csv_file.parent, video, caption
+    )
+
+
+def _csv_rows(files: list[tuple[str, int, int]], columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    for path, _, _ in files:
+        with reading(path), open(path, newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, strict=True)
+            for row in rows:
+                if None in row or None in row.values():
+                    raise ValueError(f"line {rows.line_num} has more or fewer fields than the first one.")
+                yield {column: row[column] for column in columns}
 
 
 def open_parquet(args: VideoDataArguments, source: Path, files: list[str]) -> Table:

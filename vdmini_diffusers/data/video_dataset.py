@@ -51,7 +51,7 @@ class ClipReader:
         self.source = str(args.dataset_name or args.train_data_dir)  # for messages
         self.data_dir = data_dir and os.path.abspath(data_dir)
         self.roots = inside_roots(data_dir) if data_dir else [os.path.realpath(cache) for cache in _caches(args)]
-        subfolders = [entry.path for entry in os.scandir(data_dir) if entry.is_dir()] if data_dir else []
+        subfolders = [path for entry in os.scandir(data_dir) if os.path.isdir(path := entry.path)] if data_dir else []
         self.search = [self.roots[0], *sorted(subfolders)]
         self.seed = seed
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.listed_files import VIDEO_ENDINGS
-from vdmini_diffusers.data.tables import Table, choose_caption_column, choose_column, is_text, reading
+from vdmini_diffusers.data.tables import Table, choose_caption_column, choose_column, generate, is_text, reading
 
 
 NUM_SAMPLES_FOR_COLUMNS = 100  # of a tar, read to know its columns
@@ -28,7 +28,7 @@ class TarMember(NamedTuple):
 
 def open_tars(args: VideoDataArguments, source: Path, files: list[str]) -> Table:
     """The videos of tars. The columns are those of the first tar that holds anything."""
-    from datasets import Dataset, Features, IterableDataset, Value, Video
+    from datasets import Features, Value, Video
 
     columns: dict[str, None] = {}
     for file in files:  # up to the first that holds anything
@@ -42,23 +42,19 @@ def open_tars(args: VideoDataArguments, source: Path, files: list[str]) -> Table
     video_ending = choose_column([*columns, "video"], args.video_column, (), "video")
     caption_column = choose_caption_column(args, list(columns), source)
     features = Features(video=Video(decode=False), caption=Value("string"))
-    stats = [(source / file).stat() for file in files]
-    settings = {
-        # With what tells a changed file from the one that is in the cache.
-        "tars": [(str(source / file), s.st_size, s.st_mtime_ns) for file, s in zip(files, stats, strict=True)],
-        "video_ending": None if video_ending == "video" else video_ending,
-        "caption_column": caption_column,
-    }
-    with reading(source):
-        if args.streaming:
-            rows = IterableDataset.from_generator(_tar_rows, features, gen_kwargs=settings)
-        else:
-            rows = Dataset.from_generator(_tar_rows, features, cache_dir=args.cache_dir, gen_kwargs=settings)
+    rows = generate(
+        args,
+        _tar_rows,
+        features,
+        [source / file for file in files],
+        video_ending=None if video_ending == "video" else video_ending,
+        caption_column=caption_column,
+    )
     return Table(rows, source, "video", caption_column and "caption")
 
 
 def _tar_rows(
-    tars: list[tuple[str, int, int]], video_ending: str | None, caption_column: str | None
+    files: list[tuple[str, int, int]], video_ending: str | None, caption_column: str | None
 ) -> Iterator[dict[str, Any]]:
     """A row for each video, and one without a video for each sample that has none."""
 
@@ -68,7 +64,7 @@ def _tar_rows(
     def is_read(ending: str) -> bool:
         return is_video(ending) or (caption_column is not None and ending in (caption_column, "json"))
 
-    for path, _, _ in tars:
+    for path, _, _ in files:
         with reading(path):
             for key, members in _tar_samples(Path(path), is_read):
                 captions: list[Any] = []
@@ -79,7 +75,7 @@ def _tar_rows(
                 if not isinstance(caption, str | None) or not is_text(caption or ""):
                     raise ValueError(f"sample {key!r} holds no text under {caption_column!r}.")
                 videos = [{"bytes": m.content, "path": m.name} for m in members if is_video(m.ending)]
-                for video in videos or [{"bytes": None, "path": None}]:
+                for video in videos or [None]:
                     yield {"video": video, "caption": caption}
 
 
