@@ -17,7 +17,7 @@ from forked_scripts import start
 from tiny_text_to_video import tiny_t2v_pipeline
 from written_videos import write_video
 
-from vdmini_diffusers.data.latents import PrecomputedLatents
+from vdmini_diffusers.data.latents import PrecomputedLatents, lock_for_writing
 from vdmini_diffusers.data.skipped_videos import TooFewUsableVideos
 
 
@@ -172,6 +172,37 @@ def test_two_processes_divide_the_shards(reference, command, tmp_path):
         process.join(timeout=200)
         assert process.exitcode == 0
     assert content(output) == content(reference)
+
+
+def test_a_damaged_shard_is_made_again(reference, run, tmp_path):
+    output = shutil.copytree(reference, tmp_path / "latents")
+    (output / "latents-00001.safetensors").write_bytes(b"cut")
+    (output / "latents-00003.safetensors").unlink()
+    run(output)
+    assert content(output) == content(reference)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_before_it_touches_anything(reference, run, tmp_path):
+    output = shutil.copytree(reference, tmp_path / "latents")
+    before = content(output)
+    with lock_for_writing(output), pytest.raises(ValueError, match="Another run is writing into"):
+        run(output, fps=6)
+    assert content(output) == before
+
+
+def test_text_to_video_without_captions_is_refused(run, tmp_path, videos):
+    with pytest.raises(ValueError, match=r"Text to video is trained on captions, and .* has none"):
+        run(tmp_path / "latents", latents_for="text_to_video")
+    assert not list((tmp_path / "latents").glob("latents-*"))
+
+
+def test_an_error_ends_it_with_one_sentence(command, tmp_path):
+    (tmp_path / "bad").mkdir()
+    log = tmp_path / "log"
+    process = start(command(tmp_path / "latents", train_data_dir=tmp_path / "bad"), log=log)
+    process.join()
+    assert process.exitcode == 1 and "Traceback" not in log.read_text()
+    assert log.read_text().splitlines()[-1].startswith("ValueError: ") and "no training data" in log.read_text()
 
 
 def test_bad_data(run, tmp_path, capsys):

@@ -70,8 +70,8 @@ def generate(
 def open_csv(args: VideoDataArguments, csv_file: Path) -> Table:
     """The two columns, as text: names and captions may look like numbers or like missing values.
 
-    They are not read by `datasets`, whose reader drops the fields that a row has too many: the rest of a caption with a
-    comma that is not quoted.
+    They are not read by `datasets`, whose reader drops surplus fields of a row without a word, such as the rest of a
+    caption whose comma is not quoted.
     """
     from datasets import Features, Value
 
