@@ -92,7 +92,7 @@ def shards_of(dataset: VideoDataset | VideoStream, samples_per_shard: int) -> It
     if isinstance(dataset, VideoDataset):
         for first in range(shard * samples_per_shard, len(dataset), state.num_processes * samples_per_shard):
             last = min(first + samples_per_shard, len(dataset))
-            yield first // samples_per_shard, (dataset.rows[index] for index in range(first, last))
+            yield first // samples_per_shard, (dataset.read_row(index) for index in range(first, last))
         return
     stream = dataset.read_rows()  # only this process's share
     for row in stream:

@@ -208,10 +208,15 @@ class VideoDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def read_row(self, index: int) -> dict[str, Any]:
+        """The row of which a sample is made. Raises `ValueError` if the data files are malformed."""
+        with reading(self.reader.source):
+            return self.rows[index]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises `TooFewUsableVideos` if all, or nearly all of the first ones, are unusable."""
         for offset in range(len(self)):
-            row = self.rows[(index + offset) % len(self)]
+            row = self.read_row((index + offset) % len(self))
             sample = read_or_skip(self.reader, row, int(self._epoch), self.skip_log)
             if sample is not None:
                 return sample
@@ -304,8 +309,11 @@ def load_video_dataset(
         rows = rows.select(range(min(args.max_train_samples, len(rows))))
     if not len(rows):
         raise ValueError(f"The dataset {reader.source} has no rows.")
-    if args.needs_captions and not any(caption and caption.strip() for caption in rows[caption_column]):
-        raise ValueError(f"Text to video is trained on captions, and those of {reader.source} are all empty.")
+    if args.needs_captions:
+        with reading(reader.source):
+            is_any = any(caption and caption.strip() for caption in rows[caption_column])
+        if not is_any:
+            raise ValueError(f"Text to video is trained on captions, and those of {reader.source} are all empty.")
     return VideoDataset(rows, reader, skip_log)
 
 
@@ -336,7 +344,8 @@ def _is_from_hub(args: VideoDataArguments) -> bool:
 
 def _select_existing(rows: Any, reader: ClipReader, skip_log: SkipLog) -> Any:
     """Leaves out the rows whose file is not there, as few have all parts of a dataset such as OpenVid-1M."""
-    there = [index for index, path in enumerate(rows[reader.video_column]) if _is_there(path, reader, skip_log)]
+    with reading(reader.source):
+        there = [index for index, path in enumerate(rows[reader.video_column]) if _is_there(path, reader, skip_log)]
     if not there and len(rows):
         skip_log.raise_too_few()
     return rows.select(there)
