@@ -5,14 +5,17 @@
         --pretrained_model_name_or_path stabilityai/stable-video-diffusion-img2vid --variant fp16 \
         --train_data_dir OpenVid-1M --output_dir OpenVid-1M-latents
 
-One clip of each video, at a random moment that the seed decides. Run the same command again after a stop: finished
-shards stay. Train with `--precomputed_data_dir OpenVid-1M-latents`. For `train_vae_decoder.py` write the frames beside
-their latents: `--latents_for vae_decoder --num_frames 25`; for text to video `--latents_for text_to_video`, with a
+It takes one clip of each video, at a random moment that the seed decides. Run the same command again after a stop:
+finished shards stay, and missing or damaged ones are written again. Train with
+`--precomputed_data_dir OpenVid-1M-latents`. For `train_vae_decoder.py`, which needs the frames beside their latents,
+add `--latents_for vae_decoder --num_frames 25`; for text to video, add `--latents_for text_to_video` and give a
 pipeline of that kind.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -22,11 +25,10 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
-from vdmini_diffusers.cli.script import peek_argument
+from vdmini_diffusers.cli.script import parse_arguments, peek_argument, run
 from vdmini_diffusers.data.arguments import TextToVideoDataArguments, VideoDataArguments
-from vdmini_diffusers.data.latents import LatentShards, write_shard
+from vdmini_diffusers.data.latents import LatentShards, lock_for_writing, write_shard
 from vdmini_diffusers.data.skipped_videos import SkipLog, summarize
 from vdmini_diffusers.data.vae_clips import encode_for_decoder
 from vdmini_diffusers.data.video_dataset import VideoDataset, VideoStream, load_video_dataset, seed_of
@@ -43,28 +45,38 @@ class PrecomputeArguments:
     pretrained_model_name_or_path: str = field(
         metadata={"help": "Pipeline (folder or Hub id) of SVD or T2V-Turbo whose encoders are used."}
     )
-    output_dir: Path = field(metadata={"help": "Folder for the shards; new, or one to go on with."})
+    output_dir: Path = field(metadata={"help": "Folder for the shards: a new one, or one that an earlier run began."})
     latents_for: Literal["image_to_video", "text_to_video", "vae_decoder"] = field(
         default="image_to_video",
-        metadata={"help": "What will be trained on them. For vae_decoder a VAE suffices, of either class, alone."},
+        metadata={"help": "What will be trained on them. For vae_decoder, a VAE of either class alone suffices."},
     )
     variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the pipeline on the Hub."})
-    seed: int = field(default=0, metadata={"help": "Decides moments, crops and noise."})
-    noise_aug_strength: float = field(default=0.02, metadata={"help": "Noise on the first frame (SVD: 0.02)."})
-    save_dtype: str = field(default="fp16", metadata={"help": "Of the stored latents.", "choices": list(DTYPES)})
-    samples_per_shard: int = field(default=64, metadata={"help": "Videos of a file; what a stop can cost at most."})
-    batch_size: int = field(default=4, metadata={"help": "Clips encoded at once."})
-    encode_chunk_size: int = field(default=14, metadata={"help": "Frames that the VAE encodes at once."})
+    seed: int = field(default=0, metadata={"help": "Seed of the random moments, crops and noise."})
+    noise_aug_strength: float = field(
+        default=0.02, metadata={"help": "Strength of the noise on the first frame (SVD: 0.02)."}
+    )
+    save_dtype: str = field(
+        default="fp16", metadata={"help": "Data type of the stored latents.", "choices": list(DTYPES)}
+    )
+    samples_per_shard: int = field(
+        default=64, metadata={"help": "Number of videos in a file; a stop costs the work on at most so many."}
+    )
+    batch_size: int = field(default=4, metadata={"help": "Number of clips encoded at once."})
+    encode_chunk_size: int = field(default=14, metadata={"help": "Number of frames that the VAE encodes at once."})
 
     def __post_init__(self) -> None:
         for name in ("samples_per_shard", "batch_size", "encode_chunk_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")
+        if not 0 <= self.noise_aug_strength < math.inf:
+            raise ValueError(f"--noise_aug_strength must be finite and not negative; got {self.noise_aug_strength}.")
+        if self.save_dtype not in DTYPES:
+            raise ValueError(f"--save_dtype must be one of {', '.join(DTYPES)}; got {self.save_dtype!r}.")
 
 
 def settings_of(args: PrecomputeArguments, data_args: VideoDataArguments, num_videos: int | None) -> dict[str, Any]:
-    """All that the shards depend on. Those of a map-style dataset do not depend on the number of processes."""
+    """All settings that the shards depend on. Only those of a stream depend on the number of processes."""
     settings = asdict(args) | asdict(data_args) | {"num_videos": num_videos}
     for name in ("output_dir", "cache_dir", "shuffle_buffer_size", "dataloader_num_workers", "precomputed_data_dir"):
         del settings[name]
@@ -74,15 +86,15 @@ def settings_of(args: PrecomputeArguments, data_args: VideoDataArguments, num_vi
 
 
 def shards_of(dataset: VideoDataset | VideoStream, samples_per_shard: int) -> Iterator[tuple[int, Iterator[Any]]]:
-    """Number and rows of each shard of this process: every so many rows one, in turns with the other processes."""
+    """Number and rows of each shard of this process. Processes take turns, a shard of consecutive rows each."""
     state = PartialState()
     shard = state.process_index
     if isinstance(dataset, VideoDataset):
         for first in range(shard * samples_per_shard, len(dataset), state.num_processes * samples_per_shard):
             last = min(first + samples_per_shard, len(dataset))
-            yield first // samples_per_shard, (dataset.rows[index] for index in range(first, last))
+            yield first // samples_per_shard, (dataset.read_row(index) for index in range(first, last))
         return
-    stream = iter(dataset.rows)  # only this process's share
+    stream = dataset.read_rows()  # only this process's share
     for row in stream:
         rows = chain([row], islice(stream, samples_per_shard - 1))
         yield shard, rows
@@ -92,7 +104,7 @@ def shards_of(dataset: VideoDataset | VideoStream, samples_per_shard: int) -> It
 
 
 def make_encode(args: PrecomputeArguments) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
-    """Batches of clips to what is stored of them."""
+    """A function from a batch of clips to the tensors that are stored."""
     device, dtype = PartialState().device, DTYPES[args.save_dtype]
     if args.latents_for == "vae_decoder":
         vae_alone = find_vae(args.pretrained_model_name_or_path, args.revision).load(args.variant).to(device)
@@ -135,6 +147,13 @@ def main(args: PrecomputeArguments, data_args: VideoDataArguments) -> None:
     if data_args.precomputed_data_dir:
         raise ValueError("--precomputed_data_dir is for training; here, give --dataset_name or --train_data_dir.")
     accelerator = Accelerator()
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(lock_for_writing(args.output_dir))
+        precompute(args, data_args, accelerator)
+
+
+def precompute(args: PrecomputeArguments, data_args: VideoDataArguments, accelerator: Accelerator) -> None:
     skip_log = SkipLog(args.output_dir / "skipped")
     dataset = load_video_dataset(
         data_args,
@@ -179,4 +198,4 @@ def main(args: PrecomputeArguments, data_args: VideoDataArguments) -> None:
 if __name__ == "__main__":
     text_to_video = peek_argument("latents_for", default="image_to_video") == "text_to_video"
     kinds = (PrecomputeArguments, TextToVideoDataArguments if text_to_video else VideoDataArguments)
-    main(*HfArgumentParser(kinds).parse_args_into_dataclasses())
+    run(lambda: main(*parse_arguments(kinds, __doc__)))

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.utils.data import DataLoader
 from vdmini_diffusers.data.latents import (
     LatentShards,
     PrecomputedLatents,
+    lock_for_writing,
     write_shard,
 )
 from vdmini_diffusers.data.skipped_videos import SkipLog, SkippedVideo
@@ -194,3 +196,117 @@ class TestShards:
         path.unlink()
         with pytest.raises(ValueError, match="and has 0"):
             PrecomputedLatents(tmp_path / "a")
+
+    @pytest.mark.parametrize("damage", ["cut", "missing", "no names", "names cut", "names of another type"])
+    def test_a_damaged_shard_is_made_again(self, write, tmp_path, damage):
+        writer, log = write("a")
+        writer.finish(log.read())
+        path = tmp_path / "a/latents-00001.safetensors"
+        names = path.with_suffix(".json")
+        whole = {file: file.read_bytes() for file in (tmp_path / "a").glob("latents*")}
+        if damage == "cut":
+            path.write_bytes(path.read_bytes()[:-1])
+        elif damage == "missing":
+            path.unlink()
+        elif damage == "no names":
+            names.unlink()
+        elif damage == "names cut":
+            names.write_bytes(names.read_bytes()[:-5])
+        else:
+            names.write_text("[]")
+        assert [writer.is_finished(shard) for shard in range(3)] == [True, False, True]
+        write("a", shards=[shard for shard in range(3) if not writer.is_finished(shard)])
+        writer.finish(log.read())
+        assert {file: file.read_bytes() for file in (tmp_path / "a").glob("latents*")} == whole
+        assert len(PrecomputedLatents(tmp_path / "a")) == 12
+
+    def test_a_second_run_is_refused_until_the_first_has_ended(self, tmp_path):
+        second = lock_for_writing(tmp_path / "a")
+        with lock_for_writing(tmp_path / "a"), lock_for_writing(tmp_path / "b"):
+            with pytest.raises(ValueError, match=r"Another run is writing into .*a: wait"):
+                second.__enter__()
+        (tmp_path / "a/latents-00000.json.7f.partial").touch()  # as a killed run leaves it
+        with lock_for_writing(tmp_path / "a"):
+            assert [path.name for path in (tmp_path / "a").iterdir() if path.name != ".lock"] == []
+
+    def test_writers_of_one_file_do_not_share_a_temporary_name(self, tmp_path, monkeypatch):
+        names = []
+        replace = os.replace
+        monkeypatch.setattr("os.replace", lambda a, b: names.append(a) or replace(a, b))
+        for _ in range(2):
+            LatentShards(tmp_path, {}).write(0, [], [])
+        assert len(names) == len(set(names)) == 5  # the manifest once, and two files twice
+
+
+def manifest_of(folder, **changes):
+    """A folder of two shards whose manifest is changed."""
+    shards = LatentShards(folder, {})
+    for shard in range(2):
+        shards.write(shard, [{"latents": torch.ones(2)}], [{"name": "a", "caption": "b"}])
+    shards.finish([])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][1] |= changes.pop("shard", {})
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+    return folder
+
+
+ODD_TEXTS = ["", "[]", "null", "{", "[" * 100_000, "1" * 5000, "\udcff", '{"complete": false}']
+
+
+class TestFoldersFromElsewhere:
+    @pytest.mark.parametrize(
+        "name", ["../b/latents-00001.safetensors", "model.safetensors", "sub/latents-00001.safetensors", "absolute"]
+    )
+    def test_only_shards_in_the_folder_are_read(self, tmp_path, name):
+        manifest_of(tmp_path / "b")
+        name = str(tmp_path / "b/latents-00001.safetensors") if name == "absolute" else name
+        manifest_of(tmp_path / "a", shard={"file": name})
+        with pytest.raises(ValueError, match=r"manifest\.json names .*, which is not the name of a shard"):
+            PrecomputedLatents(tmp_path / "a")
+
+    @pytest.mark.parametrize("ending", ["safetensors", "json"])
+    def test_links_that_lead_out_are_not_followed(self, tmp_path, ending):
+        manifest_of(tmp_path / "b"), manifest_of(tmp_path / "a")
+        path = tmp_path / f"a/latents-00001.{ending}"
+        path.unlink()
+        path.symlink_to(tmp_path / f"b/latents-00001.{ending}")
+        with pytest.raises(ValueError, match=f"latents-00001.{ending} is a link that leads out"):
+            PrecomputedLatents(tmp_path / "a")
+        path.unlink()
+        path.symlink_to(path)  # a loop
+        with pytest.raises(ValueError, match=f"latents-00001.{ending}"):
+            PrecomputedLatents(tmp_path / "a").info(1)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"complete": "yes"},
+            {"settings": []},
+            {"shards": {}},
+            {"shards": ["latents-00000.safetensors"]},
+            {"shard": {"file": 7}},
+            {"shard": {"file": "latents-00001.safetensors\0"}},
+            {"shard": {"num_bytes": "7"}},
+            {"shard": {"num_bytes": 1e300}},
+            {"shard": {"num_samples": -1}},
+            {"shard": {"num_samples": True}},
+            {"shard": {"num_samples": 10**30}},
+        ],
+    )
+    def test_a_malformed_manifest_is_named(self, tmp_path, changes):
+        with pytest.raises(ValueError, match=r"manifest\.json"):
+            PrecomputedLatents(manifest_of(tmp_path, **changes))
+
+    @pytest.mark.parametrize("text", ODD_TEXTS, ids=range(8))
+    def test_what_is_no_manifest_is_named(self, tmp_path, text):
+        (tmp_path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+        for read in (PrecomputedLatents, lambda folder: LatentShards(folder, {})):
+            with pytest.raises(ValueError, match=r"manifest\.json"):
+                read(tmp_path)
+
+    def test_more_samples_than_there_are(self, tmp_path):
+        data = PrecomputedLatents(manifest_of(tmp_path, shard={"num_samples": 2}))
+        with pytest.raises(ValueError, match=r"latents-00001\.safetensors does not hold the samples"):
+            data[2]
+        with pytest.raises(ValueError, match=r"latents-00001\.json names 1 samples, fewer than"):
+            data.info(2)

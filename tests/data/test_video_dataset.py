@@ -5,6 +5,7 @@ import os
 import shutil
 import tarfile
 
+import pyarrow.parquet
 import pytest
 import torch
 from datasets import Dataset, Features, Value, Video
@@ -13,7 +14,8 @@ from written_videos import indices, write_sound, write_video
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.skipped_videos import SkipLog, TooFewUsableVideos, summarize
-from vdmini_diffusers.data.video_dataset import load_video_dataset
+from vdmini_diffusers.data.video_dataset import ClipReader, load_video_dataset
+from vdmini_diffusers.data.video_decoding import UnusableVideo
 
 
 GOOD = [f"good{i}.mp4" for i in range(6)]
@@ -312,6 +314,97 @@ class TestTables:
         Dataset.from_dict({"video": GOOD, "text": list("abcdef")}).to_parquet(table / "train.parquet")
         dataset = load(videos, tmp_path / "log", dataset_name=str(table))
         assert (dataset[1]["name"], dataset[1]["caption"]) == (GOOD[1], "b")
+
+
+class TestNothingIsFetched:
+    ADDRESSES = ["hf://datasets/a/private/x.mp4", "https://127.0.0.1:1/x.mp4", "file:///etc/passwd", "zip://a::hf://b"]
+
+    @pytest.fixture(autouse=True)
+    def no_connections(self, monkeypatch):
+        def refuse(*args, **kwargs):
+            raise AssertionError("a connection was opened")
+
+        monkeypatch.setattr("socket.socket.connect", refuse)
+        monkeypatch.setattr("socket.getaddrinfo", refuse)
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize("layout", ["csv", "parquet", "parquet of paths"])
+    @pytest.mark.parametrize("address", ADDRESSES)
+    def test_for_an_address_in_a_local_table(self, tmp_path, address, layout, streaming):
+        folder = tmp_path / "data"
+        folder.mkdir()
+        if layout == "csv":
+            write_csv(folder / "a.csv", [{"video": address, "caption": ""}])
+        elif layout == "parquet":
+            rows = {"video": [{"bytes": None, "path": address}]}
+            # Not by `to_parquet` of `datasets`, which fetches what it writes.
+            schema = Features(video=Video(decode=False)).arrow_schema
+            pyarrow.parquet.write_table(pyarrow.Table.from_pydict(rows, schema), folder / "a.parquet")
+        else:
+            Dataset.from_dict({"video": [address]}).to_parquet(folder / "a.parquet")
+        with pytest.raises(ValueError, match=r"an address\. Nothing is fetched for it"):
+            dataset = load(folder, tmp_path / "log", streaming=streaming, load_options={"shuffle": False})
+            list(dataset) if streaming else dataset[0]
+
+    @pytest.mark.parametrize(
+        ("path", "own"),
+        [
+            ("hf://datasets/me/videos/a.mp4", True),
+            ("hf://datasets/me/videos@0f3a/sub/a.mp4", True),
+            ("hf://datasets/me/videos-private/a.mp4", False),
+            ("hf://datasets/me/videos/../private/a.mp4", False),
+            ("hf://datasets/me/private/a.mp4", False),
+            ("hf://me/videos/a.mp4", False),
+            ("https://huggingface.co/datasets/me/videos/resolve/main/a.mp4", False),
+        ],
+    )
+    def test_rows_from_the_hub_name_files_of_their_own_repository_only(self, path, own):
+        reader = ClipReader(VideoDataArguments(dataset_name="me/videos"), "video", None, None, 0)
+        if own:
+            assert reader.exists(path)
+        else:
+            with pytest.raises(ValueError, match="an address"):
+                reader.exists(path)
+            with pytest.raises(ValueError, match="an address"):
+                reader({"video": path})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_text_in_bytes_is_no_path(videos, tmp_path, streaming):
+    (tmp_path / "data").mkdir()
+    rows = [{"bytes": str(videos / GOOD[0]), "path": "a.mp4"}] * 2
+    Dataset.from_dict({"video": rows}).to_parquet(tmp_path / "data/a.parquet")
+    with pytest.raises(ValueError, match="should hold videos: bytes, paths, or"):
+        load(tmp_path / "data", tmp_path / "log", streaming=streaming)
+
+
+ODD_VIDEOS = [{"bytes": "a.mp4", "path": None}, {"bytes": None, "path": 7}, ["a.mp4"], 7, {"bytes": [1]}]
+
+
+@pytest.mark.parametrize("video", ODD_VIDEOS)
+def test_a_row_that_holds_something_else_is_refused(tmp_path, video):
+    reader = ClipReader(arguments(tmp_path), "video", None, tmp_path, 0)
+    with pytest.raises(ValueError, match="should hold videos"):
+        reader({"video": video})
+
+
+def test_a_path_with_a_nul_byte_is_a_missing_file(videos, tmp_path):
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict({"video": ["a\0.mp4"]}).to_parquet(tmp_path / "data/a.parquet")
+    with pytest.raises(TooFewUsableVideos, match="1 file missing"):
+        load(tmp_path / "data", tmp_path / "log")
+    with pytest.raises(UnusableVideo, match="file missing"):
+        ClipReader(arguments(tmp_path), "video", None, tmp_path, 0)({"video": "a\0.mp4"})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_max_train_samples_counts_the_files_that_are_there(videos, tmp_path, streaming):
+    folder = lay_out("csv", videos, tmp_path / "data")
+    names = ["no1.mp4", GOOD[0], "no2.mp4", GOOD[1], GOOD[2]]
+    write_csv(folder / "OpenVid-1M.csv", [{"video": name, "caption": ""} for name in names])
+    dataset = load(folder, tmp_path / "log", streaming=streaming, max_train_samples=2)
+    samples = list(dataset) if streaming else [dataset[index] for index in range(len(dataset))]
+    assert sorted(sample["name"] for sample in samples) == GOOD[:2]
 
 
 class TestBadArguments:

@@ -17,7 +17,7 @@ from forked_scripts import start
 from tiny_text_to_video import tiny_t2v_pipeline
 from written_videos import write_video
 
-from vdmini_diffusers.data.latents import PrecomputedLatents
+from vdmini_diffusers.data.latents import PrecomputedLatents, lock_for_writing
 from vdmini_diffusers.data.skipped_videos import TooFewUsableVideos
 
 
@@ -53,6 +53,7 @@ def command(videos, teacher_folder):
 def run(command, monkeypatch):
     def run(output_dir, **options):
         monkeypatch.setattr(sys, "argv", command(output_dir, **options))
+        monkeypatch.setenv("VDMINI_TRACEBACK", "1")
         runpy.run_path(str(SCRIPT), run_name="__main__")
         return output_dir
 
@@ -173,11 +174,47 @@ def test_two_processes_divide_the_shards(reference, command, tmp_path):
     assert content(output) == content(reference)
 
 
-def test_bad_data(run, tmp_path):
+def test_a_damaged_shard_is_made_again(reference, run, tmp_path):
+    output = shutil.copytree(reference, tmp_path / "latents")
+    (output / "latents-00001.safetensors").write_bytes(b"cut")
+    (output / "latents-00003.safetensors").unlink()
+    run(output)
+    assert content(output) == content(reference)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_before_it_touches_anything(reference, run, tmp_path):
+    output = shutil.copytree(reference, tmp_path / "latents")
+    before = content(output)
+    with lock_for_writing(output), pytest.raises(ValueError, match="Another run is writing into"):
+        run(output, fps=6)
+    assert content(output) == before
+
+
+def test_text_to_video_without_captions_is_refused(run, tmp_path, videos):
+    with pytest.raises(ValueError, match=r"Text to video is trained on captions, and .* has none"):
+        run(tmp_path / "latents", latents_for="text_to_video")
+    assert not list((tmp_path / "latents").glob("latents-*"))
+
+
+def test_an_error_ends_it_with_one_sentence(command, tmp_path):
+    (tmp_path / "bad").mkdir()
+    log = tmp_path / "log"
+    process = start(command(tmp_path / "latents", train_data_dir=tmp_path / "bad"), log=log)
+    process.join()
+    assert process.exitcode == 1 and "Traceback" not in log.read_text()
+    assert log.read_text().splitlines()[-1].startswith("ValueError: ") and "no training data" in log.read_text()
+
+
+def test_bad_data(run, tmp_path, capsys):
     with pytest.raises(ValueError, match="is for training"):
         run(tmp_path / "a", train_data_dir=None, precomputed_data_dir="b")
-    with pytest.raises(ValueError, match="--batch_size must be at least 1"):
+    with pytest.raises(SystemExit):
         run(tmp_path / "a", batch_size=0)
+    assert "--batch_size must be at least 1; got 0." in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(tmp_path / "a", noise_aug_strength="nan")
+    assert "--noise_aug_strength must be finite and not negative; got nan." in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.mp4").write_bytes(b"nothing")
     with pytest.raises(TooFewUsableVideos, match="1 broken"):

@@ -6,16 +6,20 @@ tensors of some samples, stacked, and `latents-00000.json` with the names and ca
 
 import json
 import os
+import re
+import uuid
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -25,19 +29,51 @@ from vdmini_diffusers.data.video_decoding import UnusableVideo
 
 
 MANIFEST = "manifest.json"
+LOCK_NAME = ".lock"
+PARTIAL_ENDING = ".partial"
+MAX_COUNT = 2**53  # of bytes and samples: larger numbers in a manifest are no counts
+SHARD_NAME = re.compile(r"latents-\d{5,}\.safetensors")
+
+
+@contextmanager
+def lock_for_writing(folder: str | os.PathLike) -> Iterator[None]:
+    """Keeps other runs from writing shards into a folder. Of several processes of one run, one takes the lock.
+
+    It ends with the process, however that ends. Files that a stopped run left half written are removed.
+
+    Raises:
+        ValueError: if another run is writing into the folder.
+        OSError: if the folder cannot be made.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_NAME, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"Another run is writing into {folder}: wait until it has finished, or choose another folder."
+        ) from error
+    try:
+        for partial in folder.glob(f"*{PARTIAL_ENDING}"):
+            partial.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
 
 
 class LatentShards:
-    """A folder of shards being written. Shards are independent: several processes write different ones at once.
+    """A folder of shards being written. Shards are independent: several processes of a run write different ones.
 
-    What is there is complete: each file is written aside and renamed. A process that was killed is started again with
-    the same settings and writes the shards that are missing.
+    Each file is written aside and renamed, so that it is there as a whole or not at all. A run that was stopped is
+    started again with the same settings, and writes the shards that are missing or were damaged since. Two runs must
+    not write into one folder: see `lock_for_writing`.
 
     Args:
         settings: everything that the tensors depend on; what JSON can hold.
 
     Raises:
-        ValueError: if the folder holds something else, or shards made with other settings.
+        ValueError: if the folder holds something else, a malformed manifest, or shards made with other settings.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: dict[str, Any]):
@@ -51,7 +87,7 @@ class LatentShards:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write_aside(manifest, _to_json({"settings": settings, "complete": False}))
             return
-        old = json.loads(manifest.read_text("utf-8"))["settings"]
+        old = _checked(manifest, _read_json(manifest), settings=dict)["settings"]
         keys = [key for key in {**old, **settings} if old.get(key) != settings.get(key)]
         if keys:
             differences = ", ".join(f"{key} was {old.get(key)!r} and is {settings.get(key)!r}" for key in keys)
@@ -61,7 +97,13 @@ class LatentShards:
             )
 
     def is_finished(self, shard: int) -> bool:
-        return self._path(shard, "json").exists()
+        """Whether a shard is there, whole. If not, it is to be written (again)."""
+        tensors = self._path(shard, "safetensors")
+        try:
+            info = _read_shard_info(tensors)
+        except (OSError, ValueError):
+            return False
+        return tensors.is_file() and tensors.stat().st_size == info["num_bytes"]
 
     def write(self, shard: int, samples: list[dict[str, Tensor]], infos: list[dict[str, str]]) -> None:
         """
@@ -79,10 +121,10 @@ class LatentShards:
         """To be called by one process, when all have written their shards. Returns the number of samples."""
         shards = []
         for path in sorted(self.folder.glob("latents-*.json")):
-            info = json.loads(path.read_text("utf-8"))
+            info = _read_shard_info(path)
             file = {"file": f"{path.stem}.safetensors", "num_bytes": info["num_bytes"]}
             shards.append({**file, "num_samples": len(info["samples"])})
-        manifest = json.loads((self.folder / MANIFEST).read_text("utf-8"))
+        manifest = _read_json(self.folder / MANIFEST)
         manifest |= {"complete": True, "shards": shards, "skipped": [video._asdict() for video in skipped]}
         _write_aside(self.folder / MANIFEST, _to_json(manifest))
         return sum(shard["num_samples"] for shard in shards)
@@ -164,43 +206,61 @@ class PrecomputedLatents(torch.utils.data.Dataset):
         captions: whether a sample holds its `caption` as well.
 
     Raises:
-        ValueError: if the folder holds no finished set of shards, or a file is missing or was cut short.
+        ValueError: if the folder holds no finished set of shards, its manifest is malformed, or a file is missing, was
+            cut short, or lies outside the folder.
     """
 
     def __init__(self, folder: str | os.PathLike, captions: bool = False):
         self.folder, self.captions = Path(folder), captions
-        if not (self.folder / MANIFEST).is_file():
+        path = self.folder / MANIFEST
+        if not path.is_file():
             raise ValueError(f"{self.folder} has no {MANIFEST}: make it with training/precompute_latents.py.")
-        manifest = json.loads((self.folder / MANIFEST).read_text("utf-8"))
+        manifest = _checked(path, _read_json(path), complete=bool, settings=dict)
         if not manifest["complete"]:
             raise ValueError(f"{self.folder} is not finished: run the command that made it again, and it goes on.")
         self.settings: dict[str, Any] = manifest["settings"]
         self.files: list[Path] = []
         self._ends: list[int] = []  # index after the last sample of each file
-        for shard in manifest["shards"]:
-            path = self.folder / shard["file"]
-            num_bytes = path.stat().st_size if path.is_file() else 0
-            if num_bytes != shard["num_bytes"]:
-                raise ValueError(
-                    f"{path} should have {shard['num_bytes']:,} bytes and has {num_bytes:,}: copy it again."
-                )
-            if shard["num_samples"]:
-                self.files.append(path)
-                self._ends.append(len(self) + shard["num_samples"])
+        for shard in _checked(path, manifest, shards=list)["shards"]:
+            self._add(_checked(path, shard, file=str, num_bytes=int, num_samples=int))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, row = self._locate(index)
-        with safe_open(path, "pt") as file:
-            sample = {name: file.get_slice(name)[row] for name in file.keys()}  # noqa: SIM118 - not a mapping
+        try:
+            with safe_open(path, "pt") as file:
+                sample = {name: file.get_slice(name)[row] for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, SafetensorError, IndexError) as error:
+            raise ValueError(f"{path} does not hold the samples that {MANIFEST} counts: {error}") from error
         return sample | {"caption": self.info(index)["caption"]} if self.captions else sample
 
     def info(self, index: int) -> dict[str, str]:
-        """`name` and `caption` of a sample."""
+        """`name` and `caption` of a sample. Raises `ValueError` if the file of names is missing or malformed."""
         path, row = self._locate(index)
-        return json.loads(path.with_suffix(".json").read_text("utf-8"))["samples"][row]
+        samples = _read_shard_info(path)["samples"]
+        if row >= len(samples):
+            raise ValueError(f"{path.with_suffix('.json')} names {len(samples)} samples, fewer than {MANIFEST}.")
+        return _checked(path.with_suffix(".json"), samples[row], name=str, caption=str)
+
+    def _add(self, shard: dict[str, Any]) -> None:
+        """A shard of the manifest, with fields of the right types. Anyone may have written it."""
+        path = self.folder / shard["file"]
+        if not SHARD_NAME.fullmatch(shard["file"]):
+            raise ValueError(f"{self.folder / MANIFEST} names {shard['file']!r}, which is not the name of a shard.")
+        for file in (path, path.with_suffix(".json")):
+            if os.path.realpath(file.parent) != os.path.dirname(os.path.realpath(file)):
+                raise ValueError(f"{file} is a link that leads out of {self.folder}: copy the file there.")
+        num_bytes = path.stat().st_size if path.is_file() else 0
+        if num_bytes != shard["num_bytes"]:
+            raise ValueError(
+                f"{path} should have {shard['num_bytes']:,} bytes and has {num_bytes:,}: copy it again, or run the "
+                "command that made it again."
+            )
+        if shard["num_samples"]:
+            self.files.append(path)
+            self._ends.append(len(self) + shard["num_samples"])
 
     def _locate(self, index: int) -> tuple[Path, int]:
         if not 0 <= index < len(self):
@@ -209,13 +269,37 @@ class PrecomputedLatents(torch.utils.data.Dataset):
         return self.files[shard], index - (self._ends[shard - 1] if shard else 0)
 
 
+def _read_shard_info(tensors: Path) -> dict[str, Any]:
+    """`num_bytes` of a shard, and `samples`, a list. Raises `ValueError` if its JSON file is missing or malformed."""
+    path = tensors.with_suffix(".json")
+    return _checked(path, _read_json(path), num_bytes=int, samples=list)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def _checked(path: Path, content: Any, **types: type) -> dict[str, Any]:
+    """The content, an object. Raises `ValueError` if it lacks one of the fields, or one is of another type."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is malformed: it holds a {type(content).__name__} in the place of named fields.")
+    for name, kind in types.items():
+        value = content.get(name)
+        if type(value) is not kind or (kind is int and not 0 <= value <= MAX_COUNT):
+            raise ValueError(f"{path} is malformed: {name!r} should be a {kind.__name__}; got {str(value)[:100]}.")
+    return content
+
+
 def _to_json(content: dict[str, Any]) -> bytes:
     return json.dumps(content, indent=1).encode()
 
 
 def _write_aside(path: Path, content: bytes) -> None:
     """Under its name the file appears whole, also after a power cut."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_ENDING}")
     with open(partial, "wb") as file:
         file.write(content)
         file.flush()

@@ -1,4 +1,4 @@
-"""The list of videos that were left out, gathered from all processes of a run."""
+"""The list of videos that are left out, gathered from all processes of a run."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from typing import NamedTuple, NoReturn
 from vdmini_diffusers.data.video_decoding import UnusableVideo
 
 
-NUM_FIRST_VIDEOS = 20  # if at most one of so many can be used, something is wrong with all of them
+NUM_FIRST_VIDEOS = 20  # if at most one of the first 20 can be used, something is wrong with all of them
 
 
 class SkippedVideo(NamedTuple):
-    """A video that was left out, by name, and why (as `UnusableVideo`)."""
+    """Name of a video (or other file of the data folder) that is left out, and why, as in `UnusableVideo`."""
 
     name: str
     reason: str
@@ -38,10 +38,10 @@ def summarize(skipped: list[SkippedVideo]) -> str:
 
 
 class SkipLog:
-    """Text files under `folder`, one for each process that skipped anything: a JSON object a line.
+    """Text files under `folder`, one for each process that skipped anything, with a JSON object in each line.
 
-    `read` gives them all, whichever rank or DataLoader worker found them. A folder belongs to one run; a resumed run
-    goes on with it.
+    `read` gives the videos of all files, whichever rank or DataLoader worker found them. A folder belongs to one run,
+    which continues it when it is resumed.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -55,7 +55,7 @@ class SkipLog:
         self._check()
 
     def skip(self, name: str, why: UnusableVideo) -> None:
-        """Counts and lists a video that was tried. Raises `TooFewUsableVideos` if it was so with nearly all."""
+        """Counts and lists an unusable video. Raises `TooFewUsableVideos` if nearly all of the first are unusable."""
         self.num_tried += 1
         self.add([SkippedVideo(name, why.reason, why.detail)])
         self._check()
@@ -70,10 +70,18 @@ class SkipLog:
                 file.writelines(json.dumps(video._asdict()) + "\n" for video in new)
 
     def read(self) -> list[SkippedVideo]:
-        """All videos that any process has listed so far, by name."""
-        # What follows the last line break is a line that a process was stopped in.
-        lines = [line for path in self.folder.glob("*.jsonl") for line in path.read_text("utf-8").split("\n")[:-1]]
-        skipped = {video["name"]: SkippedVideo(**video) for video in map(json.loads, lines)}
+        """All videos that any process has listed so far, by name. Raises `ValueError` if a list is malformed."""
+        skipped = {}
+        for path in self.folder.glob("*.jsonl"):
+            try:
+                # What follows the last line break is a line that a process was stopped in.
+                for line in path.read_text("utf-8").split("\n")[:-1]:
+                    video = SkippedVideo(**json.loads(line))
+                    if not all(isinstance(part, str) for part in video):
+                        raise TypeError(f"{line[:200]} is not text throughout")
+                    skipped[video.name] = video
+            except (ValueError, TypeError, RecursionError) as error:
+                raise ValueError(f"{path} is no list of skipped videos, remove it: {error}") from error
         return [skipped[name] for name in sorted(skipped)]
 
     def raise_too_few(self) -> NoReturn:

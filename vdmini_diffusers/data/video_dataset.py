@@ -3,11 +3,11 @@
 What a sample gives depends on the seed, the epoch and the sample's name only, not on ranks, workers or order.
 """
 
-import csv
 import hashlib
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.data.listed_files import inside_roots, leads_into
+from vdmini_diffusers.data.local_folder import open_local_data
 from vdmini_diffusers.data.skipped_videos import SkipLog, SkippedVideo
+from vdmini_diffusers.data.tables import Table, choose_columns, reading
 from vdmini_diffusers.data.video_decoding import UnusableVideo, decode_clip
 
 
-CAPTION_COLUMNS = ("caption", "text", "txt")
 MAX_WORKERS = 1024  # of one DataLoader
 
 
@@ -46,9 +48,10 @@ class ClipReader:
     ):
         self.args = args
         self.video_column, self.caption_column = video_column, caption_column
+        self.source = str(args.dataset_name or args.train_data_dir)  # for messages
         self.data_dir = data_dir and os.path.abspath(data_dir)
-        self.roots = [os.path.realpath(root) for root in ([data_dir] if data_dir else _caches(args))]
-        subfolders = [entry.path for entry in os.scandir(data_dir) if entry.is_dir()] if data_dir else []
+        self.roots = inside_roots(data_dir) if data_dir else [os.path.realpath(cache) for cache in _caches(args)]
+        subfolders = [path for entry in os.scandir(data_dir) if os.path.isdir(path := entry.path)] if data_dir else []
         self.search = [self.roots[0], *sorted(subfolders)]
         self.seed = seed
 
@@ -59,10 +62,15 @@ class ClipReader:
             (empty if there is none), `name`.
 
         Raises:
-            UnusableVideo: if the video gives no clip.
+            UnusableVideo: if the video gives no clip, or has no caption where it needs one.
             ValueError: if the row names a file outside of the data folder, or a column holds something else.
         """
         args, name = self.args, self.name(row)
+        caption = row[self.caption_column] if self.caption_column else None
+        if not isinstance(caption, str | None):
+            raise ValueError(f"Column {self.caption_column!r} should hold text; for {name} it holds {type(caption)}.")
+        if args.needs_captions and not (caption and caption.strip()):
+            raise UnusableVideo("no caption")
         clip = decode_clip(
             self._source(row),
             num_frames=args.num_frames,
@@ -72,9 +80,6 @@ class ClipReader:
             rng=np.random.default_rng(seed_of(self.seed, epoch, name)),
             center_crop=args.center_crop,
         )
-        caption = row[self.caption_column] if self.caption_column else None
-        if not isinstance(caption, str | None):
-            raise ValueError(f"Column {self.caption_column!r} should hold text; for {name} it holds {type(caption)}.")
         return {
             "pixel_values": 2 * (clip.float() / 255) - 1,  # as diffusers' VideoProcessor, to the last bit
             "fps": args.fps,
@@ -94,7 +99,13 @@ class ClipReader:
         return os.path.basename(path) if os.path.isabs(path) or "://" in path else path
 
     def exists(self, path: str) -> bool:
-        """Whether a row's path leads to a file. Raises `ValueError` if it leads outside (links are not followed)."""
+        """Whether a row's path leads to a file. Links are not followed.
+
+        Raises:
+            ValueError: if it leads out of the data folder.
+        """
+        if self._is_own_address(path):
+            return True
         self._check_inside(path, os.path.abspath(os.path.join(self.roots[0], path)))
         return any(os.path.isfile(os.path.join(folder, path)) for folder in self.search)
 
@@ -104,19 +115,43 @@ class ClipReader:
             return content
         if path is None:
             raise UnusableVideo("no video")
-        if path.startswith("hf://"):
+        if self._is_own_address(path):
             from huggingface_hub import HfFileSystem
 
-            return HfFileSystem().read_bytes(path)
+            try:
+                return HfFileSystem().read_bytes(path)
+            except FileNotFoundError as error:
+                raise UnusableVideo("file missing") from error
         files = [os.path.join(folder, path) for folder in self.search]
         file = next(filter(os.path.lexists, files), files[0])
-        self._check_inside(path, os.path.realpath(file))
+        self._check_inside(path, os.path.abspath(file) if "\0" in file else os.path.realpath(file))
         if not os.path.isfile(file):
             raise UnusableVideo("file missing")
         return file
 
+    def _is_own_address(self, path: str) -> bool:
+        """Whether a path is an address in the repository on the Hub that the row came from.
+
+        Raises:
+            ValueError: if it is any other address. Anyone can write one into a table, and it would be fetched with the
+                user's token.
+        """
+        if "://" not in path:
+            return False
+        repository = f"hf://datasets/{self.args.dataset_name}"
+        if (
+            _is_from_hub(self.args)
+            and path.startswith((f"{repository}/", f"{repository}@"))
+            and ".." not in path.split("/")
+        ):
+            return True
+        raise ValueError(
+            f"Column {self.video_column!r} of {self.source} names {path!r}, an address. Nothing is fetched for it: "
+            "download the videos, and name the files."
+        )
+
     def _check_inside(self, path: str, file: str) -> None:
-        if not any(Path(file).is_relative_to(root) for root in self.roots):
+        if not leads_into(file, self.roots):
             raise ValueError(
                 f"Column {self.video_column!r} names {path!r}, which leads out of the data folder {self.roots[0]} "
                 "(links are followed). Only files in it are read: move them there, and name them relative to it."
@@ -124,13 +159,18 @@ class ClipReader:
 
     def _content_and_path(self, row: dict[str, Any]) -> tuple[bytes | None, str | None]:
         video = row[self.video_column]
+        content, path = video, None
         if isinstance(video, dict):
-            return video["bytes"], video["path"]
-        if isinstance(video, str):
-            return None, video
-        if isinstance(video, bytes | None):
-            return video, None
-        raise ValueError(f"Column {self.video_column!r} should hold videos (bytes or paths); it holds {type(video)}.")
+            content, path = video.get("bytes"), video.get("path")
+        elif isinstance(video, str):
+            content, path = None, video
+        # Text in `bytes` must not become a path.
+        if not isinstance(content, bytes | None) or not isinstance(path, str | None):
+            raise ValueError(
+                f"Column {self.video_column!r} of {self.source} should hold videos: bytes, paths, or `bytes` and "
+                f"`path` of each; it holds {str(video)[:200]}."
+            )
+        return content, path
 
 
 def _caches(args: VideoDataArguments) -> list[str]:
@@ -168,10 +208,15 @@ class VideoDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def read_row(self, index: int) -> dict[str, Any]:
+        """The row of which a sample is made. Raises `ValueError` if the data files are malformed."""
+        with reading(self.reader.source):
+            return self.rows[index]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises `TooFewUsableVideos` if all, or nearly all of the first ones, are unusable."""
         for offset in range(len(self)):
-            row = self.rows[(index + offset) % len(self)]
+            row = self.read_row((index + offset) % len(self))
             sample = read_or_skip(self.reader, row, int(self._epoch), self.skip_log)
             if sample is not None:
                 return sample
@@ -195,8 +240,18 @@ class VideoStream(torch.utils.data.IterableDataset):
         self._epoch.fill_(epoch)
         self.rows.set_epoch(epoch)
 
+    def read_rows(self) -> Iterator[dict[str, Any]]:
+        """This rank's rows, of which samples are made. Raises `ValueError` if a data file is malformed."""
+        rows = iter(self.rows)
+        while True:
+            with reading(self.reader.source):
+                row = next(rows, None)
+            if row is None:
+                return
+            yield row
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for row in self.rows:
+        for row in self.read_rows():
             sample = read_or_skip(self.reader, row, int(self._epoch), self.skip_log)
             if sample is not None:
                 yield sample
@@ -218,10 +273,12 @@ def load_video_dataset(
     """The training videos that `args` names, from the Hub or from a folder. Nothing is decoded yet.
 
     Args:
-        shuffle, process_index, num_processes: for streaming; for a map-style dataset they are its DataLoader's matter.
+        shuffle, process_index, num_processes: for streaming. A map-style dataset is shuffled and divided by its
+            DataLoader.
 
     Raises:
-        ValueError: if there is no such data, its columns cannot be told, or paths lead out of the data folder.
+        ValueError: if there is no such data, a file is malformed, its columns are not clear, paths lead out of the
+            data folder, or there are no captions where they are needed.
         TooFewUsableVideos: if the dataset names files, and none of them is there.
         ImportError: without the packages of the extra `train`.
     """
@@ -230,104 +287,73 @@ def load_video_dataset(
         from datasets.distributed import split_dataset_by_node
     except ImportError as error:
         raise ImportError("Training data is read by `datasets`: `pip install vdmini_diffusers[train]`.") from error
-    rows, data_dir = _load_rows(args)
-    columns = rows.column_names or list(next(iter(rows)))
-    features = rows.features or {}
-    videos = [column for column, feature in features.items() if isinstance(feature, datasets.Video)] or ["video"]
-    video_column = _column(columns, args.video_column, videos, "video")
-    if video_column is None:
-        raise ValueError(f"No column holds videos; there are {columns}. Name one with --video_column.")
-    caption_column = _column(columns, args.caption_column, CAPTION_COLUMNS, "caption")
-    rows = rows.select_columns([column for column in columns if column in (video_column, caption_column)])
+    table = _open_data(args, skip_log)
+    video_column, caption_column = table.video_column, table.caption_column
+    rows, features = table.rows, table.rows.features or {}
+    rows = rows.select_columns([column for column in (video_column, caption_column) if column is not None])
     if isinstance(features.get(video_column), datasets.Video):
         rows = rows.cast_column(video_column, datasets.Video(decode=False))  # decoding would need torchcodec
-    reader = ClipReader(args, video_column, caption_column, data_dir, seed)
+    reader = ClipReader(args, video_column, caption_column, table.folder, seed)
 
     if args.streaming:
+        if table.holds_paths:
+            there = partial(_is_there, reader=reader, skip_log=skip_log)
+            rows = rows.filter(there, input_columns=[video_column])
         rows = rows.take(args.max_train_samples) if args.max_train_samples else rows
         rows = split_dataset_by_node(rows, rank=process_index, world_size=num_processes)
         rows = rows.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size) if shuffle else rows
         return VideoStream(rows, reader, skip_log)
-    if isinstance(features.get(video_column), datasets.Value) and features[video_column].dtype == "string":
+    if table.holds_paths:
         rows = _select_existing(rows, reader, skip_log)
     if args.max_train_samples:
         rows = rows.select(range(min(args.max_train_samples, len(rows))))
     if not len(rows):
-        raise ValueError(f"The dataset {args.dataset_name or args.train_data_dir} has no rows.")
+        raise ValueError(f"The dataset {reader.source} has no rows.")
+    if args.needs_captions:
+        with reading(reader.source):
+            is_any = any(caption and caption.strip() for caption in rows[caption_column])
+        if not is_any:
+            raise ValueError(f"Text to video is trained on captions, and those of {reader.source} are all empty.")
     return VideoDataset(rows, reader, skip_log)
 
 
-def _load_rows(args: VideoDataArguments) -> tuple[Any, Path | None]:
-    """The dataset, and the local folder that its paths lead into, if it is local."""
+def _open_data(args: VideoDataArguments, skip_log: SkipLog) -> Table:
     from datasets import load_dataset
 
-    options: dict[str, Any] = {"split": "train", "streaming": args.streaming, "cache_dir": args.cache_dir}
-    source = Path(args.train_data_dir) if args.train_data_dir else None
-    if source is not None and not source.exists():
-        raise ValueError(f"--train_data_dir {source} does not exist.")
-    if args.dataset_name:
-        if source is None and os.path.isdir(args.dataset_name):
-            source = Path(args.dataset_name)
-        return load_dataset(args.dataset_name, args.dataset_config_name, **options), source
-    assert source is not None
-    if csv_file := _csv_file(source):
-        return load_dataset("csv", **_csv_options(csv_file, args), **options), csv_file.parent
-    if not source.is_dir():
-        raise ValueError(f"--train_data_dir is a folder, or a CSV file; {source} is neither.")
-    for builder, pattern in (("parquet", "*.parquet"), ("webdataset", "*.tar")):
-        if files := sorted(map(str, source.rglob(pattern))):
-            return load_dataset(builder, data_files={"train": files}, **options), source
-    try:
-        return load_dataset("videofolder", data_dir=str(source), **options), source
-    except FileNotFoundError as error:  # datasets.exceptions.EmptyDatasetError and DataFilesNotFoundError are such
-        raise ValueError(
-            f"--train_data_dir {source} holds no training data: a CSV file, parquet files, tars or videos."
-        ) from error
+    folder = Path(args.train_data_dir) if args.train_data_dir else None
+    if folder is not None and not folder.exists():
+        raise ValueError(f"--train_data_dir {folder} does not exist.")
+    if folder is None and not _is_from_hub(args):
+        folder = Path(args.dataset_name or "")
+    if folder is not None and (not args.dataset_name or (not args.train_data_dir and not args.dataset_config_name)):
+        return open_local_data(args, folder, skip_log)
+    with reading(f"--dataset_name {args.dataset_name}"):
+        rows = load_dataset(
+            args.dataset_name,
+            args.dataset_config_name,
+            split="train",
+            streaming=args.streaming,
+            cache_dir=args.cache_dir,
+        )
+    return Table(rows, folder, *choose_columns(args, rows, args.dataset_name))
 
 
-def _csv_file(source: Path) -> Path | None:
-    if source.is_file():
-        return source if source.suffix == ".csv" else None
-    files = sorted(file for file in source.glob("*.csv") if file.name != "metadata.csv")  # that one is videofolder's
-    if len(files) > 1:
-        raise ValueError(f"{source} holds several CSV files: give one of them as --train_data_dir, e.g. {files[0]}.")
-    return files[0] if files else None
-
-
-def _csv_options(csv_file: Path, args: VideoDataArguments) -> dict[str, Any]:
-    """Reads two columns, both as text: names and captions may look like numbers or like missing values."""
-    from datasets import Features, Value
-
-    with open(csv_file, newline="", encoding="utf-8-sig") as file:
-        header = next(csv.reader(file), [])
-    video = _column(header, args.video_column, ("video",), "video")
-    if video is None:
-        raise ValueError(f"{csv_file} has no column `video`; it has {header}. Name one with --video_column.")
-    caption = _column(header, args.caption_column, CAPTION_COLUMNS, "caption")
-    columns = [column for column in header if column in (video, caption)]
-    features = Features({column: Value("string") for column in columns})
-    return {
-        "data_files": {"train": [str(csv_file)]},
-        "usecols": columns,
-        "features": features,
-        "keep_default_na": False,
-        "encoding": "utf-8-sig",
-    }
-
-
-def _column(columns: list[str], asked: str | None, usual: list[str] | tuple[str, ...], kind: str) -> str | None:
-    if asked is not None and asked not in columns:
-        raise ValueError(f"--{kind}_column {asked!r} is not in the dataset; it has {columns}.")
-    return asked or next((column for column in usual if column in columns), None)
+def _is_from_hub(args: VideoDataArguments) -> bool:
+    return args.dataset_name is not None and not os.path.exists(args.dataset_name)
 
 
 def _select_existing(rows: Any, reader: ClipReader, skip_log: SkipLog) -> Any:
     """Leaves out the rows whose file is not there, as few have all parts of a dataset such as OpenVid-1M."""
-    paths = rows[reader.video_column]
-    there = [index for index, path in enumerate(paths) if path and reader.exists(path)]
-    found = set(there)
-    missing = [path or "(no video)" for index, path in enumerate(paths) if index not in found]
-    skip_log.add([SkippedVideo(path, "file missing", "") for path in missing])
-    if not there and missing:
+    with reading(reader.source):
+        there = [index for index, path in enumerate(rows[reader.video_column]) if _is_there(path, reader, skip_log)]
+    if not there and len(rows):
         skip_log.raise_too_few()
     return rows.select(there)
+
+
+def _is_there(path: str | None, reader: ClipReader, skip_log: SkipLog) -> bool:
+    """Whether a row's path leads to a file; if not, the video is listed."""
+    if path and reader.exists(path):
+        return True
+    skip_log.add([SkippedVideo(path or "(no video)", "file missing", "")])
+    return False
