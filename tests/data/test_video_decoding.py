@@ -119,7 +119,7 @@ class TestFramesAtTheRightTimes:
         length = (num_frames - 1) / fps
         read = []
         try:
-            chosen = select_frames((read.append(f) or f for f in frames), start, fps, num_frames)
+            chosen = list(select_frames((read.append(f) or f for f in frames), start, fps, num_frames))
         except UnusableVideo:
             assert start + length >= starts[-1] - 2 * TOLERANCE
             return
