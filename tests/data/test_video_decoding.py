@@ -274,7 +274,8 @@ def write_plain(path, values, pix_fmt="yuv444p", size=(32, 32), **tags) -> Path:
         stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
         for name, value in tags.items():
             setattr(stream.codec_context, name, value)
-            setattr(frame, name, value)
+            if name.startswith("color_r") or name == "colorspace":  # older versions of PyAV have no others on frames
+                setattr(frame, name, value)
         for index in range(3):
             frame.pts = index
             container.mux(stream.encode(frame))

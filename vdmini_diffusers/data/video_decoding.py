@@ -285,9 +285,10 @@ def _to_pixels(
             raise UnusableVideo("broken", f"the frame at {frame.time:.2f} s")
         if (frame.height, frame.width) != first:
             raise UnusableVideo("changing size", f"{first[1]} x {first[0]} to {frame.width} x {frame.height}")
-        pixels = orientation.apply(_to_array(frame))  # (rows, columns, 3 or 4)
+        transfer, primaries = stream.codec_context.color_trc, stream.codec_context.color_primaries
+        pixels = orientation.apply(_to_array(frame, transfer, primaries))  # (rows, columns, 3 or 4)
         part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-        clip[index] = _resize(part, height, width, frame)
+        clip[index] = _resize(part, height, width, transfer, primaries)
     return clip
 
 
@@ -322,13 +323,13 @@ def _orientation(frame: Any) -> Orientation:
     return Orientation(False, a < 0, d < 0)
 
 
-def _to_array(frame: Any) -> np.ndarray:
-    """`(height, width, 3 or 4)`: RGB or RGBA, uint8; uint16 if colours are to be brought to BT.709."""
-    if frame.color_trc in NO_DISPLAY_CODE:
-        raise UnusableVideo("unsupported colours", f"{NO_DISPLAY_CODE[frame.color_trc]} transfer characteristics")
+def _to_array(frame: Any, transfer: int, primaries: int) -> np.ndarray:
+    """`(height, width, 3 or 4)`: RGB or RGBA, uint8; uint16 if its colours need `to_standard_range`."""
+    if transfer in NO_DISPLAY_CODE:
+        raise UnusableVideo("unsupported colours", f"{NO_DISPLAY_CODE[transfer]} transfer characteristics")
     transparent = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     name = "rgba" if transparent else "rgb"
-    name += ("64le" if transparent else "48le") if is_wide(frame.color_trc, frame.color_primaries) else ""
+    name += ("64le" if transparent else "48le") if is_wide(transfer, primaries) else ""
     pixels = frame.to_ndarray(format="rgb24" if name == "rgb" else name, src_colorspace=_colour_matrix(frame))
     if frame.interlaced_frame:
         pixels = pixels[::2].repeat(2, axis=0)[: len(pixels)]
@@ -347,7 +348,7 @@ def _colour_matrix(frame: Any) -> int:
     return COLOUR_MATRICES[BT_709 if high_definition else BT_601]
 
 
-def _resize(part: np.ndarray, height: int, width: int, frame: Any) -> torch.Tensor:
+def _resize(part: np.ndarray, height: int, width: int, transfer: int, primaries: int) -> torch.Tensor:
     """uint8 or uint16 `(rows, columns, 3 or 4)` to uint8 `(3, height, width)`, on white."""
     if part.shape[2] == 4:
         part = on_white(part)
@@ -358,4 +359,4 @@ def _resize(part: np.ndarray, height: int, width: int, frame: Any) -> torch.Tens
     for channel in range(3):  # one at a time, as float32 takes twice the memory of uint16
         plane = torch.from_numpy(part[:, :, channel].astype(np.float32))[None, None] / 65535
         code[channel] = F.interpolate(plane, (height, width), mode="bicubic", antialias=True)[0, 0]
-    return (to_standard_range(code.clamp(0, 1), frame.color_trc, frame.color_primaries) * 255).round().byte()
+    return (to_standard_range(code.clamp(0, 1), transfer, primaries) * 255).round().byte()
