@@ -30,10 +30,10 @@ NO_LARGER_FRAMES = {"max_pixels": str(MAX_SIDE**2)}
 MAX_PACKETS = 2_000_000  # of one video: nine hours at 60 frames per second
 MAX_DECODED_PIXELS = 2**34  # for one clip: 8,000 frames of 1920 x 1080; seeking decodes all from a key frame on
 PIXELS_PER_PACKET = 2**16  # what a packet costs at least, in the same measure
-# Numbers of ITU-T H.273, as FFmpeg reports a frame's matrix; and those of swscale for the ones that it knows.
-BT_709, BT_601 = 1, 6
+# Matrix coefficients by their numbers in ITU-T H.273.
+BT_709, BT_601 = 1, 5
 UNTAGGED = (0, 2, 3)  # RGB (which has no matrix), unspecified, reserved
-COLOUR_MATRICES = {BT_709: 1, 4: 4, 5: 5, BT_601: 5, 7: 7, 9: 9}  # also FCC, BT.470 B/G, SMPTE 240M, BT.2020
+KNOWN_MATRICES = {BT_709: BT_709, 4: 4, BT_601: BT_601, 6: BT_601, 7: 7, 9: 9}  # FCC, SMPTE 170M, 240M, BT.2020
 TOLERANCE = 0.002  # seconds: some containers (Matroska, WebM) round timestamps to milliseconds
 
 
@@ -330,22 +330,22 @@ def _to_array(frame: Any, transfer: int, primaries: int) -> np.ndarray:
     transparent = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     name = "rgba" if transparent else "rgb"
     name += ("64le" if transparent else "48le") if is_wide(transfer, primaries) else ""
-    pixels = frame.to_ndarray(format="rgb24" if name == "rgb" else name, src_colorspace=_colour_matrix(frame))
+    frame.colorspace = _colour_matrix(frame)
+    pixels = frame.to_ndarray(format="rgb24" if name == "rgb" else name)
     if frame.interlaced_frame:
         pixels = pixels[::2].repeat(2, axis=0)[: len(pixels)]
     return pixels
 
 
 def _colour_matrix(frame: Any) -> int:
-    """The number by which swscale knows the frame's matrix from Y'CbCr to RGB."""
+    """From Y'CbCr to RGB, for swscale."""
+    if frame.colorspace in KNOWN_MATRICES:
+        return KNOWN_MATRICES[frame.colorspace]
     if frame.colorspace not in UNTAGGED:
-        if frame.colorspace not in COLOUR_MATRICES:
-            raise UnusableVideo("unsupported colours", f"matrix coefficients {frame.colorspace} of ITU-T H.273")
-        return COLOUR_MATRICES[frame.colorspace]
+        raise UnusableVideo("unsupported colours", f"matrix coefficients {frame.colorspace} of ITU-T H.273")
     # Players take untagged video for BT.709 above the sizes of standard definition (here the rule of mpv); swscale
     # takes all for BT.601.
-    high_definition = frame.width >= 1280 or frame.height > 576
-    return COLOUR_MATRICES[BT_709 if high_definition else BT_601]
+    return BT_709 if frame.width >= 1280 or frame.height > 576 else BT_601
 
 
 def _resize(part: np.ndarray, height: int, width: int, transfer: int, primaries: int) -> torch.Tensor:
