@@ -47,7 +47,10 @@ def write_video(
         stream.codec_context.color_range = 1
         for picture in pixels:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")))
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
+            )
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 

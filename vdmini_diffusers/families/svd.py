@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
-from diffusers.utils import load_image
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import ImageOps
 from torch import Tensor, nn
 
+from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.data.vae_clips import checked_videos, encode_modes, upcast
 from vdmini_diffusers.families.base import ClipShape, Denoiser, Family
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
@@ -118,7 +118,7 @@ def clip_shape(sample: Mapping[str, Tensor], pipe: VDMiniI2VPipeline) -> ClipSha
 def sample_video(pipe: VDMiniI2VPipeline, image: str, shape: ClipShape, generator: torch.Generator) -> list[Any]:
     """The frames that `pipe` makes of an image file in one step, without guidance."""
     return pipe(
-        ImageOps.fit(load_image(image), (shape.width, shape.height)),
+        ImageOps.fit(read_image(image), (shape.width, shape.height)),
         height=shape.height,
         width=shape.width,
         num_frames=shape.num_frames,

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils import load_image
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.data.vae_clips import decode_clips
 from vdmini_diffusers.distillation.arguments import RunArguments
 from vdmini_diffusers.evaluation.continuation import psnr
@@ -38,7 +38,7 @@ def write_validation_pictures(
     """
     rows, values = [], []
     for path in paths:
-        picture = np.asarray(ImageOps.fit(load_image(str(path)), (size[1], size[0])))
+        picture = np.asarray(ImageOps.fit(read_image(path), (size[1], size[0])))
         clip = torch.from_numpy(picture.copy()).movedim(-1, 0)[None] / 127.5 - 1
         latents = decoder_inputs(vae, vae.encode(clip.to(vae.device)).latent_dist.mode()[None])
         columns = [picture, *(to_uint8(decode_clips(decoder, latents))[0, 0] for decoder in decoders)]
