@@ -1,4 +1,4 @@
-"""What fine-tuning a VAE's decoder leaves: pictures on the way, and at the end the VAE with its card."""
+"""The results of fine-tuning a VAE's decoder: validation pictures, and at the end the VAE with its card."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from vdmini_diffusers.version import __version__
 
 
 def decoder_inputs(vae: Any, latents: Tensor) -> Tensor:
-    """What the decoder itself is given for `(batch, frames, channels, h, w)` latents, which are not scaled."""
+    """The decoder's own inputs for `(batch, frames, channels, h, w)` latents that are not scaled."""
     if getattr(vae, "post_quant_conv", None) is None:
         return latents
     return vae.post_quant_conv(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
@@ -30,11 +30,17 @@ def decoder_inputs(vae: Any, latents: Tensor) -> Tensor:
 def write_validation_pictures(
     paths: Sequence[Path], vae: Any, decoders: Sequence[nn.Module], size: tuple[int, int], output: Path
 ) -> list[float]:
-    """A row for each picture: itself, then what each decoder gives. Returns the PSNR of the last one's, dB.
+    """Write a row for each picture: the picture, then its reconstruction by each decoder.
 
     Args:
-        vae: that encodes; its own decoder is not used.
+        vae: the VAE that encodes; its own decoder is not used.
         size: height and width in pixels.
+
+    Returns:
+        The PSNR of the last decoder's reconstructions, in dB.
+
+    Raises:
+        ValueError: if a file cannot be read as a picture.
     """
     rows, values = [], []
     for path in paths:
