@@ -54,7 +54,7 @@ def main(args: Arguments) -> None:
     with TemporaryDirectory() as folder:
         pruned = prune_pipeline(I2V_TEACHER, Path(folder) / "pruned")
         videos = {
-            "first frame repeated": measure.watch(np.repeat(real[:, :1], real.shape[1], axis=1)),
+            "first frame repeated": measure.extract_features(np.repeat(real[:, :1], real.shape[1], axis=1)),
             "multi-step teacher, 8 steps": measure.generate(I2V_TEACHER, 8, variant=MULTI_STEP),
             "multi-step teacher, 1 step": measure.generate(I2V_TEACHER, 1, variant=MULTI_STEP),
             "one-step teacher": measure.generate(I2V_TEACHER, 1),

@@ -29,11 +29,11 @@ from tqdm.auto import tqdm
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionModelWithProjection,
-    HfArgumentParser,
     get_cosine_schedule_with_warmup,
     set_seed,
 )
 
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.image_to_video_networks import (
     SIZE,
     build_image_encoder,
@@ -53,7 +53,7 @@ class Arguments:
     output_dir: Path = field(metadata={"help": "Where the state of each stage and the finished pipeline go."})
     init_from: Path | None = field(
         default=None,
-        metadata={"help": "Pipeline folder to go on from: its VAE stays as it is, U-Net and image encoder train on."},
+        metadata={"help": "Pipeline folder to start from. Its VAE is kept; its U-Net and image encoder train on."},
     )
     seed: int = field(default=0, metadata={"help": "Seeds the weights, the clips and the noise."})
     vae_width: int = field(default=96, metadata={"help": "Channels of the VAE's stages."})
@@ -210,7 +210,7 @@ def train_unet(
         )
         keep = (torch.rand(len(rows)) >= args.conditioning_dropout_prob).float()
         s = sigmas.view(-1, 1, 1, 1, 1)
-        target = (x_0 - noisy_latents / (s**2 + 1)) * -((s**2 + 1).sqrt() / s)  # what f_theta is to say, Eq. 2
+        target = (x_0 - noisy_latents / (s**2 + 1)) * -((s**2 + 1).sqrt() / s)  # the target of f_theta, Eq. 2
 
         pixel_values = F.interpolate(first_frames, size=(224, 224), mode="bicubic", align_corners=True).clamp(0, 1)
         pixel_values = ((pixel_values - mean) / std).to(device)
@@ -302,4 +302,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((Arguments,), __doc__)))

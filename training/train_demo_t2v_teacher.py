@@ -4,7 +4,7 @@
     python training/train_demo_t2v_teacher.py --output_dir outputs/t2v_teacher
 
 Stages, each of which saves its state and resumes when the same command is run again: the latents of a fixed set of
-clips, by the encoder of the embedded image-to-video teacher; the U-Net together with the text encoder, on single
+clips, by the encoder of the image-to-video demo teacher; the U-Net together with the text encoder, on single
 frames and then on clips; the VAE's decoder, without layers in time. The pipeline folder appears in
 `OUTPUT_DIR/pipeline` when all are done. `train_t2v_turbo.py` makes a teacher of few steps of it. Data:
 `vdmini_diffusers.demo.captioned_clips` (extra `teacher`).
@@ -24,8 +24,9 @@ from accelerate.state import PartialState
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
-from transformers import CLIPTextModel, CLIPTokenizer, HfArgumentParser, get_cosine_schedule_with_warmup, set_seed
+from transformers import CLIPTextModel, CLIPTokenizer, get_cosine_schedule_with_warmup, set_seed
 
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.captioned_clips import FPS, CaptionedClips, all_scenes
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, MULTI_STEP
 from vdmini_diffusers.demo.text_to_video_networks import (
@@ -242,4 +243,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((Arguments,), __doc__)))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Put the trained text-to-video teachers where they ship: in half precision, once what they share, and without code.
+"""Copy the trained text-to-video teachers into the package: in half precision, without code, shared parts once.
 
 python training/write_demo_t2v_teachers.py --base outputs/t2v_teacher/pipeline --teacher outputs/t2v_turbo
 """
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser
 
 from vdmini_diffusers import VDMiniT2VPipeline
+from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.teachers import T2V_BASE, T2V_TEACHER
 
 
 @dataclass
 class Arguments:
-    base: Path = field(metadata={"help": "What train_demo_t2v_teacher.py wrote."})
-    teacher: Path = field(metadata={"help": "What train_t2v_turbo.py made of it."})
+    base: Path = field(metadata={"help": "Pipeline folder that train_demo_t2v_teacher.py wrote."})
+    teacher: Path = field(metadata={"help": "Pipeline folder that train_t2v_turbo.py wrote from it."})
 
 
 def write(pipe: VDMiniT2VPipeline, folder: Path) -> None:
@@ -34,4 +34,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
+    run(lambda: main(*parse_arguments((Arguments,), __doc__)))

@@ -1,8 +1,12 @@
+import contextlib
 import io
 import itertools
 import math
 import pickle
+import struct
+import time
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from written_videos import indices, write_sound, write_video
 
 from vdmini_diffusers.data import video_decoding
@@ -119,7 +124,7 @@ class TestFramesAtTheRightTimes:
         length = (num_frames - 1) / fps
         read = []
         try:
-            chosen = select_frames((read.append(f) or f for f in frames), start, fps, num_frames)
+            chosen = list(select_frames((read.append(f) or f for f in frames), start, fps, num_frames))
         except UnusableVideo:
             assert start + length >= starts[-1] - 2 * TOLERANCE
             return
@@ -210,6 +215,201 @@ class TestPicture:
         assert abs(box.width - box.height * aspect) <= 0.5 + 1e-6 or abs(box.height - box.width / aspect) <= 0.5 + 1e-6
 
 
+RED_GREEN_BLUE_WHITE = np.zeros((64, 64, 3), np.uint8)
+RED_GREEN_BLUE_WHITE[:32, :32, 0] = RED_GREEN_BLUE_WHITE[:32, 32:, 1] = RED_GREEN_BLUE_WHITE[32:, :32, 2] = 255
+RED_GREEN_BLUE_WHITE[32:, 32:] = 255
+
+
+class TestDisplayMatrix:
+    """A point (x, y) of the stored picture is shown at (a x + c y, b x + d y), moved back into view."""
+
+    @pytest.mark.parametrize(
+        ("a", "b", "c", "d"),
+        [
+            *[(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)],  # turned, clockwise
+            *[(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)],  # mirrored, as front cameras write
+            (0, 0, 0, 0),  # nonsense: taken for the identity
+            (2, 0, 0, 3),  # enlarged: only the orientation counts
+        ],
+    )
+    def test_all_eight_orientations_are_shown_as_a_player_shows_them(self, tmp_path, a, b, c, d):
+        path = write_video(tmp_path / "v.mp4", pictures=np.stack([RED_GREEN_BLUE_WHITE] * 12), options={"qp": "5"})
+        content = path.read_bytes()
+        at = content.find(b"tkhd") + 44  # the matrix of the track header, version 0
+        matrix = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
+        clip = clip_of(content[:at] + struct.pack(">9i", *matrix) + content[at + 36 :], num_frames=2, fps=10)
+        shown = np.zeros_like(RED_GREEN_BLUE_WHITE)
+        a, b, c, d = np.sign([a, b, c, d]) if any((a, b, c, d)) else (1, 0, 0, 1)
+        for y, x in itertools.product(range(64), repeat=2):
+            to_x, to_y = a * x + c * y, b * x + d * y
+            shown[to_y % 64 if b + d > 0 else to_y + 63, to_x % 64 if a + c > 0 else to_x + 63] = RED_GREEN_BLUE_WHITE[
+                y, x
+            ]
+        wanted = torch.from_numpy(shown[8:56].copy()).permute(2, 0, 1).float()  # of aspect 4 : 3
+        wanted = torch.nn.functional.interpolate(wanted[None], (24, 32), mode="area")[0]
+        assert (clip[0].float() - wanted).abs().mean() < 12
+
+    def test_a_photo_s_exif_orientation_which_pyav_does_not_know_turns_its_frame(self):
+        exif, file = Image.Exif(), io.BytesIO()
+        exif[0x0112] = 6  # turn clockwise to show
+        Image.fromarray(np.rot90(RED_GREEN_BLUE_WHITE)).save(file, "JPEG", exif=exif, quality=95)
+        clip = clip_of(file.getvalue(), num_frames=1, height=32, width=32)[0].float()
+        corners = [clip[:, y, x] > 128 for y, x in ((4, 4), (4, 28), (28, 4), (28, 28))]
+        assert [corner.tolist() for corner in corners] == [
+            [True, False, False],
+            [False, True, False],
+            [False, False, True],
+            [True, True, True],
+        ]
+
+
+def write_plain(path, values, pix_fmt="yuv444p", size=(32, 32), **tags) -> Path:
+    """A video of one colour, with these values in its planes and these tags on its frames; nothing is lost."""
+    frame = av.VideoFrame(size[1], size[0], pix_fmt)
+    deep = any(component.bits > 8 for component in frame.format.components)
+    for plane, value in zip(frame.planes, values, strict=True):
+        plane.update(np.full(plane.buffer_size // (1 + deep), value, np.uint16 if deep else np.uint8).tobytes())
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
+        for name, value in tags.items():
+            setattr(stream.codec_context, name, value)
+            if name.startswith("color_r") or name == "colorspace":  # older versions of PyAV have no others on frames
+                setattr(frame, name, value)
+        for index in range(3):
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def colour_of(path) -> list[float]:
+    clip = clip_of(path, num_frames=2, fps=10, height=16, width=16).float()
+    assert clip.std(dim=(0, 2, 3)).max() == 0
+    return clip.mean(dim=(0, 2, 3)).tolist()
+
+
+def rgb_by_hand(y, cb, cr, kr, kb, full, bits=8):
+    """ITU-T H.273, equations 20 to 60, backwards; 0 to 255."""
+    unit = 2 ** (bits - 8)
+    offset, luma, chroma = (0, 256 * unit - 1, 256 * unit - 1) if full else (16 * unit, 219 * unit, 224 * unit)
+    y, cb, cr = (y - offset) / luma, (cb - 128 * unit) / chroma, (cr - 128 * unit) / chroma
+    r, b = y + 2 * (1 - kr) * cr, y + 2 * (1 - kb) * cb
+    return (np.clip([r, (y - kr * r - kb * b) / (1 - kr - kb), b], 0, 1) * 255).tolist()
+
+
+BT_601, BT_709, BT_2020 = (0.299, 0.114), (0.2126, 0.0722), (0.2627, 0.0593)
+MPEG, JPEG = 1, 2  # limited and full range
+
+
+class TestColours:
+    @pytest.mark.parametrize("color_range", [0, MPEG, JPEG])
+    @pytest.mark.parametrize(
+        ("colorspace", "weights"),
+        [(1, BT_709), (5, BT_601), (6, BT_601), (7, (0.212, 0.087)), (9, BT_2020), (4, (0.3, 0.11))],
+    )
+    def test_the_matrix_and_the_range_that_a_video_names_are_used(self, tmp_path, colorspace, weights, color_range):
+        path = write_plain(tmp_path / "v.mkv", (120, 90, 180), colorspace=colorspace, color_range=color_range)
+        wanted = rgb_by_hand(120, 90, 180, *weights, full=color_range == JPEG)
+        assert colour_of(path) == pytest.approx(wanted, abs=1.5)
+
+    @pytest.mark.parametrize(
+        ("size", "weights"),
+        [((480, 854), BT_601), ((576, 720), BT_601), ((720, 1280), BT_709), ((1080, 608), BT_709)],
+    )
+    def test_a_video_that_names_none_is_bt_709_if_it_is_of_high_definition(self, tmp_path, size, weights):
+        path = write_plain(tmp_path / "v.mkv", (120, 90, 180), size=size)
+        assert colour_of(path) == pytest.approx(rgb_by_hand(120, 90, 180, *weights, full=False), abs=1.5)
+
+    def test_10_and_16_bits_are_scaled_not_clipped(self, tmp_path):
+        ten = write_plain(tmp_path / "10.mkv", (480, 360, 720), "yuv444p10le", colorspace=1)
+        assert colour_of(ten) == pytest.approx(rgb_by_hand(480, 360, 720, *BT_709, full=False, bits=10), abs=1.5)
+        sixteen = write_plain(tmp_path / "16.mkv", (100 * 257,), "gray16le", color_range=JPEG)
+        assert colour_of(sixteen) == pytest.approx([100, 100, 100], abs=1.5)
+
+    @pytest.mark.parametrize(
+        ("tags", "detail"),
+        [
+            ({"colorspace": 8}, "matrix coefficients 8"),  # YCgCo
+            ({"colorspace": 14}, "matrix coefficients 14"),  # ICtCp
+            ({"color_trc": 8}, "linear transfer"),
+            ({"color_trc": 10}, "logarithmic transfer"),
+        ],
+    )
+    def test_colours_that_cannot_be_shown_are_refused_by_name(self, tmp_path, tags, detail):
+        with pytest.raises(UnusableVideo, match=f"unsupported colours: .*{detail}"):
+            colour_of(write_plain(tmp_path / "v.mkv", (120, 90, 180), **tags))
+
+    @pytest.mark.parametrize(
+        ("pix_fmt", "values", "wanted"),
+        [
+            ("yuva444p", (81, 90, 240, 255), [255, 0, 0]),  # BT.601's red, opaque
+            ("yuva444p", (81, 90, 240, 0), [255, 255, 255]),
+            ("yuva444p", (81, 90, 240, 51), [255, 204, 204]),  # a fifth of red
+            ("gbrap12le", (0, 0, 4095, 819), [255, 204, 204]),
+            ("gbrap16le", (0, 0, 65535, 13107), [255, 204, 204]),
+        ],
+    )
+    def test_transparent_parts_are_shown_on_white(self, tmp_path, pix_fmt, values, wanted):
+        assert colour_of(write_plain(tmp_path / "v.mkv", values, pix_fmt)) == pytest.approx(wanted, abs=2)
+
+    def test_of_interlaced_frames_the_upper_field_is_shown(self, tmp_path):
+        picture = np.full((64, 64, 3), 200, np.uint8)
+        picture[1::2] = 40  # the other moment
+        options = {"x264-params": "interlaced=1:tff=1", "qp": "1"}
+        path = write_video(tmp_path / "v.mp4", pictures=np.stack([picture] * 12), options=options)
+        assert (clip_of(path, num_frames=2, fps=10).float() - 200).abs().max() < 4
+        still = write_video(tmp_path / "w.mp4", pictures=np.stack([picture] * 12), options={"qp": "1"})
+        assert (clip_of(still, num_frames=2, fps=10).float().mean() - 120).abs() < 4  # a control: both fields
+
+
+PQ, HLG = 16, 18
+
+
+class TestHighDynamicRange:
+    """Light in cd/m2 by SMPTE ST 2084's and ARIB STD-B67's own formulas, shown by BT.1886's power of 2.4."""
+
+    def grey(self, tmp_path, code, transfer):
+        """Of a full-range 10-bit code, 0 to 1."""
+        values = (round(code * 1023), 512, 512)
+        tags = {"colorspace": 9, "color_primaries": 9, "color_trc": transfer, "color_range": JPEG}
+        r, g, b = colour_of(write_plain(tmp_path / "v.mkv", values, "yuv444p10le", **tags))
+        assert r == pytest.approx(g, abs=1) and g == pytest.approx(b, abs=1)  # grey stays grey
+        return g
+
+    # Codes of BT.2408, table 1, and of ST 2084 at 10, 50 and 10,000 cd/m2.
+    @pytest.mark.parametrize(
+        ("code", "light"), [(0.0, 0), (0.3015, 10), (0.4403, 50), (0.5807, 203), (0.7518, 1000), (1.0, 10_000)]
+    )
+    def test_pq(self, tmp_path, code, light):
+        assert self.grey(tmp_path, code, PQ) == pytest.approx(self.wanted(light), abs=2)
+
+    # 0.75 is a white page of 203 cd/m2 (BT.2408); the others by (code^2 / 3)^1.2 * 1000 and the like.
+    @pytest.mark.parametrize(("code", "light"), [(0.0, 0), (0.25, 9.88), (0.5, 50.7), (0.75, 203), (1.0, 1000)])
+    def test_hlg(self, tmp_path, code, light):
+        assert self.grey(tmp_path, code, HLG) == pytest.approx(self.wanted(light), abs=2)
+
+    @staticmethod
+    def wanted(light):
+        if light == 203:
+            return 230  # by BT.2390's spline: 0.5552 of PQ, 158 cd/m2
+        return 255 * min(1, light / 203) ** (1 / 2.4)  # below the knee, and from 1,000 on
+
+    def test_without_tone_mapping_it_would_look_grey(self, tmp_path):
+        # A control: PQ's 203 cd/m2, taken for a code of standard range.
+        path = write_plain(tmp_path / "v.mkv", (594, 512, 512), "yuv444p10le", colorspace=9, color_range=JPEG)
+        assert max(colour_of(path)) < 150
+
+    def test_wide_gamuts_become_bt_709(self, tmp_path):
+        # BT.709's red, 0.5 of its light, in the primaries of BT.2020 (BT.2087: 0.6274, 0.0691, 0.0164) and display P3.
+        for primaries, part in ((9, (0.6274, 0.0691, 0.0164)), (12, (0.8225, 0.0332, 0.0171))):
+            r, g, b = (round(1023 * (0.5 * light) ** (1 / 2.4)) for light in part)
+            path = write_plain(tmp_path / "v.mkv", (g, b, r), "gbrp10le", color_primaries=primaries)
+            assert colour_of(path) == pytest.approx([255 * 0.5 ** (1 / 2.4), 0, 0], abs=6)
+            white = write_plain(tmp_path / "w.mkv", (1023, 1023, 1023), "gbrp10le", color_primaries=primaries)
+            assert colour_of(white) == pytest.approx([255, 255, 255], abs=1)
+
+
 class TestUnusable:
     def refusal(self, source, **options):
         with pytest.raises(UnusableVideo) as caught:
@@ -264,6 +464,31 @@ class TestUnusable:
         with av.open(str(tmp_path / name)) as container:  # a control: FFmpeg would
             assert len(list(container.decode(video=0))) == 30
         assert self.refusal(tmp_path / name) == "broken"
+
+    def test_frames_are_decoded_up_to_a_limit_and_packets_are_counted_up_to_one(self, tmp_path, monkeypatch):
+        path = write_video(tmp_path / "v.mkv", 30, 10, options={"g": "30"})
+        monkeypatch.setattr(video_decoding, "MAX_DECODED_PIXELS", 10 * (48 * 64 + video_decoding.PIXELS_PER_PACKET))
+        assert self.refusal(path, fps=2) == "too costly"
+        monkeypatch.setattr(video_decoding, "MAX_PACKETS", 29)
+        assert self.refusal(path) == "absurd length"
+
+    def test_headers_that_claim_hours_cost_no_time(self, tmp_path):
+        content = write_video(tmp_path / "v.mp4", codec="mpeg4").read_bytes()
+        for box, offset, value in ((b"mdhd", 16, 2**32 - 2), (b"mdhd", 12, 0), (b"stts", 8, 2**31 - 1)):
+            claimed, at = bytearray(content), content.find(box) + 4 + offset
+            struct.pack_into(">I", claimed, at, value)
+            started = time.monotonic()
+            with contextlib.suppress(UnusableVideo):
+                clip_of(bytes(claimed))
+            assert time.monotonic() - started < 5
+
+    def test_larger_frames_than_the_container_says_are_refused_before_they_take_memory(self):
+        file = io.BytesIO()
+        Image.new("L", (8193, 8192)).save(file, "JPEG")
+        assert self.refusal(file.getvalue(), num_frames=1) in ("broken", "absurd size")
+
+    def test_a_name_with_a_nul_byte_is_that_of_no_file(self):
+        assert self.refusal("a\0.mp4") == "file missing"
 
     def test_survives_pickling(self):
         error = pickle.loads(pickle.dumps(UnusableVideo("too short", "1.00 s")))

@@ -1,4 +1,4 @@
-"""What is measured of videos of held-out scenes; what the embedded teachers get of it is in their own tests."""
+"""What is measured of videos of held-out scenes; the figures of the demo teachers are in their own tests."""
 
 import numpy as np
 import pytest

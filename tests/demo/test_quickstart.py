@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from diffusers import UNetSpatioTemporalConditionModel
 from PIL import Image
@@ -48,6 +49,30 @@ def test_a_picture_of_ones_own_is_animated_and_earlier_results_are_replaced(tmp_
 def test_a_picture_is_cut_to_its_centre_square(tmp_path):
     Image.new("RGB", (200, 90), (10, 20, 30)).save(tmp_path / "wide.png")
     assert read_image(tmp_path / "wide.png", 64).shape == (64, 64, 3)
+
+
+def test_a_photo_is_animated_as_a_viewer_shows_it(tmp_path):
+    picture, exif = np.zeros((64, 64, 3), np.uint8), Image.Exif()
+    picture[:32, :32, 0] = picture[32:, 32:, 2] = 255
+    exif[0x0112] = 6  # turn clockwise to show
+    Image.fromarray(np.rot90(picture)).save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    assert np.abs(read_image(tmp_path / "photo.jpg", 64).astype(int) - picture).mean() < 5
+
+
+@pytest.mark.parametrize("name", ["none.png", "text.png"])
+def test_what_is_no_picture_is_refused_before_anything_is_pruned(tmp_path, name):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=f"{name}' cannot be read as a picture"):
+        quickstart.main(Arguments(output_dir=tmp_path / "out", image=tmp_path / name))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_setting_ends_the_quickstart_with_its_usage(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["quickstart", "--num_inference_steps", "0"])
+    with pytest.raises(SystemExit) as ended:
+        quickstart.run()
+    assert ended.value.code == 2
+    assert "must be at least 1, not 0" in capsys.readouterr().err
 
 
 def test_macs_grow_with_the_frames():

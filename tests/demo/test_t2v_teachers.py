@@ -1,4 +1,4 @@
-"""The embedded text-to-video teacher's networks before training, against the image-to-video ones they start from."""
+"""The text-to-video demo teacher's networks before training, against the image-to-video ones they start from."""
 
 import numpy as np
 import pytest

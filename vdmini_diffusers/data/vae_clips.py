@@ -15,18 +15,18 @@ from torch import Tensor, nn
 def encode_for_decoder(
     batch: dict[str, Any], vae: AutoencoderKL | AutoencoderKLTemporalDecoder, encode_chunk_size: int = 14
 ) -> dict[str, Tensor]:
-    """What a VAE's decoder is trained on: what it is to give, and what it is given.
+    """The target frames and input latents that a VAE's decoder is trained on.
 
     Args:
         batch: `pixel_values` `(batch, frames, 3, height, width)`, -1 to 1.
-        encode_chunk_size: frames that the VAE encodes at once.
+        encode_chunk_size: number of frames that the VAE encodes at once.
 
     Returns:
-        `pixel_values`: the same, uint8, 0 to 255. `latents` `(batch, frames, channels, h, w)`: the mode, as for
-        U-Nets, but not scaled.
+        `pixel_values`: the target frames, uint8, 0 to 255. `latents` `(batch, frames, channels, h, w)`: the mode of
+        the VAE's posterior, as for U-Nets, but not scaled.
 
     Raises:
-        ValueError: if the shape does not fit.
+        ValueError: if the shape of `pixel_values` does not fit the VAE.
     """
     videos = checked_videos(batch, vae)
     with upcast(vae):
@@ -54,7 +54,7 @@ def encode_modes(vae: AutoencoderKL | AutoencoderKLTemporalDecoder, images: Tens
 
 @contextmanager
 def upcast(vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Iterator[None]:
-    """In float32 for a moment, where the VAE is in float16 and would overflow."""
+    """Run the VAE in float32 inside the block, if it is in float16 and would overflow."""
     needed = vae.dtype == torch.float16 and vae.config.force_upcast
     if needed:
         vae.float()
@@ -66,11 +66,11 @@ def upcast(vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Iterator[None]:
 
 
 def decode_clips(decoder: nn.Module, latents: Tensor) -> Tensor:
-    """`(batch, frames, channels, h, w)` to `(batch, frames, 3, height, width)`, all frames at once.
+    """Decode `(batch, frames, channels, h, w)` to `(batch, frames, 3, height, width)`, all frames at once.
 
     Args:
-        decoder: perhaps wrapped for training.
-        latents: not scaled. For an `AutoencoderKL`, what its `post_quant_conv` made of them.
+        decoder: a VAE's decoder, which may be wrapped for training.
+        latents: latents that are not scaled; those of an `AutoencoderKL` went through its `post_quant_conv`.
     """
     shape = latents.shape[:2]
     if isinstance(extract_model_from_parallel(decoder), TemporalDecoder):

@@ -1,7 +1,7 @@
-"""Small clips with captions that say all there is to see: who, where, which way, how fast.
+"""Small clips whose captions name all that is seen: an object, a background, a direction and a speed.
 
-They train and test the embedded text-to-video teacher, from the photographs and sprites of `moving_pictures`. There
-are 384 captions; which thing is seen at which place varies freely, so that some pairs can be held out.
+They train and test the text-to-video demo teacher, from the photographs and sprites of `moving_pictures`. There are
+384 captions. Any object appears on any background, so that some pairs can be held out.
 """
 
 from dataclasses import dataclass
@@ -41,13 +41,13 @@ CAMERA_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says.
+    """The content of one caption.
 
     Attributes:
-        thing: out of `THINGS`, or `None` if the camera moves instead.
-        place: a key of `PLACES`.
-        way: of a thing `"left"`, `"right"`, `"up"` or `"down"`, as far as it moves so; of the camera `"in on"` or
-            `"away from"`.
+        thing: the object, out of `THINGS`, or `None` if the camera moves instead.
+        place: the background, a key of `PLACES`.
+        way: the direction. `"left"`, `"right"`, `"up"` or `"down"` for an object, if it moves so; `"in on"` or
+            `"away from"` for the camera.
         speed: `"slowly "`, `""` or `"quickly "`.
     """
 
@@ -65,12 +65,12 @@ class Scene:
 
     @property
     def is_held_out(self) -> bool:
-        """One place of each thing, and so one thing of each place."""
+        """Each object is held out on one background, and each background with one object."""
         return self.thing is not None and THINGS.index(self.thing) == list(PLACES).index(self.place)
 
 
 def ways_of(thing: str) -> tuple[str, ...]:
-    """Those in which it moves: sideways things where they point, mirrored or not."""
+    """The directions of an object: objects that point sideways move to either side, mirrored."""
     dx, dy = SPRITES[thing]
     return ("left", "right") if dx else (WAYS[dx, dy],)
 
@@ -96,7 +96,7 @@ class CaptionedClips:
         self.sprites = {thing: sprites[thing] for thing in THINGS}
 
     def scene(self, rng: np.random.Generator, held_out: bool = False) -> Scene:
-        """One to train on, or one of those that are held out."""
+        """A scene to train on, or a held-out one."""
         while True:
             camera = not held_out and rng.random() < CAMERA_SHARE
             thing = None if camera else str(rng.choice(THINGS))
@@ -106,13 +106,13 @@ class CaptionedClips:
                 return scene
 
     def view(self, place: str) -> np.ndarray:
-        """The place as clips show it on average, uint8 `(64, 64, 3)`."""
+        """The background as clips show it on average, uint8 `(64, 64, 3)`."""
         scene = Scene(None, place, "in on", "slowly ")
         views = [self.frames(scene, np.random.default_rng(i))[0] for i in range(5)]
         return np.median(views, axis=0).astype(np.uint8)
 
     def frames(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
-        """uint8 `(8, 64, 64, 3)`, RGB. The view of the place varies a little, where the thing starts varies much."""
+        """uint8 `(8, 64, 64, 3)`, RGB. The view of the background varies a little, the object's start widely."""
         photo = self.photos[scene.place]
         side = rng.uniform(0.85, 1.0) * min(photo.size)
         left, top = (0.5 * (length - side) + rng.uniform(-0.04, 0.04) * side for length in photo.size)

@@ -1,5 +1,5 @@
-"""Held-out clips for the embedded models, what pipelines make of their first frames or of their captions, and how far
-that is from real."""
+"""Held-out clips for the demo teachers and their students, and measures of the videos that pipelines make from the
+clips' first frames or captions."""
 
 import os
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ KINDS = ("drive", "push-in")
 
 
 def held_out_clips(num_clips: int, seed: int) -> list[Clip]:
-    """Clips of photographs that no embedded model was trained on, half of each kind, at the default speed."""
+    """Clips of photographs that no demo teacher was trained on, half of each kind, at the default speed."""
     pictures = MovingPictures(HELD_OUT_PHOTOS)
     return [
         pictures.clip(np.random.default_rng((seed, 3, i)), DEFAULT_MOTION_BUCKET_ID, KINDS[i % 2])
@@ -53,34 +53,35 @@ def continue_clips(
 
 @dataclass(frozen=True)
 class Videos:
-    """`frames`: uint8 `(n, frames, height, width, 3)`. `features`: I3D's logits `(n, 400)`, if it was there."""
+    """`frames`: uint8 `(n, frames, height, width, 3)`. `features`: I3D's logits `(n, 400)`, or `None` without I3D."""
 
     frames: np.ndarray
     features: np.ndarray | None
 
 
 class VideoMeasure:
-    """What is measured of videos whatever they were made from.
+    """Measures that apply to videos made from images and from text alike.
 
     Args:
-        real: what a perfect generator would give, uint8 `(n, frames, height, width, 3)`.
-        reference: other real clips, as many, for FVD, which depends on their number.
-        detector: I3D; without it nothing is said of FVD.
+        real: ground truth, uint8 `(n, frames, height, width, 3)`.
+        reference: as many other real clips, for FVD, which depends on their number.
+        detector: I3D; without it, FVD and KVD are left out.
     """
 
     def __init__(self, real: np.ndarray, reference: np.ndarray, detector: I3D | None):
         self.detector = detector
-        self.real, self.reference = self.watch(real), self.watch(reference)
+        self.real, self.reference = self.extract_features(real), self.extract_features(reference)
 
-    def watch(self, frames: np.ndarray) -> Videos:
+    def extract_features(self, frames: np.ndarray) -> Videos:
+        """The frames with their features, if there is a detector."""
         features = None if self.detector is None else i3d_features(frames, self.detector, description="I3D")
         return Videos(frames, features)
 
     def common(self, videos: Videos, teacher: Videos | None, given_frames: int) -> dict[str, float]:
-        """To the reference, where there is a detector, and to the teacher's videos of the same noise.
+        """Distances to the reference, if there is a detector, and to the teacher's videos from the same noise.
 
         Args:
-            given_frames: at the start of each video, which were not made.
+            given_frames: number of frames at the start of each video that were given and not generated.
         """
         numbers = {"motion_course": motion_distance(videos.frames, self.reference.frames).course}
         if teacher is not None:
@@ -93,7 +94,7 @@ class VideoMeasure:
         return numbers
 
     def distances(self, videos: Videos) -> dict[str, float]:
-        """FVD and KVD to other real clips. Those of `self.real` are the floor: what a perfect generator would get.
+        """FVD and KVD to the reference. Those of `self.real` are the floor, which a perfect generator would reach.
 
         Raises:
             ValueError: without a detector.
@@ -108,9 +109,9 @@ class HeldOutMeasure(VideoMeasure):
     """Measures videos that start from the first frames of held-out clips.
 
     Args:
-        num_clips: as many again serve as the reference.
-        seed: of the clips, and of the noise that videos are made from.
-        detector: I3D.
+        num_clips: number of clips; as many again serve as the reference.
+        seed: seed of the clips, and of the noise that videos are made from.
+        detector: I3D, for FVD and KVD.
     """
 
     def __init__(self, num_clips: int, seed: int = 0, detector: I3D | None = None):
@@ -122,14 +123,14 @@ class HeldOutMeasure(VideoMeasure):
         super().__init__(real, reference, detector)
 
     def generate(self, pipeline: str | os.PathLike, num_inference_steps: int, variant: str | None = None) -> Videos:
-        """What the pipeline in a folder makes of the first frames."""
+        """The videos that the pipeline in a folder makes from the first frames."""
         pipe = VDMiniI2VPipeline.from_pretrained(pipeline, variant=variant, dtype=torch.float32)
         pipe.to("cuda" if torch.cuda.is_available() else "cpu")
         pipe.set_progress_bar_config(disable=True)
-        return self.watch(continue_clips(pipe, self.clips, num_inference_steps, self.seed))
+        return self.extract_features(continue_clips(pipe, self.clips, num_inference_steps, self.seed))
 
     def __call__(self, videos: Videos, teacher: Videos | None = None) -> dict[str, float]:
-        """Numbers by name: against what really came, and with the teacher's videos of the same noise against those."""
+        """Measures by name: against ground truth, and against the teacher's videos from the same noise."""
         generated, real = videos.frames, self.real.frames
         return {
             "psnr_to_real": psnr(generated[:, 1:], real[:, 1:]),
@@ -139,9 +140,9 @@ class HeldOutMeasure(VideoMeasure):
 
 
 class HeldOutPrompts(VideoMeasure):
-    """Measures videos made of captions, of a thing at a place where no embedded model was shown it.
+    """Measures videos made from captions, of an object on a background on which no demo teacher has seen it.
 
-    Arguments as those of [`HeldOutMeasure`].
+    Its arguments are those of [`HeldOutMeasure`].
     """
 
     def __init__(self, num_clips: int, seed: int = 0, detector: I3D | None = None):
@@ -167,7 +168,7 @@ class HeldOutPrompts(VideoMeasure):
         batch_size: int = 8,
         **kwargs: Any,
     ) -> Videos:
-        """What the pipeline, or that in a folder, makes of the captions. Clip `i` has the noise of `seed + i`."""
+        """The videos that a pipeline (or its folder) makes from the captions. Clip `i` has the noise of `seed + i`."""
         pipe = pipeline
         if not isinstance(pipe, VDMiniT2VPipeline):
             pipe = VDMiniT2VPipeline.from_pretrained(pipe, dtype=torch.float32)
@@ -186,10 +187,11 @@ class HeldOutPrompts(VideoMeasure):
                 **kwargs,
             )[0]
             videos.append((np.asarray(frames) * 255).round().astype(np.uint8))
-        return self.watch(np.concatenate(videos))
+        return self.extract_features(np.concatenate(videos))
 
     def __call__(self, videos: Videos, teacher: Videos | None = None) -> dict[str, float]:
-        """Numbers by name: shares of the videos that show what the caption says; and as of [`HeldOutMeasure`]."""
+        """Measures by name: object, background and direction accuracy, which are shares of the videos that show what
+        their captions name (`thing_as_said`, `place_as_said`, `way_as_said`), and those of `common`."""
         seen = [
             self.recognise(frames, scene.thing or "") for frames, scene in zip(videos.frames, self.scenes, strict=True)
         ]
@@ -202,6 +204,6 @@ class HeldOutPrompts(VideoMeasure):
 
 
 def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Of corresponding rows, each set centred by the mean of `b`, as all logits have much in common."""
+    """Mean cosine of corresponding rows, both centred by the mean of `b`, as all logits have much in common."""
     a, b = a - b.mean(axis=0), b - b.mean(axis=0)
     return float(np.mean((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))

@@ -1,4 +1,4 @@
-"""The embedded teacher's networks before training: SVD's classes, narrow."""
+"""The networks of the image-to-video demo teacher before training: SVD's classes, with few channels."""
 
 from typing import Any
 

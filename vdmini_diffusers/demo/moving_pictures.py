@@ -1,7 +1,8 @@
 """Small colour clips with known motion, made from freely licensed photographs and sprites.
 
-They train and test the embedded teacher (the paper's own data, OpenVid-1M and UCF-101, cannot be shipped). Two kinds
-of motion, both decided by the first frame and the motion bucket, so that a model can be held to the real continuation:
+They train and test the image-to-video demo teacher, as the paper's own data, OpenVid-1M and UCF-101, cannot be
+shipped. There are two kinds of motion. The first frame and the motion bucket decide both, so that a generated video
+can be compared with ground truth:
 
 - *drive*: a sprite on a photograph moves where it points (vehicles and animals forward, a balloon up, a drop down);
 - *push-in*: a photograph without a sprite, and the camera moves in on its centre.
@@ -64,14 +65,15 @@ class Clip:
 def load_photos(names: tuple[str, ...]) -> dict[str, Image.Image]:
     """The named photographs out of scikit-image (public domain or CC0) and scikit-learn (CC BY 2.0).
 
-    Raises `ImportError` where the two packages are missing: `pip install vdmini_diffusers[teacher]`.
+    Raises `ImportError` if the two packages are missing: `pip install -e '.[teacher]'` in a checkout.
     """
     try:
         import skimage.data
         from sklearn.datasets import load_sample_image
     except ImportError as error:
         raise ImportError(
-            "The photographs come with scikit-image and scikit-learn: `pip install vdmini_diffusers[teacher]`."
+            "The photographs come with scikit-image and scikit-learn: run `pip install -e '.[teacher]'` in a checkout"
+            " of the repository."
         ) from error
     return {
         name: Image.fromarray(

@@ -1,4 +1,4 @@
-"""The main job on what ships with the package: prune an embedded teacher, distil, sample, and show all three.
+"""The whole method on a demo teacher that ships with the package: prune it, distil the student, sample, compare.
 
     python -m vdmini_diffusers.quickstart --output_dir outputs/quickstart
     python -m vdmini_diffusers.quickstart --task t2v --output_dir outputs/quickstart_t2v
@@ -23,8 +23,10 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import HfArgumentParser
 
+from vdmini_diffusers.cli import script
+from vdmini_diffusers.cli.script import parse_arguments
+from vdmini_diffusers.data import images
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet, write_gif
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_TEACHER, Example, load_examples
 from vdmini_diffusers.demo.text_to_video_networks import GUIDANCE_SCALE, NUM_DDIM_STEPS, W_RANGE
@@ -38,8 +40,8 @@ from vdmini_diffusers.trainers.distill import distill
 
 logger = logging.getLogger(__name__)
 
-NUM_FRAMES, SIZE = 8, 64  # of the embedded teachers' clips
-PROMPTS = (  # of things at places where the teacher was not shown them
+NUM_FRAMES, SIZE = 8, 64  # of the demo teachers' clips
+PROMPTS = (  # objects on backgrounds on which the teacher has not seen them
     "a red car moves right past an astronaut",
     "a tractor moves left past the stars",
     "an elephant moves slowly left past an eye",
@@ -52,30 +54,28 @@ class Arguments:
     output_dir: Path = field(default=Path("outputs/quickstart"), metadata={"help": "Where the results go."})
     task: Literal["i2v", "t2v"] = field(default="i2v", metadata={"help": "Image or text to video."})
     image: Path | None = field(default=None, metadata={"help": "Animate this picture instead of the shipped ones."})
-    prompts: list[str] = field(
-        default_factory=lambda: list(PROMPTS), metadata={"help": "What to film with --task t2v."}
-    )
+    prompts: list[str] = field(default_factory=lambda: list(PROMPTS), metadata={"help": "Prompts for --task t2v."})
     num_inference_steps: int | None = field(
-        default=None, metadata={"help": "Sampling steps; by default 1 from pictures and 4 from texts."}
+        default=None, metadata={"help": "Sampling steps; by default 1 for image to video and 4 for text to video."}
     )
-    max_train_steps: int = field(default=100, metadata={"help": "Steps of distillation; 0 for none."})
+    max_train_steps: int = field(default=100, metadata={"help": "Distillation steps; 0 only prunes."})
     num_train_clips: int = field(default=128, metadata={"help": "Clips to distil on."})
-    motion_bucket_id: int = field(default=127, metadata={"help": "Speed of --image, 32 to 255."})
-    seed: int = field(default=0, metadata={"help": "Seed of the training, and of the noise that all start from."})
+    motion_bucket_id: int = field(default=127, metadata={"help": "Speed of the motion given to --image, 32 to 255."})
+    seed: int = field(default=0, metadata={"help": "Seed of the training and of the videos' noise."})
 
     def __post_init__(self) -> None:
         if self.image is not None and self.task != "i2v":
-            raise ValueError("`--image` is animated by `--task i2v`; `--task t2v` films `--prompts`.")
+            raise ValueError("`--image` belongs to `--task i2v`; `--task t2v` makes videos from `--prompts`.")
         if self.num_inference_steps is not None and self.num_inference_steps < 1:
             raise ValueError(f"`--num_inference_steps` must be at least 1, not {self.num_inference_steps}.")
 
 
 class FromPictures:
-    """The embedded image-to-video teacher, and what it is given.
+    """The image-to-video demo teacher and its inputs.
 
     Attributes:
-        captions: of the samples.
-        real: what really came, uint8 `(n, frames, height, width, 3)`, if that is known.
+        captions: one for each sample.
+        real: ground truth, uint8 `(n, frames, height, width, 3)`; `None` for a picture of the user's own.
     """
 
     teacher, student_name = I2V_TEACHER, "vdmini-i2v"
@@ -115,7 +115,7 @@ class FromPictures:
 
     @staticmethod
     def unet_inputs(config: Any, num_frames: int) -> dict[str, torch.Tensor]:
-        """Of one call on one clip."""
+        """The arguments of one U-Net call on one clip."""
         return {
             "sample": torch.zeros(1, num_frames, config.in_channels, config.sample_size, config.sample_size),
             "timestep": torch.zeros(()),
@@ -125,7 +125,7 @@ class FromPictures:
 
 
 class FromTexts:
-    """The embedded text-to-video teacher; attributes and methods as those of [`FromPictures`]."""
+    """The text-to-video demo teacher, with the attributes and methods of [`FromPictures`]."""
 
     teacher, student_name = T2V_TEACHER, "vdmini-t2v"
     write_latents: Callable[..., Path] = staticmethod(write_captioned_latents)
@@ -175,16 +175,15 @@ class FromTexts:
 
 def count_macs(unet: Any, inputs: dict[str, torch.Tensor]) -> int:
     """Multiply-accumulates of one U-Net call (matrix products, convolutions and attention)."""
-    # The counter does not know the CPU's fused attention, and would count it as nothing.
+    # The counter does not know the CPU's fused attention, and would leave it out.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         unet(**inputs)
     return counter.get_total_flops() // 2
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
-    """The centre square of a picture, `(size, size, 3)` uint8."""
-    with Image.open(path) as image:
-        return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
+    """The centre square of a picture, `(size, size, 3)` uint8. Raises `ValueError` if it cannot be read."""
+    return np.asarray(ImageOps.fit(images.read_image(path), (size, size), Image.Resampling.LANCZOS))
 
 
 def distil(task: FromPictures | FromTexts, args: Arguments, pruned: Path) -> Path:
@@ -215,7 +214,7 @@ def main(args: Arguments) -> None:
     task = {"i2v": FromPictures, "t2v": FromTexts}[args.task](args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
-    logger.info("1/4 Pruning the embedded teacher by the plan %r (paper, Table A4)", plan.name)
+    logger.info("1/4 Pruning the demo teacher by the plan %r (paper, Table A4)", plan.name)
     folders = {"teacher": task.teacher}
     folders["pruned"] = prune_pipeline(task.teacher, args.output_dir / "pruned", plan=plan, overwrite=True)
     if args.max_train_steps > 0:
@@ -244,7 +243,7 @@ def main(args: Arguments) -> None:
     rows = []
     for i, caption in enumerate(task.captions):
         if task.real is not None:
-            rows.append((f"{caption}: what really came (held out)", task.real[i]))
+            rows.append((f"{caption}: ground truth (held out)", task.real[i]))
         rows += [(f"{caption}: {name}", clips[name][i]) for name in folders]
     write_contact_sheet(rows, args.output_dir / "contact_sheet.png")
     for name in folders:
@@ -278,7 +277,7 @@ def against_real(generated: np.ndarray, real: np.ndarray) -> dict[str, float]:
 def markdown_report(report: dict[str, Any]) -> str:
     models = report["models"]
     lines = [
-        f"# Embedded teacher and its student by the plan {report['plan']!r}",
+        f"# Demo teacher and its student by the plan {report['plan']!r}",
         "",
         f"{report['num_inference_steps']} sampling steps, {report['max_train_steps']} steps of distillation.",
         "",
@@ -294,4 +293,4 @@ def markdown_report(report: dict[str, Any]) -> str:
 
 def run() -> None:
     """The command line."""
-    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
+    script.run(lambda: main(*parse_arguments((Arguments,), "Prune and distil a demo teacher, and compare the two.")))

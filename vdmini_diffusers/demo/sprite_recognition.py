@@ -1,4 +1,5 @@
-"""What is to be seen in small clips of known sprites and places: the same question that a VBench detector answers."""
+"""Recognises the object, the background and the direction in small clips of known sprites, as VBench's detectors do in
+large ones."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,11 +11,12 @@ from PIL import Image, ImageOps
 
 
 SIZES = (22, 24, 26, 28, 30)  # pixels; as sprites are drawn
-SPEED_FLOOR = 2.0  # pixels of way in a clip, below which nothing moves
+SPEED_FLOOR = 2.0  # pixels in a clip; what moves less is taken to stand still
 
 
 class Seen(NamedTuple):
-    """`thing` and `place` are the likeliest; `way` is where the thing named goes: `"left"`, ... or `"nowhere"`."""
+    """The likeliest object (`thing`) and background (`place`), and the direction (`way`) of the object asked for,
+    `"left"`, ... or `"nowhere"`."""
 
     thing: str
     place: str
@@ -22,7 +24,7 @@ class Seen(NamedTuple):
 
 
 class Recogniser:
-    """Finds the nearest place, and the sprite that best explains, at any position, how the frames differ from it.
+    """Finds the nearest background, and the sprite that best explains, at any position, how the frames differ from it.
 
     Args:
         sprites: RGBA pictures by name.
@@ -42,7 +44,7 @@ class Recogniser:
         self.places = dict(places)
 
     def __call__(self, frames: np.ndarray, thing: str) -> Seen:
-        """Of one clip, uint8 `(frames, height, width, 3)`; `thing` is the one whose way is asked for."""
+        """Recognise a clip, uint8 `(frames, height, width, 3)`. `thing` is the object whose direction is asked for."""
         nearest = min(self.places, key=lambda name: np.median(np.abs(frames.astype(float) - self.places[name])))
         explained, positions = self._fit(frames, self.places[nearest])
         best = self.names[int(explained.argmax())][0]
@@ -52,8 +54,8 @@ class Recogniser:
         return Seen(best, nearest, direction(float(way[0]), float(way[1])))
 
     def _fit(self, frames: np.ndarray, place: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each sprite how much of the squared distance to the place it explains, over all frames, each where that
-        is most; and these positions, `(frames, sprites, 2)`, x and y."""
+        """How much of the squared distance to the background each sprite explains, summed over the frames with the
+        sprite at its best position in each; and these positions, `(frames, sprites, 2)`, x and y."""
         pixels, background = (torch.from_numpy(x).movedim(-1, -3).float() / 255 for x in (frames, place))
         margin = max(SIZES) - min(SIZES)  # the smallest sprites reach the border as well
         pixels = F.pad(pixels, (0, margin, 0, margin))

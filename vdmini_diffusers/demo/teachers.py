@@ -1,4 +1,4 @@
-"""What ships with the package so that its first command has something real to work on.
+"""The demo teachers and example clips that ship with the package, for its first command to work on.
 
 `I2V_TEACHER` is a small pipeline folder in Stable Video Diffusion's layout. Its U-Net makes a video in one step, as
 SF-V's does; with `variant=MULTI_STEP` it is the one before that, as Stable Video Diffusion's own. The card
@@ -24,7 +24,7 @@ EXAMPLES = Path(__file__).parent / "examples"
 
 
 class Example(NamedTuple):
-    """`frames`: uint8 `(8, 64, 64, 3)`, RGB; the first is what a pipeline is given, the rest is what really came."""
+    """`frames`: uint8 `(8, 64, 64, 3)`, RGB; a pipeline is given the first, and the rest are ground truth."""
 
     caption: str
     motion_bucket_id: int
@@ -32,7 +32,7 @@ class Example(NamedTuple):
 
 
 def load_examples() -> list[Example]:
-    """The held-out clips: photographs and positions that the embedded teacher has not seen."""
+    """The held-out clips: photographs and positions that the demo teacher has not seen."""
     examples = []
     for name, (caption, motion_bucket_id) in json.loads((EXAMPLES / "examples.json").read_text()).items():
         strip = np.asarray(Image.open(EXAMPLES / name).convert("RGB"))  # frames side by side

@@ -1,4 +1,4 @@
-"""The embedded text-to-video teacher's networks before training: VideoCrafter2's classes, narrow."""
+"""The networks of the text-to-video demo teacher before training: VideoCrafter2's classes, with few channels."""
 
 import json
 from collections.abc import Iterable
@@ -72,7 +72,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_unet() -> VDMiniUNet3DConditionModel:
-    """VideoCrafter2's four stages: told the frame rate, not the guidance."""
+    """VideoCrafter2's four stages, conditioned on the frame rate and not on the guidance scale."""
     return VDMiniUNet3DConditionModel(
         sample_size=16,
         down_block_types=("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
@@ -91,7 +91,7 @@ def start_from_image_to_video(unet: VDMiniUNet3DConditionModel, teacher: UNetSpa
     """Start at what an image-to-video U-Net of the same widths does without its image, in each frame by itself, as
     VideoCrafter2 starts from Stable Diffusion's layers. Layers in time start as the identity.
 
-    The two say v in the same way, of the same noisy latents; the noise level they are told differently.
+    Both predict v from the same noisy latents; only their conditioning on the noise level differs.
     """
     state_dict = unet.state_dict()
     inherited = {name.replace(".spatial_res_block", ""): tensor for name, tensor in teacher.state_dict().items()}
@@ -114,18 +114,19 @@ def _learn_timesteps(unet: VDMiniUNet3DConditionModel, teacher: UNetSpatioTempor
     with torch.no_grad():
         added = teacher.add_embedding(teacher.add_time_proj(added_time_ids).flatten()[None])
         wanted = teacher.time_embedding(teacher.time_proj(0.25 * sigmas.log())) + added
-    told = unet.time_proj(timesteps)
+    projected = unet.time_proj(timesteps)
     layers = (unet.time_embedding.linear_1, unet.time_embedding.linear_2)
     optimizer = torch.optim.Adam([p for layer in layers for p in layer.parameters()], lr=1e-3)
     for _ in range(500):
-        embedded = layers[1](nn.functional.silu(layers[0](told)))
+        embedded = layers[1](nn.functional.silu(layers[0](projected)))
         nn.functional.mse_loss(embedded, wanted).backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
 def build_scheduler() -> DDIMScheduler:
-    """VideoCrafter2's noise; the U-Net says v, as a small one cannot say the noise of the last levels well enough."""
+    """VideoCrafter2's noise schedule. The U-Net predicts v, as a small one predicts the noise of the last levels too
+    badly."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -140,8 +141,8 @@ def build_scheduler() -> DDIMScheduler:
 def frame_by_frame(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKL:
     """The same encoder; a decoder without layers in time, which starts at the other's layers in space.
 
-    Of one layer, the other's mid block runs its first ResBlock only. This one runs an attention and a second ResBlock,
-    which start as the identity.
+    With one layer per block, the other VAE's mid block runs its first ResBlock only. This one also runs an attention
+    and a second ResBlock, which start as the identity.
     """
     config = vae.config
     made = AutoencoderKL(

@@ -1,4 +1,4 @@
-"""Latents of the clips that embedded models are trained on, as the training scripts read them."""
+"""Latents of the clips that demo teachers and their students are trained on, as the training scripts read them."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the scripts that train the embedded teachers have in common."""
+"""What the scripts that train the demo teachers have in common."""
 
 import os
 from pathlib import Path

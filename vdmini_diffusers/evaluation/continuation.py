@@ -14,7 +14,7 @@ def psnr(generated: np.ndarray, real: np.ndarray) -> float:
 
 def motion_ratio(generated: np.ndarray, real: np.ndarray) -> float:
     """Mean absolute difference of neighbouring frames, generated over real: 0 is a still picture, 1 as much change as
-    there is in the real clip, more is flicker or too fast."""
+    in the real clip, and more means flicker or too fast a motion."""
     change = [np.abs(np.diff(clip.astype(np.float64), axis=-4)).mean() for clip in (generated, real)]
     return float(change[0] / change[1])
 
@@ -22,8 +22,10 @@ def motion_ratio(generated: np.ndarray, real: np.ndarray) -> float:
 def motion_cosine(generated: np.ndarray, real: np.ndarray) -> float:
     """Cosine between each clip's change from its own first frame: 1 is the real motion, 0 an unrelated one.
 
-    Its own first frame, so that a constant reconstruction error is not taken for motion. Raises `ValueError` for a
-    clip that does not change at all, where the cosine has no meaning.
+    Each clip is compared with its own first frame, so that a constant reconstruction error is not taken for motion.
+
+    Raises:
+        ValueError: for a clip that does not change at all, whose motion has no direction.
     """
     changes = [(clip - clip[..., :1, :, :, :]).ravel() for clip in (generated.astype(np.float64), real.astype(float))]
     norms = [np.linalg.norm(change) for change in changes]

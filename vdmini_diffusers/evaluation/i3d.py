@@ -161,8 +161,9 @@ class I3D(nn.Module):
         """Logits `(batch, 400)` of `clips` `(batch, frames, 3, 224, 224)` in -1 to 1.
 
         Eight times fewer positions in time than frames are left at the end. The original network averages each two
-        neighbours, which needs 9 frames, and then all averages. Clips of 2 to 8 frames have one position; it is taken
-        as it is, for which the original defines nothing: their distances compare with each other only.
+        neighbours, which needs 9 frames, and then all averages. Clips of 2 to 8 frames have one
+        position, which is used as it is. The original does not define this, so their distances compare with each
+        other only.
 
         Raises:
             ValueError: if the shape is another one, or there are fewer than 2 frames.

@@ -14,10 +14,10 @@ class MotionDistance:
     """Both 0 for a set with itself, 1 where all generated clips are still, above 0 for two draws of real clips.
 
     Attributes:
-        amount: of how much clips change, over the mean change of the real ones. Flicker and too fast motion go
-            beyond 1.
-        course: of how that change is spread over lags, whatever its amount: frames out of order, to and fro, by jerks
-            or with noise on each. A clip played backwards changes in the same way.
+        amount: distance of how much clips change, relative to the mean change of the real ones. Flicker and too fast
+            motion go beyond 1.
+        course: distance of how that change is spread over lags, whatever its amount. It sees frames out of order,
+            motion to and fro or by jerks, and noise on each frame. A clip played backwards changes in the same way.
     """
 
     amount: float

@@ -1,4 +1,4 @@
-"""What the rest of the package must know about a kind of video diffusion pipeline, in one object."""
+"""All that the rest of the package needs to know about a kind of video diffusion pipeline, in one object."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,29 +49,29 @@ class Family:
     Nothing outside `vdmini_diffusers.families` asks which family it has.
 
     Args:
-        name: for people.
+        name: the name that people read.
         layout: the pipeline classes that are pruned, and their components.
         denoisers: the components to prune, by name. One that is trained comes first.
         pipeline: class of the student's pipeline. It also opens every teacher.
         default_plan: a name in `vdmini_diffusers.pruning.PLANS`.
-        card: template in `model_cards/` of a pruned student.
+        card: template in `model_cards/` for a pruned student.
         teacher_card: template of a teacher that was distilled to few steps.
-        pipeline_tag: the Hub's name of what it does, e.g. `"image-to-video"`.
+        pipeline_tag: the Hub's name of the task, e.g. `"image-to-video"`.
         tags: of a pruned student's card.
         teacher_tags: of the card of a teacher that was distilled to few steps.
-        given: what a video is made from.
+        given: the kind of input that a video is made from.
         task: the objective, a key of `vdmini_diffusers.trainers.OBJECTIVES`.
-        critic_taps: modules of the denoiser whose outputs critics see, in the order in which they run.
+        critic_taps: modules of the denoiser whose outputs the critics receive, in the order in which they run.
         critic_channels: the number of channels of each of them, given the denoiser's config.
-        sample_tensors: what a precomputed sample holds at least.
-        exact_tensors: those among them that are small numbers, stored in float32 whatever the dtype of the others.
-        encode: `(batch, pipe, generators, encode_chunk_size, ...)`: a batch of clips to what the denoiser is trained
-            on.
-        predict: `(denoiser, latents, timesteps, conditioning)`: the denoiser's raw output, float32, of
-            `(batch, frames, channels, height, width)` latents that are scaled as it takes them.
-        critic_condition: what critics are conditioned on, `(batch, width)`, out of the conditioning.
-        critic_condition_dim: that width, given the pipeline.
-        clip_shape: of the clip that a precomputed sample was made of, given the sample and the pipeline.
+        sample_tensors: the tensors that every precomputed sample holds.
+        exact_tensors: those of them that are stored in float32 whatever the dtype of the others.
+        encode: `(batch, pipe, generators, encode_chunk_size, ...)`: the denoiser's training inputs from a
+            batch of clips.
+        predict: `(denoiser, latents, timesteps, conditioning)`: the denoiser's raw output, float32, for
+            `(batch, frames, channels, height, width)` latents that are scaled as the denoiser expects them.
+        critic_condition: the critics' conditioning, `(batch, width)`, from that of the denoiser.
+        critic_condition_dim: the width of `critic_condition`, given the pipeline.
+        clip_shape: the shape of the clip that a precomputed sample was made from, given the sample and the pipeline.
         sample: `(pipe, image path or prompt, clip_shape, generator)`: the frames of one video.
         encode_prompts: `(prompts, pipe)`: their embeddings `(batch, tokens, width)` and pooled ones
             `(batch, width)`, if the family is given text.

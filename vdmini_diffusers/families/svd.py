@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
-from diffusers.utils import load_image
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import ImageOps
 from torch import Tensor, nn
 
+from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.data.vae_clips import checked_videos, encode_modes, upcast
 from vdmini_diffusers.families.base import ClipShape, Denoiser, Family
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
@@ -29,23 +29,24 @@ def encode_image_to_video(
     encode_chunk_size: int = 14,
     noise_aug_strength: float = 0.02,
 ) -> dict[str, Any]:
-    """What an image-to-video U-Net of SVD is trained on, as `StableVideoDiffusionPipeline` computes it.
+    """The inputs that an image-to-video U-Net of SVD is trained on, as `StableVideoDiffusionPipeline` computes them.
 
     Args:
         batch: `pixel_values` `(batch, frames, 3, height, width)`, -1 to 1; `fps` and `motion_bucket_id`, `(batch,)`.
-        pipe: whose VAE, image encoder and feature extractor are used.
-        generators: of the noise on the first frame, one for each sample: then it does not depend on the batch.
-        encode_chunk_size: frames that the VAE encodes at once.
+        pipe: pipeline whose VAE, image encoder and feature extractor are used.
+        generators: generators of the noise on the first frame, one for each sample, so that a sample does not depend
+            on its batch.
+        encode_chunk_size: number of frames that the VAE encodes at once.
         noise_aug_strength: standard deviation of the noise on the first frame.
 
     Returns:
-        `latents` `(batch, frames, channels, h, w)`: the mode, times the VAE's scaling factor.
+        `latents` `(batch, frames, channels, h, w)`: the posterior's mode, times the VAE's scaling factor.
         `image_latents` `(batch, channels, h, w)`: the mode of the first frame, to which noise was added before it was
         encoded; not scaled. `image_embeds` `(batch, 1, dim)`. `added_time_ids` `(batch, 3)`, float32: fps - 1, motion
         bucket, `noise_aug_strength`.
 
     Raises:
-        ValueError: if the shape or number of something does not fit.
+        ValueError: if the videos' shape does not fit the VAE, or the number of generators does not fit the batch.
     """
     vae = pipe.vae
     videos = checked_videos(batch, vae)
@@ -107,7 +108,7 @@ def predict(model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: 
 
 
 def clip_shape(sample: Mapping[str, Tensor], pipe: VDMiniI2VPipeline) -> ClipShape:
-    """All clips of one data set are alike but for their motion bucket, which is this sample's."""
+    """The clip of a precomputed sample. All clips of one data set differ in their motion bucket only."""
     num_frames, _, height, width = sample["latents"].shape
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     fps, motion_bucket_id, _ = (round(value) for value in sample["added_time_ids"].tolist())
@@ -116,9 +117,13 @@ def clip_shape(sample: Mapping[str, Tensor], pipe: VDMiniI2VPipeline) -> ClipSha
 
 
 def sample_video(pipe: VDMiniI2VPipeline, image: str, shape: ClipShape, generator: torch.Generator) -> list[Any]:
-    """The frames that `pipe` makes of an image file in one step, without guidance."""
+    """The frames that `pipe` makes from an image file in one step, without guidance.
+
+    Raises:
+        ValueError: if the file cannot be read as a picture.
+    """
     return pipe(
-        ImageOps.fit(load_image(image), (shape.width, shape.height)),
+        ImageOps.fit(read_image(image), (shape.width, shape.height)),
         height=shape.height,
         width=shape.width,
         num_frames=shape.num_frames,

@@ -28,8 +28,9 @@ def encode_text_to_video(
 
     Args:
         batch: `pixel_values` `(batch, frames, 3, height, width)`, -1 to 1; `caption`, texts; `fps`, `(batch,)`.
-        generators: of the latents, one for each sample: then they do not depend on the batch.
-        encode_chunk_size: frames that the VAE encodes at once.
+        generators: generators that draw the latents, one for each sample, so that a sample does not depend on its
+            batch.
+        encode_chunk_size: number of frames that the VAE encodes at once.
 
     Returns:
         `latents` `(batch, frames, channels, h, w)`, float32: drawn from the VAE's posterior, as in T2V-Turbo's
@@ -37,7 +38,8 @@ def encode_text_to_video(
         `(batch, width)`, of the text encoder's dtype. `fps` `(batch,)`, float32, and `caption`.
 
     Raises:
-        ValueError: if the shape or number of something does not fit.
+        ValueError: if the videos' shape does not fit the VAE, or the number of captions or generators does not fit
+            the batch.
     """
     videos, vae = checked_videos(batch, pipe.vae), pipe.vae
     captions = list(batch["caption"])
@@ -64,7 +66,7 @@ def encode_text_to_video(
 
 @torch.no_grad()
 def encode_captions(captions: list[str], pipe: VDMiniT2VPipeline) -> tuple[Tensor, Tensor]:
-    """Hidden states `(batch, tokens, width)`, and among them those at the end token, `(batch, width)`."""
+    """Hidden states of all tokens, `(batch, tokens, width)`, and of the end token alone, `(batch, width)`."""
     ids = pipe.tokenize(captions).to(pipe.text_encoder.device)
     prompt_embeds = pipe.text_encoder(ids)[0]
     ends = (ids == pipe.tokenizer.eos_token_id).int().argmax(dim=1)
@@ -72,7 +74,7 @@ def encode_captions(captions: list[str], pipe: VDMiniT2VPipeline) -> tuple[Tenso
 
 
 def predict(model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
-    """The U-Net's output. It is given as much of the conditioning as its config asks for.
+    """The U-Net's output. The U-Net receives the parts of the conditioning that its config has embeddings for.
 
     Args:
         timesteps: `(batch,)` integers.
@@ -86,7 +88,7 @@ def predict(model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: 
         ("motion_guidance", "motion_cond", "motion_cond_proj_dim"),
     ):
         if config.get(field) is not None:
-            # In float32, and then cast: sinusoids of numbers in the thousands.
+            # Computed in float32 and then cast, as they are sinusoids of numbers in the thousands.
             embedded = guidance_embedding(conditioning[name].float(), config[field], torch.float32)
             condition_kwargs[argument] = embedded.to(dtype)
     if config.get("fps_cond"):
@@ -108,7 +110,7 @@ def clip_shape(sample: Mapping[str, Tensor], pipe: VDMiniT2VPipeline) -> ClipSha
 
 
 def sample_video(pipe: VDMiniT2VPipeline, prompt: str, shape: ClipShape, generator: torch.Generator) -> list[Any]:
-    """The frames that `pipe` makes of a prompt with its default settings."""
+    """The frames that `pipe` makes from a prompt with its default settings."""
     return pipe(
         prompt,
         height=shape.height,

@@ -1,4 +1,4 @@
-"""What fine-tuning a VAE's decoder leaves: pictures on the way, and at the end the VAE with its card."""
+"""The results of fine-tuning a VAE's decoder: validation pictures, and at the end the VAE with its card."""
 
 import os
 import shutil
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils import load_image
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.data.vae_clips import decode_clips
 from vdmini_diffusers.distillation.arguments import RunArguments
 from vdmini_diffusers.evaluation.continuation import psnr
@@ -20,7 +20,7 @@ from vdmini_diffusers.version import __version__
 
 
 def decoder_inputs(vae: Any, latents: Tensor) -> Tensor:
-    """What the decoder itself is given for `(batch, frames, channels, h, w)` latents, which are not scaled."""
+    """The decoder's own inputs for `(batch, frames, channels, h, w)` latents that are not scaled."""
     if getattr(vae, "post_quant_conv", None) is None:
         return latents
     return vae.post_quant_conv(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
@@ -30,15 +30,21 @@ def decoder_inputs(vae: Any, latents: Tensor) -> Tensor:
 def write_validation_pictures(
     paths: Sequence[Path], vae: Any, decoders: Sequence[nn.Module], size: tuple[int, int], output: Path
 ) -> list[float]:
-    """A row for each picture: itself, then what each decoder gives. Returns the PSNR of the last one's, dB.
+    """Write a row for each picture: the picture, then its reconstruction by each decoder.
 
     Args:
-        vae: that encodes; its own decoder is not used.
+        vae: the VAE that encodes; its own decoder is not used.
         size: height and width in pixels.
+
+    Returns:
+        The PSNR of the last decoder's reconstructions, in dB.
+
+    Raises:
+        ValueError: if a file cannot be read as a picture.
     """
     rows, values = [], []
     for path in paths:
-        picture = np.asarray(ImageOps.fit(load_image(str(path)), (size[1], size[0])))
+        picture = np.asarray(ImageOps.fit(read_image(path), (size[1], size[0])))
         clip = torch.from_numpy(picture.copy()).movedim(-1, 0)[None] / 127.5 - 1
         latents = decoder_inputs(vae, vae.encode(clip.to(vae.device)).latent_dist.mode()[None])
         columns = [picture, *(to_uint8(decode_clips(decoder, latents))[0, 0] for decoder in decoders)]
