@@ -1,5 +1,6 @@
 """What `VDMiniI2VPipeline` computes, and what it refuses to compute."""
 
+import copy
 import inspect
 import math
 
@@ -29,6 +30,12 @@ def seeded() -> torch.Generator:
 def quiet(pipe):
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def own_pipe(student_pipe):
+    """A student pipeline whose components no other test sees."""
+    return quiet(VDMiniI2VPipeline(**copy.deepcopy(student_pipe.components)))
 
 
 def test_the_arguments_are_those_of_the_stock_pipeline_in_the_same_order_with_four_other_defaults():
@@ -224,7 +231,7 @@ def test_sizes_that_the_stock_pipeline_takes_are_taken_with_the_same_result(role
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
-@pytest.mark.parametrize("size", [(2, 2), (6, 26), (18, 4)])
+@pytest.mark.parametrize("size", [(4, 4), (6, 26), (18, 4)])
 def test_any_multiple_of_the_vaes_factor_is_a_size(role, size, student_pipe, teacher_pipe):
     pipe = student_pipe if role == "student" else quiet(VDMiniI2VPipeline(**teacher_pipe.components))
     assert pipe(tiny_image(), *size, output_type="pt").frames.shape == (1, 2, 3, *size)
@@ -239,24 +246,24 @@ def test_guidance_may_fall_from_the_first_frame_to_the_last(teacher_pipe):
     assert np.array_equal(ours, stock)
 
 
-def test_guidance_that_half_precision_rounds_away_is_refused(student_pipe):
-    student_pipe.to(torch.bfloat16)
-    with pytest.raises(ValueError, match="scales from 1 to 1 in torch.bfloat16"):
-        student_pipe(tiny_image(), max_guidance_scale=1.001)
+def test_guidance_that_half_precision_rounds_away_is_refused(own_pipe):
+    own_pipe.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"scales from 1 to 1 in torch\.bfloat16"):
+        own_pipe(tiny_image(), max_guidance_scale=1.001)
 
 
-def test_conditioning_that_half_precision_cannot_hold_is_refused(student_pipe):
-    student_pipe.to(torch.float16)
+def test_conditioning_that_half_precision_cannot_hold_is_refused(own_pipe):
+    own_pipe.to(torch.float16)
     with pytest.raises(ValueError, match="`motion_bucket_id` must be at most 65504"):
-        student_pipe(tiny_image(), motion_bucket_id=70_000)
+        own_pipe(tiny_image(), motion_bucket_id=70_000)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_latents_of_another_precision_are_cast(dtype, student_pipe):
-    student_pipe.to(torch.bfloat16)
+def test_latents_of_another_precision_are_cast(dtype, own_pipe):
+    own_pipe.to(torch.bfloat16)
     eps = torch.randn(1, 2, 4, 8, 8, generator=seeded()).to(torch.bfloat16)
     found, expected = (
-        student_pipe(tiny_image(), latents=latents, generator=seeded(), output_type="latent").frames
+        own_pipe(tiny_image(), latents=latents, generator=seeded(), output_type="latent").frames
         for latents in (eps.to(dtype), eps)
     )
     assert found.dtype == torch.bfloat16
@@ -307,17 +314,17 @@ def test_a_callback_must_return_a_dictionary_with_latents_of_their_shape(result,
         student_pipe(tiny_image(), callback_on_step_end=lambda *args: result)
 
 
-def test_a_callback_may_change_nothing_or_the_latents_in_any_precision(student_pipe):
-    student_pipe.to(torch.bfloat16)
+def test_a_callback_may_change_nothing_or_the_latents_in_any_precision(own_pipe):
+    own_pipe.to(torch.bfloat16)
     arguments = {"num_inference_steps": 2, "output_type": "latent"}
-    plain = student_pipe(tiny_image(), generator=seeded(), **arguments).frames
-    same = student_pipe(tiny_image(), generator=seeded(), callback_on_step_end=lambda *args: {}, **arguments).frames
+    plain = own_pipe(tiny_image(), generator=seeded(), **arguments).frames
+    same = own_pipe(tiny_image(), generator=seeded(), callback_on_step_end=lambda *args: {}, **arguments).frames
     assert torch.equal(same, plain)
 
     def zeros(pipe, step, timestep, tensors):
         return {"latents": torch.zeros_like(tensors["latents"], dtype=torch.float32)}
 
-    changed = student_pipe(tiny_image(), generator=seeded(), callback_on_step_end=zeros, **arguments).frames
+    changed = own_pipe(tiny_image(), generator=seeded(), callback_on_step_end=zeros, **arguments).frames
     assert changed.dtype == torch.bfloat16 and not changed.any()
 
 
