@@ -631,7 +631,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         except Exception as error:  # whatever a component makes of a config that is not its own
             raise ValueError(
                 f"{pretrained_model_name_or_path} does not open as a {cls.__name__}: `model_index.json`, configs and"
-                f" weights do not fit together ({type(error).__name__}: {error})."
+                f" weights do not fit together ({type(error).__name__}: {' '.join(str(error).split())[:500]})."
             ) from error
 
     @classmethod

@@ -8,7 +8,7 @@ import string
 from pathlib import Path
 
 import pytest
-from diffusers import StableVideoDiffusionPipeline
+from diffusers import AutoencoderKLTemporalDecoder, StableVideoDiffusionPipeline
 from PIL import Image
 from tiny import student_of, tiny_image, tiny_svd_pipeline
 from tiny_text_to_video import tiny_t2v_pipeline, tiny_t2v_teacher
@@ -39,10 +39,11 @@ def folders(tmp_path_factory):
     VDMiniI2VPipeline(**{**svd.components, "unet": student_of(svd.unet, VDMINI_UNET)}).save_pretrained(root / "i2v")
     tiny_t2v_pipeline(tiny_t2v_teacher()).save_pretrained(root / "t2v-teacher")
     tiny_t2v_pipeline().save_pretrained(root / "t2v")
+    encoder = {"down_block_types": ("DownEncoderBlock2D",) * 2, "block_out_channels": (32, 32)}
+    AutoencoderKLTemporalDecoder(**encoder, layers_per_block=2).save_pretrained(root / "deep-svd" / "vae")
     decoder = {"decoder_layers_per_block": (1, 1), "decoder_mid_layers": 1}
     VDMiniAutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        block_out_channels=(32, 32),
+        **encoder,
         decoder_block_out_channels=(32, 32),
         decoder_upsample_out_channels=(32,),
         **decoder,
@@ -111,13 +112,18 @@ def test_the_block_of_a_vaes_card_puts_it_into_the_pipeline_that_it_was_made_fro
 def test_the_blocks_of_the_pipelines_readme_run_in_their_order(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_image().save("first_frame.png")
-    names = {"org/vdmini-i2v": "i2v", "org/vdmini-t2v": "t2v", "path/to/vdmini-vae": "i2v-vae", "path/to/svd": "svd"}
+    names = {
+        "org/vdmini-i2v": "i2v",
+        "org/vdmini-t2v": "t2v",
+        "path/to/vdmini-vae": "i2v-vae",
+        "path/to/svd": "deep-svd",
+    }
     snippets = blocks((ROOT / "pipelines" / "README.md").read_text("utf-8"))
     assert len(snippets) == 4
     for snippet in snippets:
         # The decoder's fields are those of SVD's four stages; the tiny VAE has two.
         snippet = snippet.replace("=(128, 256, 512, 512)", "=(32, 32)").replace("=(256, 512, 512)", "=(32,)")
-        snippet = snippet.replace("(3, 3, 3, 3)", "(2, 2)")
+        snippet = snippet.replace("(3, 3, 3, 3)", "(3, 3)")
         variables = run(snippet, {name: folders / folder for name, folder in names.items()})
         if "frames" in variables:
             with Image.open("video.gif") as video:
