@@ -3,12 +3,18 @@
 This file is also published beside the weights, where it runs without the package: it imports third-party code only.
 """
 
+import copy
+import functools
 import inspect
 import json
+import math
 import os
 import sys
+import threading
 import uuid
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -17,17 +23,42 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers import StableVideoDiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
     StableVideoDiffusionPipelineOutput,
+    retrieve_timesteps,
 )
 
 
 SVD_SIZE = (576, 1024)  # pixels: what SVD was trained at, and the stock pipeline's default
-# What SVD's own U-Net configs say as far as we know (768 pixels; not checked against the files), which is neither.
+# The 768 pixels of `sample_size` in SVD's own U-Net configs, which is neither. (As far as we know: the files were not
+# at hand.)
 SVD_SAMPLE_SIZE = 96
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-# What may lie beside the weights and describes them; diffusers neither reads nor saves these files.
+# Files beside the weights that describe them; diffusers neither reads nor saves these.
 UNET_COMPANIONS = ("pruning_plan.json", "pruning_provenance.json")
+
+# One lock for each component that a call changes: see `one_call_at_a_time`.
+_LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def one_call_at_a_time(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A pipeline's `__call__` that waits while another thread runs one on the same U-Net, VAE or scheduler.
+
+    The scheduler counts steps, a VAE in float16 is float32 while it encodes, and offloading moves the networks.
+    The locks are not attributes, so pipelines and components can still be copied and pickled.
+    """
+
+    @functools.wraps(call)
+    def locked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        shared = {id(part): part for part in (self.unet, self.vae, self.scheduler) if part is not None}
+        with ExitStack() as locks:
+            for _, part in sorted(shared.items()):  # in one order everywhere, or two threads wait for each other
+                locks.enter_context(_LOCKS.setdefault(part, threading.RLock()))
+            return call(self, *args, **kwargs)
+
+    return locked
 
 
 def publish_class(cls: type, folder: str | os.PathLike) -> tuple[str, str]:
@@ -46,38 +77,46 @@ def publish_class(cls: type, folder: str | os.PathLike) -> tuple[str, str]:
     return source.stem, cls.__name__
 
 
-class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
+class VDMiniI2VPipeline(StableVideoDiffusionPipeline, StableDiffusionLoraLoaderMixin):
     r"""
     Image to video with a VDMini student, or with any U-Net that [`StableVideoDiffusionPipeline`] takes, in one step by
     default: `x_T = sigma_max * eps`, and the latent video is `D(x_T; sigma_max)` (SF-V, arXiv 2406.04324; section 3.1
-    and Eq. 2 of the VDMini paper). More steps and classifier-free guidance remain possible. The computing is the
-    parent's.
+    and Eq. 2 of the VDMini paper). More steps and classifier-free guidance remain possible. The parent does the
+    computing. One pipeline may be called from several threads: the calls take turns.
 
     Saving (`save_pretrained`, `push_to_hub`) writes the Python files of this class and of non-stock components beside
     the weights. Such a folder opens in two ways:
 
-    - `VDMiniI2VPipeline.from_pretrained(...)`, with the package installed: runs the installed code, and needs no
+    - `VDMiniI2VPipeline.from_pretrained(...)`, with the package installed, runs the installed code and needs no
       `trust_remote_code`. Code files of a repository are not executed, except those of components that the package
       does not have, which diffusers refuses without `trust_remote_code=True`.
-    - `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`, with or without the package: runs the files.
+    - `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`, with or without the package, runs the files.
+
+    `load_lora_weights`, `set_adapters`, `fuse_lora`, `unload_lora_weights` and `save_lora_weights` are those of Stable
+    Diffusion's pipelines, for the U-Net alone. [`VDMiniUNetSpatioTemporalConditionModel`] takes adapters; the stock
+    U-Net does not.
 
     Args:
         vae ([`AutoencoderKLTemporalDecoder`]): Encodes the image and decodes the video.
         image_encoder ([`~transformers.CLIPVisionModelWithProjection`]): Its image embedding is the U-Net's context.
         unet ([`UNetSpatioTemporalConditionModel`]): A student (a subclass) or a teacher.
-        scheduler ([`EulerDiscreteScheduler`]): SVD's: v-prediction, Karras sigmas from 700 to 0.002, continuous.
+        scheduler ([`EulerDiscreteScheduler`]):
+            SVD's: v-prediction, Karras sigmas from 700 to 0.002, `timestep_type="continuous"`. Others are refused
+            unless they mean the same by a timestep, as EDM's do with `sigma_data=1` and v-prediction.
         feature_extractor ([`~transformers.CLIPImageProcessor`]): Normalises the image for `image_encoder`.
 
     Example:
 
         >>> import torch
-        >>> from diffusers.utils import export_to_video, load_image
+        >>> from diffusers.utils import export_to_gif, load_image
         >>> from vdmini_diffusers import VDMiniI2VPipeline
 
         >>> pipe = VDMiniI2VPipeline.from_pretrained("org/vdmini-i2v", dtype=torch.float16, variant="fp16")
         >>> frames = pipe.to("cuda")(load_image("first_frame.png"), num_frames=14).frames[0]
-        >>> export_to_video(frames, "video.mp4", fps=7)
+        >>> export_to_gif(frames, "video.gif", fps=7)
     """
+
+    _lora_loadable_modules = ["unet"]
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -88,6 +127,7 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
         height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
         return height * self.vae_scale_factor, width * self.vae_scale_factor
 
+    @one_call_at_a_time
     def __call__(
         self,
         image: PIL.Image.Image | list[PIL.Image.Image] | torch.Tensor,
@@ -115,30 +155,37 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
 
         Args:
             image (`PIL.Image.Image`, `list[PIL.Image.Image]` or `torch.Tensor`):
-                RGB; a list holds images of one size. A tensor has the shape `(batch, 3, size, size)` with the `size`
-                of the image encoder (224), as the parent does not resize tensors for it, and values in `[0, 1]`.
+                RGB, at least 2 x 2 pixels; a list holds images of one size. A tensor has the shape `(batch, 3, size,
+                size)` with the `size` of the image encoder (224), as the parent does not resize tensors for it, and
+                values in `[0, 1]`.
             height, width (`int`, *optional*):
-                In pixels; multiples of what VAE and U-Net downsample by together (64 for SVD, 32 for VDMini-I2V).
-                By default the U-Net's `sample_size`, or 576 and 1024.
+                In pixels; multiples of what the VAE downsamples by (8 for SVD's). By default the U-Net's
+                `sample_size`, or 576 and 1024.
             num_frames (`int`, *optional*): At least 1; by default the U-Net's `num_frames`.
             num_inference_steps (`int`, defaults to 1): At least 1.
-            sigmas (`list[float]`, *optional*): Noise levels instead of the scheduler's, where it takes them.
+            sigmas (`list[float]`, *optional*):
+                Falling noise levels instead of the scheduler's, where it takes them; the last one, usually 0, is where
+                the last step ends.
             min_guidance_scale, max_guidance_scale (`float`, defaults to 1.0):
-                Guidance of the first and the last frame. Without guidance (`max_guidance_scale` at most 1) the U-Net
-                runs once per step, otherwise on a doubled batch.
+                Guidance of the first and the last frame, at least 0. Without guidance (`max_guidance_scale` at most 1)
+                the U-Net runs once per step, otherwise on a doubled batch.
             fps (`int`, defaults to 7), motion_bucket_id (`int`, defaults to 127):
-                Conditions of the U-Net: at least 1, and at least 0.
-            noise_aug_strength (`float`, defaults to 0.02): Noise added to the image, at least 0; also a condition.
+                Conditioning of the U-Net: at least 1, and at least 0.
+            noise_aug_strength (`float`, defaults to 0.02):
+                Noise added to the image, at least 0; it also conditions the U-Net.
             decode_chunk_size (`int`, *optional*):
                 Frames that the VAE decodes at once, at least 1; by default all. Not used by a VAE with tiling in time.
             num_videos_per_prompt (`int`, defaults to 1): At least 1. Videos of one image are neighbours in the result.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*): One, or one per video.
             latents (`torch.Tensor`, *optional*):
                 The noise `eps`, of unit variance: `(batch * num_videos_per_prompt, num_frames, 4, height / 8, width /
-                8)` for SVD's VAE.
+                8)` for SVD's VAE. Any floating dtype: it is cast to the U-Net's.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
-            callback_on_step_end (`Callable`, *optional*): `callback(pipe, step, timestep, callback_kwargs) -> dict`.
-            callback_on_step_end_tensor_inputs (`list[str]`): What it gets in `callback_kwargs`; only `"latents"`.
+            callback_on_step_end (`Callable`, *optional*):
+                `callback(pipe, step, timestep, callback_kwargs) -> dict`; `latents` in the result replace the
+                pipeline's.
+            callback_on_step_end_tensor_inputs (`list[str]`):
+                The tensors that the callback gets in `callback_kwargs`; only `"latents"`.
             return_dict (`bool`, defaults to `True`): An output object with `frames`, or `frames` alone.
 
         Returns:
@@ -148,7 +195,8 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
 
         Raises:
             TypeError: if an argument has the wrong type.
-            ValueError: if an argument is out of range, or shapes do not fit. Both before anything is computed.
+            ValueError: if an argument is out of range, shapes do not fit, or the scheduler is not one of SVD's kind.
+                Both before anything is computed. After a step, if the callback does not return what it should.
         """
         height = self.default_size[0] if height is None else height
         width = self.default_size[1] if width is None else width
@@ -157,20 +205,40 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
         _check_numbers(Integral, 1, height=height, width=width, num_frames=num_frames)
         _check_numbers(Integral, 1, num_inference_steps=num_inference_steps, decode_chunk_size=decode_chunk_size)
         _check_numbers(Integral, 1, num_videos_per_prompt=num_videos_per_prompt)
-        _check_numbers(Real, 1, fps=fps)
-        _check_numbers(Real, 0, motion_bucket_id=motion_bucket_id, noise_aug_strength=noise_aug_strength)
+        dtype = self.unet.dtype
+        most = torch.finfo(dtype).max  # the U-Net's conditioning is of its dtype
+        _check_numbers(Real, 1, most, fps=fps)
+        _check_numbers(Real, 0, most, motion_bucket_id=motion_bucket_id, noise_aug_strength=noise_aug_strength)
+        _check_numbers(Real, 0, most, min_guidance_scale=min_guidance_scale, max_guidance_scale=max_guidance_scale)
+        min_guidance_scale, max_guidance_scale = float(min_guidance_scale), float(max_guidance_scale)
+        # The parent decides by `max_guidance_scale` whether it doubles the conditioning, and by the scales of the
+        # frames, rounded to its dtype, whether it doubles the latents.
+        scales = torch.linspace(min_guidance_scale, max_guidance_scale, num_frames).to(dtype)
+        if bool(scales.max() > 1) != (max_guidance_scale > 1):
+            raise ValueError(
+                f"`max_guidance_scale` ({max_guidance_scale}) must be above 1 if a frame is to be guided, and must not"
+                f" be if none is: the {num_frames} frames have scales from {scales[0]:g} to {scales[-1]:g} in {dtype}."
+            )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, not {output_type!r}.")
-        strangers = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if strangers:
-            known = self._callback_tensor_inputs
-            raise ValueError(f"`callback_on_step_end_tensor_inputs` may name {known}, not {sorted(strangers)}.")
-        dtypes = (self.image_encoder.dtype, self.unet.dtype)
-        if dtypes[0] != dtypes[1] and not torch.is_autocast_enabled(self._execution_device.type):
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        _check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        if self.image_encoder.dtype != dtype and not torch.is_autocast_enabled(self._execution_device.type):
             # transformers goes by the dtype in a saved config, diffusers by float32.
-            raise ValueError(f"Image encoder and U-Net are of {dtypes}: pass `dtype` to `from_pretrained`.")
+            raise ValueError(
+                f"The image encoder is of {self.image_encoder.dtype} and the U-Net of {dtype}: pass `dtype` to"
+                " `from_pretrained`."
+            )
         num_videos = self._check_image(image) * num_videos_per_prompt
-        self._check_shapes(num_videos, num_frames, height, width, generator, latents)
+        shape = self._check_shapes(num_videos, num_frames, height, width, generator, latents)
+        self._check_scheduler(num_inference_steps, sigmas)
+        callback = callback_on_step_end
+        if callback is not None:
+
+            def callback_on_step_end(*args: Any) -> dict[str, Any]:
+                return _callback_result(callback(*args), shape, self._execution_device, dtype)
+
         return super().__call__(
             image=image,
             height=height,
@@ -186,12 +254,15 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
             decode_chunk_size=decode_chunk_size,
             num_videos_per_prompt=num_videos_per_prompt,
             generator=generator,
-            latents=latents,
+            latents=None if latents is None else latents.to(dtype),
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             return_dict=return_dict,
         )
+
+    def check_inputs(self, image: Any, height: int, width: int) -> None:
+        """Nothing: `__call__` has checked all by now. The parent asks for multiples of 8 whatever the VAE."""
 
     def _encode_vae_image(
         self,
@@ -215,6 +286,7 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
         if isinstance(image, torch.Tensor):
             if not image.is_floating_point():
                 raise TypeError(f"A tensor `image` holds floats in [0, 1], not {image.dtype}.")
+            _check_finite(image=image)
             size = self.image_encoder.config.image_size
             if image.ndim != 4 or image.shape[0] < 1 or image.shape[1:] != (3, size, size):
                 raise ValueError(
@@ -223,13 +295,15 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
                 )
             return image.shape[0]
         images = image if isinstance(image, list) else [image]
-        strangers = sorted({type(i).__name__ for i in images if not isinstance(i, PIL.Image.Image)})
-        if strangers:
+        others = sorted({type(i).__name__ for i in images if not isinstance(i, PIL.Image.Image)})
+        if others:
             raise TypeError(
-                f"`image` must be a `PIL.Image.Image`, a list of them or a `torch.Tensor`, not {', '.join(strangers)}."
+                f"`image` must be a `PIL.Image.Image`, a list of them or a `torch.Tensor`, not {', '.join(others)}."
             )
         if len({i.size for i in images}) != 1:
             raise ValueError(f"`image` must hold images of one size, got {[i.size for i in images]}.")
+        if min(images[0].size) < 2:  # the parent's blur before the image encoder reflects at the border
+            raise ValueError(f"`image` must be of at least 2 x 2 pixels, not {images[0].width} x {images[0].height}.")
         modes = sorted({i.mode for i in images} - {"RGB"})
         if modes:
             raise ValueError(f"`image` must be RGB, not {', '.join(modes)}: use `image.convert('RGB')`.")
@@ -243,16 +317,15 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
         width: int,
         generator: torch.Generator | list[torch.Generator] | None,
         latents: torch.Tensor | None,
-    ) -> None:
-        # The last stage of the U-Net does not downsample. Other sizes fail where skip connections meet.
-        multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.down_block_types) - 1)
+    ) -> tuple[int, ...]:
+        """The shape of the latents. The U-Net takes latents of any size: it upsamples to its skip connections'."""
+        multiple = self.vae_scale_factor
         if height % multiple or width % multiple:
             raise ValueError(
-                f"`height` and `width` must be multiples of {multiple}, which VAE and U-Net downsample by; got"
-                f" {height} and {width}."
+                f"`height` and `width` must be multiples of {multiple}, which the VAE downsamples by; got {height} and"
+                f" {width}."
             )
-        if isinstance(generator, list) and len(generator) != num_videos:
-            raise ValueError(f"`generator` lists {len(generator)} generators for {num_videos} videos.")
+        _check_generator(generator, num_videos)
         shape = (
             num_videos,
             num_frames,
@@ -260,8 +333,76 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
             height // self.vae_scale_factor,
             width // self.vae_scale_factor,
         )
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` must have the shape {shape}, not {tuple(latents.shape)}.")
+        if latents is not None:
+            _check_finite(latents=latents)
+            if tuple(latents.shape) != shape:
+                raise ValueError(f"`latents` must have the shape {shape}, not {tuple(latents.shape)}.")
+        return shape
+
+    def _check_scheduler(self, num_inference_steps: int, sigmas: list[float] | None) -> None:
+        """Raises `ValueError` unless the scheduler's steps are those that the U-Net was trained for."""
+        numbers = sigmas is None or (
+            isinstance(sigmas, list) and len(sigmas) > 1 and all(isinstance(sigma, Real) for sigma in sigmas)
+        )
+        if not numbers:
+            raise TypeError(f"`sigmas` must be a list of two or more numbers, not {sigmas!r}.")
+        if sigmas is not None and not all(a > b for a, b in zip([math.inf, *sigmas], [*sigmas, -1e-9], strict=True)):
+            raise ValueError(f"`sigmas` must fall from one to the next, and not below 0: got {sigmas}.")
+        scheduler = copy.deepcopy(self.scheduler)  # the pipeline's own is set where the parent does it
+        timesteps, _ = retrieve_timesteps(scheduler, num_inference_steps, "cpu", None, sigmas)
+        levels = torch.as_tensor(getattr(scheduler, "sigmas", torch.zeros(0)))[: len(timesteps)].cpu()
+        config = scheduler.config
+        # EDM's preconditioning with SVD's constants (Eq. 2), and its `c_noise`.
+        if not (
+            config.get("prediction_type") == "v_prediction"
+            and config.get("sigma_data", 1.0) == 1.0
+            and len(levels) == len(timesteps)
+            and torch.allclose(timesteps.float(), levels.float().log() / 4, atol=1e-3)
+        ):
+            raise ValueError(
+                f"{type(scheduler).__name__} with this config does not suit Stable Video Diffusion, whose U-Net takes"
+                " log(sigma) / 4 for the timestep and predicts v: use"
+                ' `EulerDiscreteScheduler(prediction_type="v_prediction", timestep_type="continuous",'
+                " use_karras_sigmas=True, sigma_min=0.002, sigma_max=700.0)`."
+            )
+
+    # LoRA. The parent's methods, without the text encoder that this pipeline does not have.
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """As [`~loaders.StableDiffusionLoraLoaderMixin.load_lora_weights`], for the U-Net alone.
+
+        Raises:
+            ValueError: if the U-Net takes no adapters, or these are not its: names or shapes differ.
+        """
+        source: Any = pretrained_model_name_or_path_or_dict
+        source = os.fspath(source) if isinstance(source, os.PathLike) else source
+        options = {name: kwargs.pop(name) for name in ("low_cpu_mem_usage",) if name in kwargs}
+        with _lora_must_fit(self, source, hotswap):
+            state_dict, alphas, metadata = self.lora_state_dict(
+                dict(source) if isinstance(source, dict) else source, return_lora_metadata=True, **kwargs
+            )
+            self.load_lora_into_unet(
+                state_dict,
+                alphas,
+                self.unet,
+                adapter_name=adapter_name,
+                metadata=metadata,
+                _pipeline=self,
+                hotswap=hotswap,
+                **options,
+            )
+
+    def fuse_lora(self, components: Sequence[str] = ("unet",), *args: Any, **kwargs: Any) -> None:
+        super().fuse_lora(list(components), *args, **kwargs)
+
+    def unfuse_lora(self, components: Sequence[str] = ("unet",), **kwargs: Any) -> None:
+        super().unfuse_lora(list(components), **kwargs)
 
     # How the folder is written. `save_pretrained` and `push_to_hub` save the components and then call `save_config`,
     # which ends here: the index comes last, and only whole files take the place of others.
@@ -292,12 +433,30 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
             if source_folder and (Path(source_folder) / name).is_file():
                 _replace_file(target_folder / name, (Path(source_folder) / name).read_bytes())
 
-    # How the folder is read: `from_pretrained` is the parent's, and takes from these two what it opens. Both leave
-    # alone what the package does not have.
+    # How the folder is read. `from_pretrained` opens what the other two give it; these leave alone what the package
+    # does not have.
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As [`~DiffusionPipeline.from_pretrained`].
+
+        Raises:
+            OSError: if a file is missing, or its JSON is damaged.
+            ValueError: if configs and weights do not describe a pipeline of this class.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (ImportError, OSError, ValueError):
+            raise
+        except Exception as error:  # whatever a component makes of a config that is not its own
+            raise ValueError(
+                f"{pretrained_model_name_or_path} does not open as a {cls.__name__}: `model_index.json`, configs and"
+                f" weights do not fit together ({type(error).__name__}: {' '.join(str(error).split())[:500]})."
+            ) from error
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
-        index = super()._dict_from_json_file(json_file, **kwargs)
+        index = _read_index(super()._dict_from_json_file, json_file, **kwargs)
         entry = index.get("_class_name")
         # A file name would make diffusers run that file in place of the class that the user called.
         if isinstance(entry, list) and entry[1] in {base.__name__ for base in cls.__mro__}:
@@ -320,18 +479,108 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline):
         return result
 
 
+def _read_index(read: Callable[..., Any], file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
+    """A `model_index.json`, or an `OSError` that says what is wrong with it."""
+    try:
+        index = read(file, **kwargs)
+    except (ValueError, RecursionError) as error:  # not JSON, not text, or nested without end
+        raise OSError(f"{file} is not valid JSON ({type(error).__name__}: {error}): download it again.") from error
+    if not isinstance(index, dict):
+        raise OSError(f"{file} must hold a JSON object, not {type(index).__name__}: it is no pipeline's.")
+    entries = {name: entry for name, entry in index.items() if isinstance(entry, list) or name == "_class_name"}
+    for name, entry in entries.items():
+        pair = isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
+        if not (pair or entry == [None, None] or (name == "_class_name" and isinstance(entry, str))):
+            raise OSError(f"{file}: `{name}` must be a file or library and a class of it, not {entry!r}.")
+    return index
+
+
+@contextmanager
+def _lora_must_fit(pipe: Any, source: Any, hotswap: bool) -> Iterator[None]:
+    """Raises `ValueError` where diffusers loads nothing with a warning, or ends in an error of peft or torch."""
+    if not hasattr(pipe.unet, "load_lora_adapter"):
+        raise ValueError(
+            f"{type(pipe.unet).__name__} takes no LoRA. Open the U-Net with the VDMini class of its kind, which does;"
+            " for a stock folder, pass it the `mid_block_type` that its config does not have."
+        )
+    name = "the given tensors" if isinstance(source, dict) else source
+    before = pipe.get_list_adapters()
+    try:
+        yield
+    except (KeyError, RuntimeError, ValueError) as error:  # those of peft and torch list every tensor
+        reason = " ".join(str(error).split("\n\t")[:2])[:500]
+        raise ValueError(f"The LoRA of {name} does not load into {type(pipe.unet).__name__}: {reason}") from error
+    if not hotswap and pipe.get_list_adapters() == before:
+        raise ValueError(
+            f"Nothing was loaded: {name} has no LoRA for {' or '.join(pipe._lora_loadable_modules)}. Names of tensors"
+            " begin with `unet.`, as `save_lora_weights` writes them; an adapter that `unet.save_lora_adapter` wrote"
+            " loads by `pipe.unet.load_lora_adapter(folder, prefix=None)`."
+        )
+
+
 def _components(index: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
     """Name and `(library or file stem, class name)` of each component that a `model_index.json` holds."""
     entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and name != "_class_name"}
     return [(name, (library, class_name)) for name, (library, class_name) in entries.items() if library is not None]
 
 
-def _check_numbers(kind: type, least: int, **arguments: Any) -> None:
+def _check_numbers(kind: type, least: float, most: float | None = None, /, **arguments: Any) -> None:
+    """Raises unless all are finite numbers from `least` to `most`; integers are those of 32 bits at most."""
     for name, value in arguments.items():
         if not isinstance(value, kind):
             raise TypeError(f"`{name}` must be {'an integer' if kind is Integral else 'a number'}, not {value!r}.")
         if not value >= least:
             raise ValueError(f"`{name}` must be at least {least}, not {value}.")
+        limit = most or (2**31 - 1 if kind is Integral else sys.float_info.max)
+        if value > limit:
+            raise ValueError(f"`{name}` must be at most {limit:g}, not {value}.")
+
+
+def _check_finite(**tensors: Any) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"`{name}` must be a `torch.Tensor`, not {type(tensor).__name__}.")
+        if not tensor.is_floating_point():
+            raise TypeError(f"`{name}` must hold floats, not {tensor.dtype}.")
+        if not tensor.isfinite().all():
+            raise ValueError(f"`{name}` must hold finite numbers only; it has NaN or infinity.")
+
+
+def _check_generator(generator: Any, num_videos: int) -> None:
+    generators = generator if isinstance(generator, list) else [generator]
+    if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
+        raise TypeError(f"`generator` must be a `torch.Generator` or a list of them, not {generator!r}.")
+    if isinstance(generator, list) and len(generator) != num_videos:
+        raise ValueError(f"`generator` lists {len(generator)} generators for {num_videos} videos.")
+
+
+def _check_callback(callback: Any, tensor_inputs: Any, known: list[str]) -> None:
+    if callback is not None and not callable(callback):
+        raise TypeError(f"`callback_on_step_end` must be callable, not {callback!r}.")
+    if not isinstance(tensor_inputs, (list, tuple)) or not all(isinstance(name, str) for name in tensor_inputs):
+        raise TypeError(f"`callback_on_step_end_tensor_inputs` must be a list of names, not {tensor_inputs!r}.")
+    unknown = sorted(set(tensor_inputs) - set(known))
+    if unknown:
+        raise ValueError(f"`callback_on_step_end_tensor_inputs` may name {known}, not {unknown}.")
+
+
+def _callback_result(
+    result: Any, shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What `callback_on_step_end` returned, with latents of the pipeline's device and dtype."""
+    if not isinstance(result, dict):
+        raise ValueError(
+            f"`callback_on_step_end` must return a dictionary, not {result!r}; an empty one if it changes nothing."
+        )
+    for name in {"latents", "prompt_embeds"} & set(result):
+        tensor = result[name]
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"`callback_on_step_end` must return a tensor for `{name}`, not {tensor!r}.")
+        if name == "latents" and tensor.shape != shape:
+            raise ValueError(
+                f"`callback_on_step_end` must return `latents` of the shape {shape}, not {tuple(tensor.shape)}."
+            )
+    return {**result, "latents": result["latents"].to(device, dtype)} if "latents" in result else result
 
 
 def _replace_file(path: Path, content: bytes) -> None:

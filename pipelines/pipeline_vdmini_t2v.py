@@ -4,15 +4,19 @@ This file is also published beside the weights, where it runs without the packag
 and repeats what it shares with the image-to-video pipeline.
 """
 
+import functools
 import html
 import inspect
 import json
 import os
 import re
 import sys
+import threading
 import uuid
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -45,14 +49,35 @@ EMBEDDED_DEFAULTS = (16, 7.5)
 RUN_TIME_DEFAULTS = (50, 9.0)
 MOTION_GUIDANCE_SCALE = 0.05
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-# What may lie beside the weights and describes them; diffusers neither reads nor saves these files.
+# Files beside the weights that describe them; diffusers neither reads nor saves these.
 UNET_COMPANIONS = ("pruning_plan.json", "pruning_provenance.json")
+
+# One lock for each component that a call changes: see `one_call_at_a_time`.
+_LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def one_call_at_a_time(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A pipeline's `__call__` that waits while another thread runs one on the same U-Net, VAE or scheduler.
+
+    The scheduler counts steps, a VAE in float16 is float32 while it encodes, and offloading moves the networks.
+    The locks are not attributes, so pipelines and components can still be copied and pickled.
+    """
+
+    @functools.wraps(call)
+    def locked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        shared = {id(part): part for part in (self.unet, self.vae, self.scheduler) if part is not None}
+        with ExitStack() as locks:
+            for _, part in sorted(shared.items()):  # in one order everywhere, or two threads wait for each other
+                locks.enter_context(_LOCKS.setdefault(part, threading.RLock()))
+            return call(self, *args, **kwargs)
+
+    return locked
 
 
 def guidance_embedding(w: torch.Tensor, embedding_dim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """What a U-Net is told of guidance weights `w`, or of strengths of motion guidance, of shape `(batch,)`.
+    """The embedding of guidance weights `w`, or of strengths of motion guidance, of shape `(batch,)`.
 
-    Sine, then cosine, of `1000 w` at `embedding_dim / 2` frequencies. T2V-Turbo embeds the weight as it is, where
+    It is sine, then cosine, of `1000 w` at `embedding_dim / 2` frequencies. T2V-Turbo embeds the weight as it is;
     diffusers' latent consistency pipelines embed `w - 1`. Computed in float32: in bfloat16 the phases would be lost.
 
     Returns:
@@ -108,18 +133,19 @@ class VDMiniT2VPipelineOutput(BaseOutput):
 
 class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin):
     r"""
-    Text to video with a VDMini student, T2V-Turbo, VideoCrafter2 or ModelScope's model; the components' configs say
-    what the sampling has to do:
+    Text to video with a VDMini student, T2V-Turbo, VideoCrafter2 or ModelScope's model. The components' configs decide
+    how it samples:
 
-    - A U-Net with `time_cond_proj_dim` (T2V-Turbo and its students) is told the guidance weight and runs once a step.
-      Others are guided at run time, on a doubled batch.
+    - A U-Net with `time_cond_proj_dim` (T2V-Turbo and its students) takes the guidance weight as an embedding and runs
+      once a step. Others are guided at run time, on a doubled batch.
     - With [`LCMScheduler`], the timesteps are those that T2V-Turbo was trained on (`consistency_timesteps`), with the
       scheduler's own step. Other schedulers choose their timesteps themselves.
-    - A U-Net with `fps_cond` is told the frame rate, one with `motion_cond_proj_dim` the strength of motion guidance.
+    - A U-Net with `fps_cond` takes the frame rate, one with `motion_cond_proj_dim` the strength of motion guidance.
 
-    The scheduler computes in float32 whatever the weights' dtype: at timestep 999 it divides by 0.068.
+    The scheduler computes in float32 whatever the weights' dtype: at timestep 999 it divides by 0.068. One pipeline
+    may be called from several threads: the calls take turns.
 
-    Saved folders and how they open are those of [`VDMiniI2VPipeline`]: Python files lie beside the weights; with the
+    Folders are saved and opened as those of [`VDMiniI2VPipeline`] are: Python files lie beside the weights; with the
     package installed, `VDMiniT2VPipeline.from_pretrained` runs the installed code and needs no trust flag. It opens
     folders of the stock text-to-video pipeline, such as ModelScope's, as well.
 
@@ -129,17 +155,19 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             OpenCLIP ViT-H/14 without its last layer (VideoCrafter2 and ModelScope use the one before it).
         tokenizer ([`~transformers.CLIPTokenizer`]): CLIP's vocabulary.
         unet ([`UNet3DConditionModel`]): A student (a subclass) or a teacher.
-        scheduler ([`SchedulerMixin`]): [`LCMScheduler`] for T2V-Turbo, [`DDIMScheduler`] or another for the others.
+        scheduler ([`SchedulerMixin`]):
+            [`LCMScheduler`] for T2V-Turbo, [`DDIMScheduler`] or another for the others. Its timesteps must be those of
+            DDPM: schedulers of flow matching and EDM are refused.
 
     Example:
 
         >>> import torch
-        >>> from diffusers.utils import export_to_video
+        >>> from diffusers.utils import export_to_gif
         >>> from vdmini_diffusers import VDMiniT2VPipeline
 
         >>> pipe = VDMiniT2VPipeline.from_pretrained("org/vdmini-t2v", dtype=torch.float16, variant="fp16")
         >>> frames = pipe.to("cuda")("A corgi surfs a wave at sunset").frames[0]
-        >>> export_to_video(frames, "video.mp4", fps=8)
+        >>> export_to_gif(frames, "video.gif", fps=8)
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -169,7 +197,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the U-Net is told the guidance weight."""
+        """Whether the U-Net takes the guidance weight as an embedding."""
         return self.unet.config.time_cond_proj_dim is not None
 
     @property
@@ -250,6 +278,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         return pixels.unflatten(0, (latents.shape[0], latents.shape[2])).transpose(1, 2)
 
     @torch.no_grad()
+    @one_call_at_a_time
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -280,8 +309,8 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         Args:
             prompt (`str` or `list[str]`, *optional*): Or `prompt_embeds`.
             height, width (`int`, *optional*):
-                In pixels; multiples of what VAE and U-Net downsample by together: 64 for T2V-Turbo, 32 for VDMini-T2V.
-                By default the U-Net's `sample_size`, or 320 and 512.
+                In pixels; multiples of what the VAE downsamples by (8 for the models' own). By default the U-Net's
+                `sample_size`, or 320 and 512.
             num_frames (`int`, defaults to 16): At least 1.
             num_inference_steps (`int`, *optional*):
                 At least 1. By default 16 with embedded guidance (T2V-Turbo-v2; 8 and 4 work as well), otherwise 50.
@@ -289,28 +318,28 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
                 At least 0; by default 7.5 with embedded guidance, otherwise 9. Embedded, it is T2V-Turbo's `w` in
                 `cond + w (cond - uncond)`. At run time it is the usual `w + 1`, and there is no guidance up to 1.
             negative_prompt (`str` or `list[str]`, *optional*): Only for guidance at run time.
-            eta (`float`, defaults to 0.0): Of DDIM; other schedulers do not use it.
+            eta (`float`, defaults to 0.0): DDIM's share of new noise in each step; other schedulers do not use it.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*): One, or one per video.
             latents (`torch.Tensor`, *optional*):
                 Noise of unit variance, `(batch * num_videos_per_prompt, 4, num_frames, height / 8, width / 8)` for the
-                models' own VAE.
+                models' own VAE. Any floating dtype: it is cast to float32.
             prompt_embeds, negative_prompt_embeds (`torch.Tensor`, *optional*):
                 `(batch, tokens, channels)`, instead of the prompts. From `encode_prompt`, for example.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, defaults to `True`): An output object with `frames`, or a tuple.
             callback_on_step_end (`Callable`, *optional*): `callback(pipe, step, timestep, callback_kwargs) -> dict`.
             callback_on_step_end_tensor_inputs (`list[str]`):
-                What it gets in `callback_kwargs`: `"latents"`, `"prompt_embeds"` (with guidance at run time after the
-                negative ones, in one tensor).
+                The tensors that the callback gets in `callback_kwargs`: `"latents"`, `"prompt_embeds"` (with guidance
+                at run time after the negative ones, in one tensor). Those in its result replace the pipeline's.
             cross_attention_kwargs (`dict`, *optional*):
                 For the U-Net's attention processors. A LoRA's strength is set by `set_adapters`, not by `scale` here.
             num_videos_per_prompt (`int`, defaults to 1): At least 1. Videos of one prompt are neighbours.
-            fps (`float`, defaults to 8): At least 1; told to a U-Net that has `fps_cond`.
+            fps (`float`, defaults to 8): At least 1; conditions a U-Net that has `fps_cond`.
             motion_guidance_scale (`float`, *optional*):
-                At least 0, by default 0.05: the strength that a U-Net with `motion_cond_proj_dim` is told. Others are
-                not told it, and refuse it.
+                At least 0, by default 0.05: the strength that conditions a U-Net with `motion_cond_proj_dim`. Others
+                refuse it.
             motion_guidance_percentage (`float`, defaults to 0.5):
-                In which part of the noise levels, from the highest on, it is told this strength; then it is told 0.
+                The part of the noise levels, from the highest on, at which the strength is this one; below, it is 0.
             decode_chunk_size (`int`, defaults to 16): Frames that the VAE decodes at once, at least 1.
             timesteps (`list[int]`, *optional*):
                 Falling timesteps, from 0 on, instead of the default ones, where the scheduler takes them.
@@ -322,7 +351,8 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
 
         Raises:
             TypeError: if an argument has the wrong type.
-            ValueError: if an argument is out of range, or shapes do not fit. Both before anything is computed.
+            ValueError: if an argument is out of range, shapes do not fit, or the scheduler's timesteps are not DDPM's.
+                Both before anything is computed. After a step, if the callback does not return what it should.
         """
         config = self.unet.config
         motion_dim = config.get("motion_cond_proj_dim")  # stock U-Nets have neither this nor `fps_cond`
@@ -350,16 +380,14 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, not {output_type!r}.")
         if self.vae is None and output_type != "latent":
             raise ValueError("This pipeline has no VAE: pass `output_type='latent'`.")
-        strangers = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if strangers:
-            known = self._callback_tensor_inputs
-            raise ValueError(f"`callback_on_step_end_tensor_inputs` may name {known}, not {sorted(strangers)}.")
+        _check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         self._guidance_scale, self._interrupt = guidance_scale, False
         batch_size = self._check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         num_videos = batch_size * num_videos_per_prompt
         shape = self._check_shapes(num_videos, num_frames, height, width, generator, latents)
 
         device = self._execution_device
+        self._check_scheduler()
         steps = self._set_timesteps(num_inference_steps, timesteps, device)
         self._num_timesteps = len(steps)
 
@@ -375,10 +403,10 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         if negative_context is not None:
             context = torch.cat([negative_context.to(context), context])
 
-        # What the U-Net is told beyond text and timestep, as far as it was built for it.
-        told = {"fps": fps} if config.get("fps_cond") else {}
+        # The conditioning beyond text and timestep that the U-Net was built for.
+        conditioning = {"fps": fps} if config.get("fps_cond") else {}
         if self.embeds_guidance:
-            told["timestep_cond"] = self._embed(guidance_scale, config.time_cond_proj_dim, num_videos)
+            conditioning["timestep_cond"] = self._embed(guidance_scale, config.time_cond_proj_dim, num_videos)
         motion_ends = self.scheduler.config.num_train_timesteps * (1 - motion_guidance_percentage)
 
         # The sampler's own numbers are float32 at least.
@@ -395,7 +423,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
                 if motion_dim is not None:
                     # Never left out: no embedding is another input than the embedding of 0.
                     strength = motion_guidance_scale if t >= motion_ends else 0.0
-                    told["motion_cond"] = self._embed(strength, motion_dim, num_videos)
+                    conditioning["motion_cond"] = self._embed(strength, motion_dim, num_videos)
                 model_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
                 model_input = self.scheduler.scale_model_input(model_input, t)
                 model_output = self.unet(
@@ -404,7 +432,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
                     encoder_hidden_states=context.to(self.unet.dtype),
                     cross_attention_kwargs=cross_attention_kwargs,
                     return_dict=False,
-                    **told,
+                    **conditioning,
                 )[0].to(dtype)
                 if self.do_classifier_free_guidance:
                     unguided, guided = model_output.chunk(2)
@@ -413,7 +441,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "prompt_embeds": context}
                     chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    tensors |= callback_on_step_end(self, i, t, chosen)
+                    tensors |= _callback_result(callback_on_step_end(self, i, t, chosen), shape, device, dtype)
                     latents, context = tensors["latents"], tensors["prompt_embeds"]
                 progress_bar.update()
 
@@ -442,6 +470,9 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             raise TypeError(f"`timesteps` must be a list of integers, not {timesteps!r}.")
         elif min(timesteps) < 0:
             raise ValueError(f"`timesteps` must be at least 0, not {min(timesteps)}.")
+        elif max(timesteps) >= self.scheduler.config.num_train_timesteps or timesteps != sorted(timesteps)[::-1]:
+            most = self.scheduler.config.num_train_timesteps - 1
+            raise ValueError(f"`timesteps` must be descending, from {most} at most, not {timesteps}.")
         elif "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             raise ValueError(f"{type(self.scheduler).__name__} takes no `timesteps`: pass `num_inference_steps`.")
         else:
@@ -464,6 +495,8 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             raise ValueError("Pass either `prompt` or `prompt_embeds`.")
         width = self.unet.config.cross_attention_dim
         for name, embeds in {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}.items():
+            if embeds is not None:
+                _check_finite(**{name: embeds})
             if embeds is not None and (embeds.ndim != 3 or embeds.shape[0] < 1 or embeds.shape[2] != width):
                 raise ValueError(f"`{name}` must have the shape (batch, tokens, {width}), not {tuple(embeds.shape)}.")
         batch_size = 1 if isinstance(prompt, str) else len(prompt or prompt_embeds)
@@ -471,7 +504,8 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         negative = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
         if negative is not None and self.embeds_guidance:
             raise ValueError(
-                "This U-Net is told the guidance weight and runs with the prompt only: it takes no negative prompt."
+                "This U-Net takes the guidance weight as an embedding and runs with the prompt only: it takes no"
+                " negative prompt."
             )
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("Pass either `negative_prompt` or `negative_prompt_embeds`, not both.")
@@ -484,7 +518,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
                     "This pipeline has no text encoder or no tokenizer: pass `prompt_embeds`, and for guidance at run"
                     " time `negative_prompt_embeds`."
                 )
-            lengths.add(self.text_encoder.config.max_position_embeddings)  # of what is made of text
+            lengths.add(self.text_encoder.config.max_position_embeddings)  # that of embedded text
         if len(lengths) > 1:
             raise ValueError(f"Embeddings of prompt and negative prompt must have as many tokens, not {lengths}.")
         return batch_size
@@ -498,16 +532,14 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         generator: torch.Generator | list[torch.Generator] | None,
         latents: torch.Tensor | None,
     ) -> tuple[int, ...]:
-        """The latents' shape."""
-        # The last stage of the U-Net does not downsample.
-        multiple = self.vae_scale_factor * 2 ** (len(self.unet.config.down_block_types) - 1)
+        """The shape of the latents. The U-Net takes latents of any size: it upsamples to its skip connections'."""
+        multiple = self.vae_scale_factor
         if height % multiple or width % multiple:
             raise ValueError(
-                f"`height` and `width` must be multiples of {multiple}, which VAE and U-Net downsample by; got"
-                f" {height} and {width}."
+                f"`height` and `width` must be multiples of {multiple}, which the VAE downsamples by; got {height} and"
+                f" {width}."
             )
-        if isinstance(generator, list) and len(generator) != num_videos:
-            raise ValueError(f"`generator` lists {len(generator)} generators for {num_videos} videos.")
+        _check_generator(generator, num_videos)
         shape = (
             num_videos,
             self.unet.config.in_channels,
@@ -515,9 +547,42 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             height // self.vae_scale_factor,
             width // self.vae_scale_factor,
         )
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` must have the shape {shape}, not {tuple(latents.shape)}.")
+        if latents is not None:
+            _check_finite(latents=latents)
+            if tuple(latents.shape) != shape:
+                raise ValueError(f"`latents` must have the shape {shape}, not {tuple(latents.shape)}.")
         return shape
+
+    def _check_scheduler(self) -> None:
+        """Raises `ValueError` unless timesteps are steps of DDPM's noising, as all U-Nets of the family count them."""
+        config = self.scheduler.config
+        if (
+            not hasattr(self.scheduler, "alphas_cumprod")
+            or config.get("timestep_type") == "continuous"
+            or config.get("use_flow_sigmas")
+            or config.get("prediction_type") == "flow_prediction"
+        ):
+            raise ValueError(
+                f"{type(self.scheduler).__name__} with this config does not suit this U-Net, which was trained on the"
+                " timesteps of DDPM: use `LCMScheduler`, `DDIMScheduler` or another without flow matching and EDM."
+            )
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """As [`~loaders.StableDiffusionLoraLoaderMixin.load_lora_weights`].
+
+        Raises:
+            ValueError: if the U-Net takes no adapters, or these are not its: names or shapes differ.
+        """
+        source: Any = pretrained_model_name_or_path_or_dict
+        source = os.fspath(source) if isinstance(source, os.PathLike) else source
+        with _lora_must_fit(self, source, hotswap):
+            super().load_lora_weights(source, adapter_name, hotswap, **kwargs)
 
     # How the folder is written. `save_pretrained` and `push_to_hub` save the components and then call `save_config`,
     # which ends here: the index comes last, and only whole files take the place of others.
@@ -548,12 +613,30 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             if source_folder and (Path(source_folder) / name).is_file():
                 _replace_file(target_folder / name, (Path(source_folder) / name).read_bytes())
 
-    # How the folder is read: `from_pretrained` is the parent's, and takes from these two what it opens. Both leave
-    # alone what the package does not have.
+    # How the folder is read. `from_pretrained` opens what the other two give it; these leave alone what the package
+    # does not have.
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As [`~DiffusionPipeline.from_pretrained`].
+
+        Raises:
+            OSError: if a file is missing, or its JSON is damaged.
+            ValueError: if configs and weights do not describe a pipeline of this class.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (ImportError, OSError, ValueError):
+            raise
+        except Exception as error:  # whatever a component makes of a config that is not its own
+            raise ValueError(
+                f"{pretrained_model_name_or_path} does not open as a {cls.__name__}: `model_index.json`, configs and"
+                f" weights do not fit together ({type(error).__name__}: {' '.join(str(error).split())[:500]})."
+            ) from error
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
-        index = super()._dict_from_json_file(json_file, **kwargs)
+        index = _read_index(super()._dict_from_json_file, json_file, **kwargs)
         entry = index.get("_class_name")
         # A file name would make diffusers run that file in place of the class that the user called.
         if isinstance(entry, list) and entry[1] in {base.__name__ for base in cls.__mro__}:
@@ -586,18 +669,108 @@ def _clean(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().lower()
 
 
+def _read_index(read: Callable[..., Any], file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
+    """A `model_index.json`, or an `OSError` that says what is wrong with it."""
+    try:
+        index = read(file, **kwargs)
+    except (ValueError, RecursionError) as error:  # not JSON, not text, or nested without end
+        raise OSError(f"{file} is not valid JSON ({type(error).__name__}: {error}): download it again.") from error
+    if not isinstance(index, dict):
+        raise OSError(f"{file} must hold a JSON object, not {type(index).__name__}: it is no pipeline's.")
+    entries = {name: entry for name, entry in index.items() if isinstance(entry, list) or name == "_class_name"}
+    for name, entry in entries.items():
+        pair = isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
+        if not (pair or entry == [None, None] or (name == "_class_name" and isinstance(entry, str))):
+            raise OSError(f"{file}: `{name}` must be a file or library and a class of it, not {entry!r}.")
+    return index
+
+
+@contextmanager
+def _lora_must_fit(pipe: Any, source: Any, hotswap: bool) -> Iterator[None]:
+    """Raises `ValueError` where diffusers loads nothing with a warning, or ends in an error of peft or torch."""
+    if not hasattr(pipe.unet, "load_lora_adapter"):
+        raise ValueError(
+            f"{type(pipe.unet).__name__} takes no LoRA. Open the U-Net with the VDMini class of its kind, which does;"
+            " for a stock folder, pass it the `mid_block_type` that its config does not have."
+        )
+    name = "the given tensors" if isinstance(source, dict) else source
+    before = pipe.get_list_adapters()
+    try:
+        yield
+    except (KeyError, RuntimeError, ValueError) as error:  # those of peft and torch list every tensor
+        reason = " ".join(str(error).split("\n\t")[:2])[:500]
+        raise ValueError(f"The LoRA of {name} does not load into {type(pipe.unet).__name__}: {reason}") from error
+    if not hotswap and pipe.get_list_adapters() == before:
+        raise ValueError(
+            f"Nothing was loaded: {name} has no LoRA for {' or '.join(pipe._lora_loadable_modules)}. Names of tensors"
+            " begin with `unet.`, as `save_lora_weights` writes them; an adapter that `unet.save_lora_adapter` wrote"
+            " loads by `pipe.unet.load_lora_adapter(folder, prefix=None)`."
+        )
+
+
 def _components(index: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
     """Name and `(library or file stem, class name)` of each component that a `model_index.json` holds."""
     entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and name != "_class_name"}
     return [(name, (library, class_name)) for name, (library, class_name) in entries.items() if library is not None]
 
 
-def _check_numbers(kind: type, least: int, **arguments: Any) -> None:
+def _check_numbers(kind: type, least: float, most: float | None = None, /, **arguments: Any) -> None:
+    """Raises unless all are finite numbers from `least` to `most`; integers are those of 32 bits at most."""
     for name, value in arguments.items():
         if not isinstance(value, kind):
             raise TypeError(f"`{name}` must be {'an integer' if kind is Integral else 'a number'}, not {value!r}.")
         if not value >= least:
             raise ValueError(f"`{name}` must be at least {least}, not {value}.")
+        limit = most or (2**31 - 1 if kind is Integral else sys.float_info.max)
+        if value > limit:
+            raise ValueError(f"`{name}` must be at most {limit:g}, not {value}.")
+
+
+def _check_finite(**tensors: Any) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"`{name}` must be a `torch.Tensor`, not {type(tensor).__name__}.")
+        if not tensor.is_floating_point():
+            raise TypeError(f"`{name}` must hold floats, not {tensor.dtype}.")
+        if not tensor.isfinite().all():
+            raise ValueError(f"`{name}` must hold finite numbers only; it has NaN or infinity.")
+
+
+def _check_generator(generator: Any, num_videos: int) -> None:
+    generators = generator if isinstance(generator, list) else [generator]
+    if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
+        raise TypeError(f"`generator` must be a `torch.Generator` or a list of them, not {generator!r}.")
+    if isinstance(generator, list) and len(generator) != num_videos:
+        raise ValueError(f"`generator` lists {len(generator)} generators for {num_videos} videos.")
+
+
+def _check_callback(callback: Any, tensor_inputs: Any, known: list[str]) -> None:
+    if callback is not None and not callable(callback):
+        raise TypeError(f"`callback_on_step_end` must be callable, not {callback!r}.")
+    if not isinstance(tensor_inputs, (list, tuple)) or not all(isinstance(name, str) for name in tensor_inputs):
+        raise TypeError(f"`callback_on_step_end_tensor_inputs` must be a list of names, not {tensor_inputs!r}.")
+    unknown = sorted(set(tensor_inputs) - set(known))
+    if unknown:
+        raise ValueError(f"`callback_on_step_end_tensor_inputs` may name {known}, not {unknown}.")
+
+
+def _callback_result(
+    result: Any, shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What `callback_on_step_end` returned, with latents of the pipeline's device and dtype."""
+    if not isinstance(result, dict):
+        raise ValueError(
+            f"`callback_on_step_end` must return a dictionary, not {result!r}; an empty one if it changes nothing."
+        )
+    for name in {"latents", "prompt_embeds"} & set(result):
+        tensor = result[name]
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"`callback_on_step_end` must return a tensor for `{name}`, not {tensor!r}.")
+        if name == "latents" and tensor.shape != shape:
+            raise ValueError(
+                f"`callback_on_step_end` must return `latents` of the shape {shape}, not {tuple(tensor.shape)}."
+            )
+    return {**result, "latents": result["latents"].to(device, dtype)} if "latents" in result else result
 
 
 def _replace_file(path: Path, content: bytes) -> None:

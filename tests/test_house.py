@@ -269,9 +269,17 @@ def test_what_the_pipelines_repeat_is_the_same_text():
         "load_config",
         "_components",
         "_check_numbers",
+        "_check_finite",
+        "_check_generator",
+        "_check_callback",
+        "_callback_result",
+        "_lora_must_fit",
+        "_read_index",
         "_replace_file",
+        "from_pretrained",
+        "one_call_at_a_time",
     }
-    own = {"__call__", "default_size", "decode_latents", "_check_shapes"}
+    own = {"__call__", "default_size", "decode_latents", "_check_shapes", "_check_scheduler", "load_lora_weights"}
     assert set(i2v) & set(t2v) - same <= own, "a repeat has drifted"
 
 

@@ -2,6 +2,14 @@
 
 import pytest
 import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from tiny_text_to_video import MODELSCOPE, T2V_TURBO, tiny_t2v_pipeline, tiny_t2v_student
 
 from vdmini_diffusers import VDMiniT2VPipeline
@@ -34,8 +42,11 @@ WRONG = [
     ("modelscope", {"negative_prompt": "a", "negative_prompt_embeds": EMBEDS}, ValueError, "not both"),
     ("modelscope", {"negative_prompt_embeds": EMBEDS[:, :7]}, ValueError, "as many tokens"),
     ("modelscope", {"prompt": None, "prompt_embeds": EMBEDS[:, :7]}, ValueError, "as many tokens"),
-    ("turbo", {"height": 12}, ValueError, "multiples of 8"),
-    ("turbo", {"width": 20}, ValueError, "multiples of 8"),
+    ("turbo", {"prompt": None, "prompt_embeds": EMBEDS.long()}, TypeError, "`prompt_embeds` must hold floats"),
+    ("turbo", {"prompt": None, "prompt_embeds": EMBEDS / 0}, ValueError, "`prompt_embeds` must hold finite"),
+    ("turbo", {"prompt": None, "prompt_embeds": [[1.0]]}, TypeError, "`prompt_embeds` must be a `torch.Tensor`"),
+    ("turbo", {"height": 13}, ValueError, "multiples of 2, which the VAE downsamples by"),
+    ("turbo", {"width": 21}, ValueError, "multiples of 2, which the VAE downsamples by"),
     ("turbo", {"height": 0}, ValueError, "`height` must be at least 1"),
     ("turbo", {"width": 16.0}, TypeError, "`width` must be an integer"),
     ("turbo", {"num_frames": 0}, ValueError, "`num_frames` must be at least 1"),
@@ -46,8 +57,13 @@ WRONG = [
     ("turbo", {"timesteps": []}, TypeError, "`timesteps` must be a list of integers"),
     ("turbo", {"timesteps": [999.5]}, TypeError, "`timesteps` must be a list of integers"),
     ("turbo", {"timesteps": [99, 999]}, ValueError, "descending"),
+    ("turbo", {"timesteps": [1000, 499]}, ValueError, "`timesteps` must be descending, from 999 at most"),
     ("turbo", {"timesteps": [999, -1]}, ValueError, "`timesteps` must be at least 0, not -1"),
     ("modelscope", {"timesteps": [999, 499]}, ValueError, "DDIMScheduler takes no `timesteps`"),
+    ("turbo", {"num_frames": 2**31}, ValueError, "`num_frames` must be at most"),
+    ("turbo", {"guidance_scale": float("inf")}, ValueError, "`guidance_scale` must be at most"),
+    ("modelscope", {"guidance_scale": float("nan")}, ValueError, "`guidance_scale`"),
+    ("turbo", {"fps": float("inf")}, ValueError, "`fps` must be at most"),
     ("turbo", {"guidance_scale": -1}, ValueError, "`guidance_scale` must be at least 0"),
     ("turbo", {"guidance_scale": "high"}, TypeError, "`guidance_scale` must be a number"),
     ("turbo", {"eta": float("nan")}, ValueError, "`eta`"),
@@ -60,13 +76,44 @@ WRONG = [
     ("turbo", {"num_videos_per_prompt": None}, TypeError, "`num_videos_per_prompt`"),
     ("turbo", {"output_type": "gif"}, ValueError, "`output_type`"),
     ("turbo", {"callback_on_step_end_tensor_inputs": ["noise"]}, ValueError, "noise"),
+    ("turbo", {"callback_on_step_end_tensor_inputs": "latents"}, TypeError, "list of names"),
+    ("turbo", {"callback_on_step_end_tensor_inputs": None}, TypeError, "list of names"),
+    ("turbo", {"callback_on_step_end": 3}, TypeError, "must be callable"),
+    ("turbo", {"generator": (torch.Generator(),)}, TypeError, "`generator`"),
     ("turbo", {"generator": [torch.Generator()] * 2}, ValueError, "2 generators for 1 videos"),
     ("turbo", {"latents": torch.zeros(4, 16, 8, 8)}, ValueError, r"shape \(1, 4, 16, 8, 8\)"),
     ("turbo", {"latents": torch.zeros(1, 16, 4, 8, 8)}, ValueError, r"shape \(1, 4, 16, 8, 8\)"),
+    ("turbo", {"latents": torch.zeros(1, 4, 16, 8, 8, dtype=torch.int64)}, TypeError, "`latents` must hold floats"),
+    ("turbo", {"latents": torch.zeros(1, 4, 16, 8, 8) / 0}, ValueError, "`latents` must hold finite numbers"),
+    ("turbo", {"latents": [0.0]}, TypeError, "`latents` must be a `torch.Tensor`"),
     ("turbo, U-Net", {"output_type": "latent"}, ValueError, "no text encoder"),
     ("modelscope, U-Net", {"output_type": "latent", "prompt": None, "prompt_embeds": EMBEDS}, ValueError, "no text"),
     ("turbo, U-Net", {"prompt": None, "prompt_embeds": EMBEDS}, ValueError, "no VAE: pass `output_type='latent'`"),
 ]
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler(),
+        EDMEulerScheduler(),
+        EDMDPMSolverMultistepScheduler(),
+        EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
+        DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
+        UniPCMultistepScheduler(prediction_type="flow_prediction"),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_a_scheduler_with_another_meaning_of_timestep_is_refused(scheduler, pipes):
+    pipe = VDMiniT2VPipeline(**{**pipes["modelscope"].components, "scheduler": scheduler})
+    with pytest.raises(ValueError, match=f"{type(scheduler).__name__} .*does not suit"):
+        pipe("a corgi", num_frames=2, num_inference_steps=2)
+
+
+@pytest.mark.parametrize("result", [None, [], {"latents": None}, {"latents": torch.zeros(1)}, {"prompt_embeds": None}])
+def test_a_callback_must_return_a_dictionary_of_tensors(result, pipes):
+    with pytest.raises(ValueError, match="`callback_on_step_end` must return"):
+        pipes["turbo"]("a corgi", num_frames=2, num_inference_steps=1, callback_on_step_end=lambda *args: result)
 
 
 @pytest.mark.parametrize(

@@ -433,11 +433,40 @@ def test_the_default_size_is_that_of_the_loaded_unet(sample_size, size):
     assert pipe.default_size == size
 
 
-def test_the_teachers_fourth_stage_asks_for_larger_multiples(turbo):
+@pytest.mark.parametrize("size", [(2, 2), (24, 24), (6, 26)])
+def test_any_multiple_of_the_vaes_factor_is_a_size(size, turbo):
     teacher = tiny_t2v_pipeline(tiny_t2v_teacher())
-    with pytest.raises(ValueError, match="multiples of 16"):
-        teacher(PROMPT, height=24)
-    assert turbo(PROMPT, height=24, **SMALL).frames.shape == (1, 4, 2, 12, 8)
+    for pipe in (turbo, teacher):
+        assert pipe(PROMPT, *size, **{**SMALL, "output_type": "pt"}).frames.shape == (1, 2, 3, *size)
+
+
+def test_sizes_that_the_stock_pipeline_takes_are_taken_with_the_same_result():
+    components = tiny_t2v_components(randomise(UNet3DConditionModel(**STOCK_CONFIG)))
+    embeds = torch.randn(2, 1, 77, 16, generator=seeded())
+    stock, ours = (
+        cls(**components)(
+            prompt_embeds=embeds[0],
+            negative_prompt_embeds=embeds[1],
+            height=24,
+            width=40,
+            num_frames=2,
+            num_inference_steps=2,
+            generator=seeded(),
+            output_type="np",
+        ).frames
+        for cls in (TextToVideoSDPipeline, VDMiniT2VPipeline)
+    )
+    assert ours.shape == (1, 2, 24, 40, 3)
+    np.testing.assert_array_equal(ours, stock)
+
+
+def test_latents_of_another_precision_are_cast(turbo):
+    half = tiny_t2v_pipeline().to(torch.bfloat16)
+    latents = torch.randn(1, 4, 2, 8, 8, generator=seeded()).half()
+    found, expected = (
+        half(PROMPT, latents=x, **{**SMALL, "num_inference_steps": 1}).frames for x in (latents, latents.float())
+    )
+    assert torch.equal(found, expected)
 
 
 def test_lora_weights_of_unet_and_text_encoder_load_and_change_the_video(tmp_path):

@@ -327,16 +327,36 @@ class VDMiniUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
         return [module for module in self.modules() if isinstance(module, Attention)]
 
     @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
+        try:
+            config = super()._dict_from_json_file(json_file, **kwargs)
+        except (ValueError, RecursionError) as error:
+            raise OSError(f"{json_file} is not valid JSON ({type(error).__name__}: {error}).") from error
+        if not isinstance(config, dict):
+            raise OSError(f"{json_file} must hold a JSON object, not {type(config).__name__}.")
+        return config
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         r"""
         As [`~ModelMixin.from_pretrained`], but strict: diffusers fills missing tensors at random and drops unknown
         ones, with a warning; both mean that the weights belong to another network.
 
         Raises:
-            ValueError: if the checkpoint misses tensors of this model or holds others.
+            OSError: if a file is missing, or `config.json` is not JSON.
+            ValueError: if the config does not describe this model, or the checkpoint misses tensors of it or holds
+                others.
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        except (ImportError, OSError, ValueError):
+            raise
+        except Exception as error:  # whatever a config or a weight file that is not this class's leads to
+            raise ValueError(
+                f"{pretrained_model_name_or_path} does not open as a {cls.__name__}: its `config.json` and weights do"
+                f" not describe one ({type(error).__name__}: {' '.join(str(error).split())[:500]})."
+            ) from error
         problems = [
             f"{len(info[kind])} {kind.replace('_keys', '')} tensors ({', '.join(sorted(info[kind])[:3])}, ...)"
             for kind in ("missing_keys", "unexpected_keys")

@@ -62,11 +62,14 @@ def save_trained_pipeline(
         subfolder: the denoiser's.
     """
     trained = clone_with_weights(denoiser, state_dict)
+    pipe: Any = pipeline_with(trained)
     if args.rank is not None:
-        trained.save_lora_adapter(args.output_dir / "lora")
+        from peft.utils import get_peft_model_state_dict  # an optional dependency, for `--rank` only
+
+        pipe.save_lora_weights(args.output_dir / "lora", get_peft_model_state_dict(trained))
         trained.fuse_lora()
         trained.unload_lora()
-    pipeline_with(trained).save_pretrained(args.output_dir)
+    pipe.save_pretrained(args.output_dir)
     if student_name is not None:
         for name in ("pruning_plan.json", "pruning_provenance.json"):
             shutil.copyfile(student_file(student_name, f"{subfolder}/{name}"), args.output_dir / subfolder / name)
