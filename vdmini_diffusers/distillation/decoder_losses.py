@@ -10,7 +10,7 @@ from torch import Tensor
 from vdmini_diffusers.distillation.losses import icd_loss
 
 
-# Of two sets of frames, (n, 3, height, width) each, -1 to 1, to n distances.
+# Maps two sets of frames, (n, 3, height, width) each, -1 to 1, to n distances.
 PerceptualLoss = Callable[[Tensor, Tensor], Tensor]
 MAX_ADAPTIVE_WEIGHT = 1e4
 
@@ -67,8 +67,8 @@ def lpips_distance(net: Literal["vgg", "alex"] = "vgg", random_trunk: bool = Fal
         import lpips  # pyright: ignore[reportMissingImports] - extra `lpips`
     except (ImportError, RuntimeError) as error:  # torchvision of another torch raises the latter
         raise ImportError(
-            "`--perceptual_loss lpips` needs lpips and the torchvision that matches your torch: `pip install"
-            f" vdmini_diffusers[lpips]`. {without}"
+            "`--perceptual_loss lpips` needs lpips and the torchvision that matches your torch: `pip install -e"
+            f" '.[lpips]'`. {without}"
         ) from error
     try:
         distance = lpips.LPIPS(net=net, pnet_rand=random_trunk, verbose=False)
