@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -19,6 +19,12 @@ BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 }
 
 
+class HelpText(str):
+    """A help text that carries the bounds of its setting: `HfArgumentParser` would hand other metadata to argparse."""
+
+    bounds: Mapping[str, float]
+
+
 def setting(
     default: Any,
     help_text: str,
@@ -32,9 +38,10 @@ def setting(
 
     A subclass that changes the default keeps the bounds that it does not restate.
     """
+    text = HelpText(help_text)
     bounds = {"least": least, "above": above, "most": most, "below": below}
-    metadata = {"help": help_text, **{name: bound for name, bound in bounds.items() if bound is not None}}
-    return field(default=default, metadata=metadata)
+    text.bounds = {which: bound for which, bound in bounds.items() if bound is not None}
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -70,9 +77,9 @@ class Settings:
             raise ValueError(f"`--{name}` must be a {'whole ' if kind is int else ''}number, not {value!r}.")
         bounds: dict[str, Any] = {}
         for parent in reversed(type(self).__mro__):
-            if name in (declared := getattr(parent, "__dataclass_fields__", {})):
-                metadata = declared[name].metadata
-                bounds |= {which: metadata[which] for which in BOUNDS if which in metadata}
+            declared = getattr(parent, "__dataclass_fields__", {}).get(name)
+            if declared is not None and isinstance(declared.metadata.get("help"), HelpText):
+                bounds |= declared.metadata["help"].bounds
         finite = isinstance(value, Integral) or math.isfinite(value)
         if not finite or not all(BOUNDS[which][1](value, bound) for which, bound in bounds.items()):
             words = " and ".join(f"{BOUNDS[which][0]} {bound}" for which, bound in bounds.items())
