@@ -108,7 +108,7 @@ class Checkpoints:
             state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
             names = set(state)
         except Exception as error:  # torch and pickle raise nearly anything for a damaged file
-            raise ValueError(_unusable(folder, f"{STATE} cannot be read ({error})")) from error
+            raise ValueError(_unusable(folder, f"{STATE} cannot be read")) from error
         if names != set(self.others):
             raise ValueError(
                 f"{folder} holds {', '.join(sorted(map(str, names)))}, and this run needs"
@@ -124,7 +124,10 @@ class Checkpoints:
             for name, other in self.others.items():
                 other.load_state_dict(state[name])
         except Exception as error:  # as above, and for weights of another shape
-            raise ValueError(_unusable(folder, f"it is damaged, or was made with other settings ({error})")) from error
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                _unusable(folder, f"it is damaged, or was made with other settings ({reason})")
+            ) from error
         if found := _not_finite(accelerator, state):
             raise ValueError(_unusable(folder, f"{found} hold values that are not finite"))
 
@@ -217,7 +220,7 @@ def damage(folder: Path) -> str | None:
         return f"its {MANIFEST} does not list the files of a checkpoint"
     found = _sizes(folder)
     for name in sorted(set(expected) | set(found)):
-        if expected.get(name) != found.get(name):
+        if name not in found or expected.get(name) != found[name]:
             return f"{name} has {found.get(name)} bytes instead of {expected.get(name)}"
     return None
 

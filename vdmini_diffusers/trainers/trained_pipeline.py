@@ -1,5 +1,6 @@
 """The results of training a denoiser: a whole pipeline with its card, and validation videos on trackers."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from PIL import Image, ImageSequence
 from safetensors import SafetensorError
 
 from vdmini_diffusers.distillation.arguments import RunArguments, UNetTrainingArguments
+from vdmini_diffusers.distillation.engine import without_folders
 from vdmini_diffusers.families import Family
 from vdmini_diffusers.pruning.student_folder import student_file
 from vdmini_diffusers.serialization.cards import render_card, with_training_note
@@ -23,6 +25,7 @@ from vdmini_diffusers.version import __version__
 
 
 StateDict = Mapping[str, torch.Tensor]
+IGNORED_BY_PUSH = ["checkpoint-*", ".*", "*/.*", "logs/*", "skipped_videos/*", "validation/*"]
 
 
 def show_on_trackers(trackers: Iterable[GeneralTracker], files: Iterable[Path], step: int) -> None:
@@ -67,6 +70,11 @@ def finished_files(output_dir: Path, marker: str) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
+        for path in aside.rglob("config.json"):
+            config = json.loads(path.read_text("utf-8"))
+            if "_name_or_path" in config:  # where diffusers has read the model from
+                config["_name_or_path"] = without_folders(config["_name_or_path"])
+                path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         files = [path for path in sorted(aside.rglob("*")) if path.is_file() and path != aside / marker]
         (output_dir / marker).unlink(missing_ok=True)
         for path in [*files, aside / marker]:
@@ -150,5 +158,4 @@ def teacher_card(args: UNetTrainingArguments, teacher_name: str, family: Family)
 
 def push(args: RunArguments) -> None:
     """Upload the result of training, without checkpoints, logs and temporary files."""
-    ignored = ["checkpoint-*", ".*", "*/.*", "logs/*", "skipped_videos/*", "validation/*"]
-    push_folder(args.output_dir, args.hub_model_id, "End of training", ignored)
+    push_folder(args.output_dir, args.hub_model_id, "End of training", IGNORED_BY_PUSH)
