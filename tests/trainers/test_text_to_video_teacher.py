@@ -80,7 +80,7 @@ def test_rewards_need_captions_and_enough_frames(loaded, tmp_path):
         base.precomputed(write(tmp_path / "silent"))
     sample = base.precomputed(write(tmp_path / "captioned", caption="a cat"))[0]
     assert sample["caption"] == "a cat"
-    with pytest.raises(ValueError, match="wants 4 frames, and clips have 2"):
+    with pytest.raises(ValueError, match="needs 4 frames, and clips have 2"):
         base.set_clip_shape(sample)
 
 

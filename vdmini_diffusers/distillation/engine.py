@@ -1,4 +1,4 @@
-"""What every training script sets up in the same way."""
+"""Setup that all training scripts share: accelerator, data loader, optimiser, checkpoints and critics."""
 
 import json
 import logging
@@ -98,7 +98,7 @@ def report_settings(record: Mapping[str, Any], output_dir: Path | None) -> None:
 
 
 def without_folders(value: Any) -> Any:
-    """A setting as it may be published: of a path on this machine only the last name."""
+    """A setting as it may be published: a path on this machine becomes its last name."""
     if isinstance(value, (list, tuple)):
         return [without_folders(item) for item in value]
     if isinstance(value, Path) or (isinstance(value, str) and (Path(value).is_absolute() or os.path.exists(value))):

@@ -39,9 +39,9 @@ class TeacherAndStudent:
     Args:
         teacher_name: folder or Hub id of a pipeline. It is frozen; its denoiser also carries the critics' features.
         student_name: folder or Hub id of a pruned one, as `prune_pipeline` writes it.
-        variant: of the teacher's weight files, e.g. `"fp16"`.
-        revision: of the teacher on the Hub.
-        student_variant: of the student's weight files.
+        variant: variant of the teacher's weight files, e.g. `"fp16"`.
+        revision: revision of the teacher on the Hub.
+        student_variant: variant of the student's weight files.
 
     Attributes:
         family: the family of both, once the pair is checked.

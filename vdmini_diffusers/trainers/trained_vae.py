@@ -1,4 +1,4 @@
-"""What fine-tuning a VAE's decoder leaves: pictures on the way, and at the end the VAE with its card."""
+"""The results of fine-tuning a VAE's decoder: validation pictures, and the VAE with its card."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from vdmini_diffusers.version import __version__
 
 
 def decoder_inputs(vae: Any, latents: Tensor) -> Tensor:
-    """What the decoder itself is given for `(batch, frames, channels, h, w)` latents, which are not scaled."""
+    """The decoder's inputs for `(batch, frames, channels, h, w)` latents, which are not scaled."""
     if getattr(vae, "post_quant_conv", None) is None:
         return latents
     return vae.post_quant_conv(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
@@ -68,7 +68,7 @@ def save_trained_vae(
     """Write the VAE with these weights of its decoder to `args.output_dir`.
 
     Args:
-        companions: of the pruned VAE's folder: plan, channels, licences, card.
+        companions: files of the pruned VAE's folder to copy: plan, channels, licences, card.
     """
     with finished_files(args.output_dir, "config.json") as aside:
         with_decoder(vae, decoder).save_pretrained(aside)
