@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""ICMD distillation (section 3.3): give a pruned student its teacher's quality back.
+"""ICMD distillation (section 3.3): train a pruned student to recover its teacher's quality.
 
     accelerate launch training/train_icmd.py \
         --pretrained_teacher_model_name_or_path path/to/sf-v \
@@ -28,24 +28,27 @@ TASKS = {"i2v": "single_step", "t2v": "consistency"}
 @dataclass
 class ModelArguments:
     pretrained_teacher_model_name_or_path: str = field(
-        metadata={"help": "Pipeline folder or Hub id of the unpruned teacher (SF-V; T2V-Turbo-v2)."}
+        metadata={"help": "Pipeline folder or Hub id of the unpruned teacher (SF-V or T2V-Turbo-v2)."}
     )
     pretrained_student_model_name_or_path: str = field(
-        metadata={"help": "Pipeline folder or Hub id of the pruned student, as a script in conversion/ wrote it."}
+        metadata={"help": "Pipeline folder or Hub id of the pruned student, written by a script in conversion/."}
     )
     task: Literal["i2v", "t2v"] = field(
-        default="i2v", metadata={"help": "Image or text to video. Each has settings of its own: --task t2v --help."}
+        default="i2v",
+        metadata={"help": "Image or text to video. Each task has settings of its own, see --task t2v --help."},
     )
-    variant: str | None = field(default=None, metadata={"help": "Of the teacher's weight files, e.g. fp16."})
-    revision: str | None = field(default=None, metadata={"help": "Of the teacher on the Hub."})
-    student_variant: str | None = field(default=None, metadata={"help": "Of the student's weight files, e.g. fp16."})
+    variant: str | None = field(default=None, metadata={"help": "Variant of the teacher's weight files, e.g. fp16."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of the teacher on the Hub."})
+    student_variant: str | None = field(
+        default=None, metadata={"help": "Variant of the student's weight files, e.g. fp16."}
+    )
 
 
 def main() -> None:
     task = peek_argument("task", default="i2v")
     objective = OBJECTIVES[TASKS.get(task, "single_step")]  # the parser refuses any other task
     models, args, critic_args, icmd_args, data_args, *own = parse_arguments(
-        (ModelArguments, *objective.arguments, *objective.own)
+        (ModelArguments, *objective.arguments, *objective.own), description=(__doc__ or "").partition("\n")[0]
     )
     pair = objective.pair(
         models.pretrained_teacher_model_name_or_path,

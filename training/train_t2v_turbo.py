@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""T2V-Turbo (Li et al., 2024): a text-to-video model to a few steps by consistency (Eq. 3), the teacher of VDMini-T2V.
+"""T2V-Turbo (Li et al., 2024): distil a text-to-video model to a few steps (Eq. 3), as the teacher of VDMini-T2V.
 
     accelerate launch training/train_t2v_turbo.py \
         --pretrained_model_name_or_path path/to/videocrafter2 \
         --train_data_dir path/to/videos --output_dir t2v-turbo
 
-The student is the model itself, told the guidance weight from now on; the frozen model solves the ODE.
+The student is the model itself with a new embedding of the guidance weight; the frozen model solves the ODE.
 """
 
 from dataclasses import dataclass, field
@@ -30,23 +30,26 @@ class ModelArguments:
         metadata={"help": "Pipeline folder or Hub id of a model that is guided at run time, e.g. VideoCrafter2."}
     )
     variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
-    revision: str | None = field(default=None, metadata={"help": "Of the model on the Hub."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
     time_cond_proj_dim: int = field(default=256, metadata={"help": "Channels of the guidance weight's embedding."})
     motion_cond_proj_dim: int = field(
-        default=256, metadata={"help": "Channels of the embedding of motion guidance; 0 for a model without."}
+        default=256, metadata={"help": "Channels of the embedding of motion guidance; 0 for a model without one."}
     )
 
 
 @dataclass
 class T2VTurboTrainingArguments(TextToVideoTrainingArguments):
-    output_dir: Path = field(default=Path("t2v-turbo"), metadata={"help": "Where checkpoints and the pipeline go."})
-    max_train_steps: int = setting(8_000, "Optimiser steps (T2V-Turbo-v2).")
+    output_dir: Path = field(
+        default=Path("t2v-turbo"), metadata={"help": "Folder for checkpoints and the finished pipeline."}
+    )
+    max_train_steps: int = setting(8_000, "Number of optimiser steps (T2V-Turbo-v2).")
     train_batch_size: int = setting(3, "Videos per process and step (T2V-Turbo-v2).")
 
 
 def main() -> None:
     models, args, consistency_args, reward_args, data_args = parse_arguments(
-        (ModelArguments, T2VTurboTrainingArguments, ConsistencyArguments, RewardArguments, TextToVideoDataArguments)
+        (ModelArguments, T2VTurboTrainingArguments, ConsistencyArguments, RewardArguments, TextToVideoDataArguments),
+        description=(__doc__ or "").partition("\n")[0],
     )
     if models.motion_cond_proj_dim < 0 or models.time_cond_proj_dim < 4:
         raise ValueError("`--time_cond_proj_dim` must be at least 4, `--motion_cond_proj_dim` 0 or as much.")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Fine-tune a pruned VAE decoder (appendix A): reconstruction, perceptual and adversarial loss, encoder frozen.
+"""Fine-tune a pruned VAE decoder (appendix A) by reconstruction, perceptual and adversarial losses.
 
     accelerate launch training/train_vae_decoder.py \
         --pretrained_vae_model_name_or_path path/to/vdmini-vae-pruned \
@@ -20,15 +20,21 @@ from vdmini_diffusers.trainers.vae_decoder import train_vae_decoder
 @dataclass
 class ModelArguments:
     pretrained_vae_model_name_or_path: str = field(
-        metadata={"help": "What conversion/prune_vae_decoder.py wrote: a folder or Hub id, or a pipeline with it."}
+        metadata={
+            "help": "Folder or Hub id of a VAE that conversion/prune_vae_decoder.py wrote, or of a pipeline with one."
+        }
     )
     pretrained_teacher_model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "The VAE before pruning, or a pipeline with it: for distillation, and to be shown beside."},
+        metadata={"help": "The VAE before pruning, or a pipeline with it, for distillation and for comparison."},
     )
-    variant: str | None = field(default=None, metadata={"help": "Of the pruned VAE's weight files, e.g. fp16."})
-    revision: str | None = field(default=None, metadata={"help": "Of the pruned VAE on the Hub."})
-    teacher_variant: str | None = field(default=None, metadata={"help": "Of the teacher's weight files, e.g. fp16."})
+    variant: str | None = field(
+        default=None, metadata={"help": "Variant of the pruned VAE's weight files, e.g. fp16."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Revision of the pruned VAE on the Hub."})
+    teacher_variant: str | None = field(
+        default=None, metadata={"help": "Variant of the teacher's weight files, e.g. fp16."}
+    )
 
 
 @dataclass
@@ -38,7 +44,8 @@ class DecoderDataArguments(VideoDataArguments):
 
 def main() -> None:
     models, args, loss_args, data_args = parse_arguments(
-        (ModelArguments, DecoderTrainingArguments, DecoderLossArguments, DecoderDataArguments)
+        (ModelArguments, DecoderTrainingArguments, DecoderLossArguments, DecoderDataArguments),
+        description=(__doc__ or "").partition("\n")[0],
     )
     train_vae_decoder(
         args,

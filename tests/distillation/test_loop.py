@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
 from vdmini_diffusers.distillation.critics import Critic, CriticFeatures
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, LatentDiscriminator
+from vdmini_diffusers.distillation.engine import whole_state_dict
+from vdmini_diffusers.distillation.feature_taps import FeatureTaps
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
 from vdmini_diffusers.families.svd import SVD
@@ -185,6 +187,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
     with pytest.raises(FloatingPointError, match=r"loss of step 3 is not finite \(reconstruction nan"):
         Run(tmp_path, samples=samples).start()
     assert [folder.name for folder in Checkpoints(tmp_path).complete()] == ["checkpoint-000002"]
+
+
+def test_weights_that_became_nan_in_the_last_step_are_not_saved(tmp_path):
+    run = Run(tmp_path, max_train_steps=1, gradient_accumulation_steps=1)
+    run.critics, run.pairs, run.learning_rate = [], (), float("inf")  # its losses are finite
+    with pytest.raises(FloatingPointError, match="After step 1, the trained weights hold values that are not finite"):
+        run.start()
+    assert Checkpoints(tmp_path).complete() == []
+
+
+def test_a_compiled_student_is_tapped_and_its_weights_have_the_names_of_the_bare_one():
+    accelerator = Accelerator(cpu=True, dynamo_backend="eager")
+    bare = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    compiled = accelerator.prepare(bare)
+    assert set(whole_state_dict(accelerator, compiled)) == set(bare.state_dict()) != set(compiled.state_dict())
+    for _ in range(2):  # taps of each step are new ones
+        with FeatureTaps(bare, ["0"]) as features:
+            output = compiled(torch.ones(1, 2))
+        assert torch.equal(output, bare[1](features["0"]))
 
 
 def test_too_few_samples_for_a_batch_is_an_error_and_no_endless_wait(tmp_path):

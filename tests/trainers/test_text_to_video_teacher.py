@@ -1,4 +1,4 @@
-"""What text to video brings to `train_unet`, without training: what is refused, and what T2V-Turbo begins as."""
+"""Text to video without training: which inputs are refused, and what T2V-Turbo starts from."""
 
 from pathlib import Path
 
@@ -39,6 +39,7 @@ def loaded(folder):
     def loaded(teacher: str, student: str | None = None) -> ConsistencyPair:
         student = None if student is None else str(folder / student)
         base = ConsistencyPair(str(folder / teacher), student, ConsistencyArguments(), RewardArguments())
+        base.family = base.check_family(base.teacher_name)
         base.load_teacher(TextToVideoTrainingArguments(), torch.float32)
         return base
 
@@ -79,7 +80,7 @@ def test_rewards_need_captions_and_enough_frames(loaded, tmp_path):
         base.precomputed(write(tmp_path / "silent"))
     sample = base.precomputed(write(tmp_path / "captioned", caption="a cat"))[0]
     assert sample["caption"] == "a cat"
-    with pytest.raises(ValueError, match="wants 4 frames, and clips have 2"):
+    with pytest.raises(ValueError, match="needs 4 frames, and clips have 2"):
         base.set_clip_shape(sample)
 
 
@@ -92,8 +93,8 @@ def test_clips_of_a_size_that_the_u_net_does_not_divide_are_refused(loaded, tmp_
 def test_a_teacher_is_not_made_by_lora_nor_with_all_its_connections_dropped():
     base = ConsistencyPair("nowhere", None, ConsistencyArguments(), RewardArguments())
     with pytest.raises(ValueError, match="`--rank` trains a pruned student"):
-        base.load_teacher(TextToVideoTrainingArguments(rank=4), torch.float32)
-    with pytest.raises(ValueError, match="`--temporal_dropout` goes from 0 to below 1, not to 1"):
+        base.check(TextToVideoTrainingArguments(rank=4))
+    with pytest.raises(ValueError, match="`--temporal_dropout` must be at least 0 and below 1, not 1"):
         TextToVideoTrainingArguments(temporal_dropout=1.0)
 
 

@@ -155,6 +155,19 @@ def test_sharded_by_fsdp_the_losses_are_the_same_and_a_resumed_run_ends_like_an_
         assert b == pytest.approx(a, rel=1e-3)
 
 
+@pytest.mark.slow  # tracing the U-Net takes half a minute
+@pytest.mark.timeout(600)
+def test_with_torch_compile_the_weights_are_the_same(folders, tmp_path, monkeypatch):
+    settings = {"learning_rate": 1e-3, "use_ema": True}
+    plain = run(command("train_icmd.py", folders, tmp_path / "plain", **settings), tmp_path / "log")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
+    run(command("train_icmd.py", folders, tmp_path / "out", max_train_steps=1, **settings), tmp_path / "log")
+    compiled = run(command("train_icmd.py", folders, tmp_path / "out", **settings), tmp_path / "log")
+    assert "going on from" in compiled
+    assert logged_losses(compiled)[-1] == pytest.approx(logged_losses(plain)[-1])
+    assert largest_difference(weights(tmp_path / "out"), weights(tmp_path / "plain")) < 1e-6
+
+
 def test_processes_that_accelerate_does_not_join_are_refused(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     output = run(command("train_icmd.py", folders, tmp_path), tmp_path / "log", fails=True)

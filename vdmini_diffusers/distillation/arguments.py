@@ -1,101 +1,208 @@
-"""What training scripts can be told. The defaults are the paper's values, the names are the diffusers examples'."""
+"""Settings of training scripts. The defaults are the paper's values, the names are those of diffusers' examples."""
 
+import math
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
-def setting(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
+# For each kind of bound, its words and what it demands of a value.
+BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
+
+
+class HelpText(str):
+    """A help text that carries the bounds of its setting: `HfArgumentParser` would hand other metadata to argparse."""
+
+    bounds: Mapping[str, float]
+
+
+def setting(
+    default: Any,
+    help_text: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field of [`Settings`] with its help text and the bounds of its values.
+
+    A subclass that changes the default keeps the bounds that it does not restate.
+    """
+    text = HelpText(help_text)
+    bounds = {"least": least, "above": above, "most": most, "below": below}
+    text.bounds = {which: bound for which, bound in bounds.items() if bound is not None}
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
-class RunArguments:
-    """Of every training script."""
+class Settings:
+    """Base class of groups of settings.
 
-    output_dir: Path = field(
-        default=Path("vdmini"), metadata={"help": "Where checkpoints and the finished pipeline go."}
-    )
-    seed: int = setting(0, "Of weights, order of the data, and noise.")
-    max_train_steps: int = setting(10_000, "Optimiser steps (section 4.2).")
-    train_batch_size: int = setting(1, "Videos per process and step (section 4.2: 8 processes times 4 accumulated).")
-    gradient_accumulation_steps: int = setting(4, "Batches per optimiser step (section 4.2).")
-    learning_rate: float = setting(1e-4, "Of the U-Net (section 4.2).")
-    lr_scheduler: str = setting("constant_with_warmup", "A name that diffusers' get_scheduler knows.")
-    lr_warmup_steps: int = setting(0, "Optimiser steps of warm-up.")
-    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = setting("adamw", "adamw_8bit needs bitsandbytes.")
-    adam_beta1: float = setting(0.9, "Of the student's optimiser.")
-    adam_beta2: float = setting(0.999, "Of the student's optimiser.")
-    adam_weight_decay: float = setting(1e-2, "Of the student's optimiser.")
-    max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
-    use_ema: bool = setting(False, "Save the average of the weights instead of the last ones.")
-    ema_decay: float = setting(0.999, "Of that average.")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
-        None, "Of the student; the teacher is held in it as well. By default what accelerate was told."
-    )
-    gradient_checkpointing: bool = setting(False, "Less memory for the student, a forward pass more.")
-    checkpointing_steps: int = setting(500, "Save the state every so many steps.")
-    checkpoints_total_limit: int | None = setting(None, "Keep only so many checkpoints, the newest.")
-    resume_from_checkpoint: str = setting("latest", "'latest', a checkpoint's folder, or 'none' to start anew.")
-    validation_steps: int = setting(1000, "Make videos of what is to be validated every so many steps.")
-    logging_steps: int = setting(10, "Report losses every so many steps.")
-    report_to: str | None = setting(None, "Tracker: tensorboard, wandb, ...")
-    push_to_hub: bool = setting(False, "Upload the finished pipeline.")
-    hub_model_id: str | None = setting(None, "Where to, e.g. org/vdmini-i2v. By default the name of output_dir.")
-    dry_run: bool = setting(False, "Print the settings and what would be trained, and stop.")
+    Raises:
+        ValueError: if it is made with a number that is not finite or out of its bounds, or with an unknown choice.
+    """
 
     def __post_init__(self) -> None:
-        for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`--{name}` must be at least 1, not {getattr(self, name)}.")
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            if value is None and NoneType in kinds:
+                continue
+            kind = kinds[0]
+            if kind in (int, float):
+                self._check_number(name, value, kind)
+            elif kind is bool and not isinstance(value, bool):
+                raise ValueError(f"`--{name}` must be True or False, not {value!r}.")
+            elif get_origin(kind) is Literal and value not in get_args(kind):
+                raise ValueError(f"`--{name}` must be one of {', '.join(get_args(kind))}, not {value!r}.")
+            elif get_origin(kind) is list:
+                if not isinstance(value, (list, tuple)):
+                    raise ValueError(f"`--{name}` must be a list, not {value!r}.")
+                setattr(self, name, [get_args(kind)[0](item) for item in value])
+            elif kind is Path:
+                setattr(self, name, Path(value))
+
+    def _check_number(self, name: str, value: Any, kind: type) -> None:
+        if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+            raise ValueError(f"`--{name}` must be a {'whole ' if kind is int else ''}number, not {value!r}.")
+        bounds: dict[str, Any] = {}
+        for parent in reversed(type(self).__mro__):
+            declared = getattr(parent, "__dataclass_fields__", {}).get(name)
+            if declared is not None and isinstance(declared.metadata.get("help"), HelpText):
+                bounds |= declared.metadata["help"].bounds
+        finite = isinstance(value, Integral) or math.isfinite(value)
+        if not finite or not all(BOUNDS[which][1](value, bound) for which, bound in bounds.items()):
+            words = " and ".join(f"{BOUNDS[which][0]} {bound}" for which, bound in bounds.items())
+            raise ValueError(f"`--{name}` must be {words or 'a finite number'}, not {value}.")
+
+
+@dataclass
+class RunArguments(Settings):
+    """Settings of every training script."""
+
+    output_dir: Path = field(
+        default=Path("vdmini"), metadata={"help": "Folder for checkpoints and the finished pipeline."}
+    )
+    seed: int = setting(0, "Seed of new weights, the order of the data, and noise.", least=0, most=2**32 - 1)
+    max_train_steps: int = setting(10_000, "Number of optimiser steps (section 4.2).", least=1)
+    train_batch_size: int = setting(
+        1, "Videos per process and step (section 4.2: 8 processes times 4 accumulated).", least=1
+    )
+    gradient_accumulation_steps: int = setting(4, "Batches per optimiser step (section 4.2).", least=1)
+    learning_rate: float = setting(1e-4, "Learning rate of the U-Net (section 4.2).", above=0)
+    # Those of diffusers' names that need no further arguments, as `piecewise_constant` would.
+    lr_scheduler: Literal[
+        "constant_with_warmup", "constant", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = setting("constant_with_warmup", "Schedule of the learning rate, by its name in diffusers' `get_scheduler`.")
+    lr_warmup_steps: int = setting(0, "Optimiser steps over which the learning rate rises from 0.", least=0)
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = setting(
+        "adamw", "Optimiser of the student. adamw_8bit needs the package bitsandbytes."
+    )
+    adam_beta1: float = setting(0.9, "First beta of the student's optimiser.", least=0, below=1)
+    adam_beta2: float = setting(0.999, "Second beta of the student's optimiser.", least=0, below=1)
+    adam_weight_decay: float = setting(1e-2, "Weight decay of the student's optimiser.", least=0)
+    max_grad_norm: float = setting(1.0, "Norm to which gradients are clipped.", above=0)
+    use_ema: bool = setting(False, "Save an exponential moving average of the weights instead of the last ones.")
+    ema_decay: float = setting(0.999, "Decay rate of the exponential moving average.", least=0, below=1)
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
+        None,
+        "Precision of the student's forward pass; the teacher's weights are loaded in it. By default the one that"
+        " accelerate is configured for.",
+    )
+    gradient_checkpointing: bool = setting(
+        False, "Save memory by computing the student's activations again in the backward pass."
+    )
+    checkpointing_steps: int = setting(500, "A checkpoint is saved every so many steps.", least=1)
+    checkpoints_total_limit: int | None = setting(
+        None, "Number of newest checkpoints to keep; all by default.", least=1
+    )
+    resume_from_checkpoint: str = setting(
+        "latest",
+        "'latest', the name of a checkpoint in output_dir (checkpoint-000500), its path, or 'none' to start anew.",
+    )
+    validation_steps: int = setting(1000, "Validation videos are made every so many steps.", least=1)
+    logging_steps: int = setting(10, "Losses are reported every so many steps.", least=1)
+    report_to: str | None = setting(None, "Tracker that accelerate knows: tensorboard, wandb, ..., or none.")
+    push_to_hub: bool = setting(False, "Upload the finished pipeline. Access to the Hub is checked at the start.")
+    hub_model_id: str | None = setting(
+        None, "Repository to upload to, e.g. org/vdmini-i2v. By default the name of output_dir."
+    )
+    dry_run: bool = setting(False, "Print the settings and what would be trained, and stop.")
+
+    @property
+    def tracker(self) -> str | None:
+        """What `report_to` names, or None."""
+        return None if self.report_to == "none" else self.report_to
 
 
 @dataclass
 class UNetTrainingArguments(RunArguments):
-    """Of the scripts that train a U-Net."""
+    """Settings of the scripts that train a U-Net."""
 
     shard_teacher: bool = setting(
         False, "Divide the teacher over the processes as FSDP divides the student; otherwise each holds all of it."
     )
-    rank: int | None = setting(None, "Train LoRA matrices of this rank instead of all weights.")
+    rank: int | None = setting(None, "Train LoRA matrices of this rank instead of all weights.", least=1)
 
 
 @dataclass
 class TrainingArguments(UNetTrainingArguments):
-    """Of the scripts that train an image-to-video U-Net."""
+    """Settings of the scripts that train an image-to-video U-Net."""
 
-    validation_images: list[Path] = field(default_factory=list, metadata={"help": "Pictures to animate on the way."})
+    validation_images: list[Path] = field(
+        default_factory=list, metadata={"help": "Pictures to animate during training."}
+    )
 
 
 @dataclass
-class CriticArguments:
-    """Of the adversaries: MCA's (Eq. 5), and SF-V's own."""
+class CriticArguments(Settings):
+    """Settings of the critics: MCA's (Eq. 5), and SF-V's own."""
 
-    discriminator_learning_rate: float = setting(1e-5, "Of the heads (section 4.2).")
-    discriminator_adam_beta1: float = setting(0.5, "Of the heads' optimiser (SF-V).")
-    discriminator_width: int = setting(256, "Of the heads' hidden layers. Not printed.")
-    temporal_kernel_size: int = setting(3, "Of the temporal heads; 1 makes them the learnable MLP of section 3.3.")
-    discriminator_backbone: Literal["teacher", "none"] = setting("teacher", "none: a light critic on the latents.")
+    discriminator_learning_rate: float = setting(1e-5, "Learning rate of the critics' heads (section 4.2).", above=0)
+    discriminator_adam_beta1: float = setting(0.5, "First beta of the heads' optimiser (SF-V).", least=0, below=1)
+    discriminator_width: int = setting(256, "Channels of the heads' hidden layers. The paper does not say.", least=4)
+    temporal_kernel_size: int = setting(
+        3, "Kernel size of the temporal heads; 1 makes them the learnable MLP of section 3.3.", least=1
+    )
+    discriminator_backbone: Literal["teacher", "none"] = setting(
+        "teacher", "Network whose features critics see. none: a light critic sees the latents themselves."
+    )
     generator_loss: Literal["non_saturating", "hinge"] = setting(
-        "non_saturating", "MCA's, a reading of Eq. 5's log D: -log sigmoid(D), or -D."
+        "non_saturating", "Student's loss by MCA's critic, a reading of Eq. 5's log D: -log sigmoid(D), or -D."
     )
     data_generator_loss: Literal["non_saturating", "hinge"] = setting(
-        "hinge", "Of the task's own critic: -D as in SF-V, or -log sigmoid(D)."
+        "hinge", "Student's loss by the task's own critic: -D as in SF-V, or -log sigmoid(D)."
     )
-    r1_weight: float = setting(0.0, "R1 penalty of the heads (SF-V's gamma, whose value is not printed).")
-    instance_noise_mean: float = setting(-1.0, "P_mean of sigma_t' (Eq. 5, SF-V).")
-    instance_noise_std: float = setting(1.0, "P_std of sigma_t' (Eq. 5, SF-V).")
+    r1_weight: float = setting(
+        0.0, "Weight of the heads' R1 penalty (SF-V's gamma, whose value is not printed).", least=0
+    )
+    instance_noise_mean: float = setting(-1.0, "P_mean of the instance noise sigma_t' (Eq. 5, SF-V).")
+    instance_noise_std: float = setting(1.0, "P_std of the instance noise sigma_t' (Eq. 5, SF-V).", above=0)
 
 
 @dataclass
-class ICMDArguments:
-    """Of Eq. 4 to 6."""
+class ICMDArguments(Settings):
+    """Settings of Eq. 4 to 6."""
 
-    lambda_icd: float = setting(0.1, "Weight of ICD (section 4.2); 0 turns it off.")
-    icd_reduction: Literal["sum", "mean"] = setting("sum", "Over the plan's pairs (Eq. 4: sum).")
-    icd_normalize: bool = setting(False, "Divide each pair's error by the teacher's mean square.")
-    lambda_mca: float = setting(1.0, "Weight of MCA (section 4.2); 0 turns it off.")
-    mca_start_step: int = setting(3000, "MCA is enabled after so many steps (section 4.2).")
+    lambda_icd: float = setting(0.1, "Weight of ICD (section 4.2); 0 turns it off.", least=0)
+    icd_reduction: Literal["sum", "mean"] = setting("sum", "Reduction over the plan's pairs of features (Eq. 4: sum).")
+    icd_normalize: bool = setting(False, "Divide each pair's error by the mean square of the teacher's feature.")
+    lambda_mca: float = setting(1.0, "Weight of MCA (section 4.2); 0 turns it off.", least=0)
+    mca_start_step: int = setting(
+        3000,
+        "First step at which MCA's critic trains and contributes to the student's loss (section 4.2).",
+        least=0,
+    )
     lambda_data_critic: float = setting(
-        1.0, "Weight of the task's own critic, which takes the data for real (section 3.3); 0 turns it off."
+        1.0, "Weight of the task's own critic, whose real samples are the data (section 3.3); 0 turns it off.", least=0
     )

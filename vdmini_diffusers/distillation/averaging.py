@@ -1,4 +1,4 @@
-"""The average of the student's weights, also where FSDP has divided them over processes."""
+"""The exponential moving average of the student's weights, also where FSDP has divided them over processes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class ShardedEMA(EMAModel):
-    """`EMAModel` whose state is that of the whole model. To be asked for by all processes: they gather it."""
+    """`EMAModel` whose state is that of the whole model. All processes must call `state_dict`: they gather it."""
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -29,7 +29,7 @@ class ShardedEMA(EMAModel):
 
 @contextmanager
 def averaged(ema: EMAModel | None, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """The parameters are their averages within the `with` block; without an average, what they are."""
+    """Within the `with` block, the parameters hold their averages; without `ema`, nothing changes."""
     if ema is None:
         yield
         return

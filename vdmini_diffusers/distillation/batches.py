@@ -1,4 +1,4 @@
-"""Batches without end, and the random numbers that belong to each sample of them."""
+"""Endless batches, and random number generators for each of their samples."""
 
 from collections.abc import Iterator, Mapping
 
@@ -11,7 +11,7 @@ from vdmini_diffusers.distillation.checkpoints import Progress
 
 
 def endless_batches(dataloader: DataLoader, progress: Progress) -> Iterator[Mapping[str, torch.Tensor]]:
-    """Epoch after epoch, from where `progress` stands; `progress` is kept up to date with what was taken.
+    """Yield epoch after epoch from the position of `progress`, which is updated with every batch.
 
     Raises:
         ValueError: if an epoch has no batch.

@@ -1,4 +1,4 @@
-"""Adversaries of the student: frozen features below, trainable heads above, and what counts as real (Fig. 2)."""
+"""Critics of the student: trainable heads on frozen features, and which samples are real (Fig. 2)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class CriticFeatures:
     """What critics see of latents: the backbone's features at the instance noise, or the noisy latents themselves.
 
     Attributes:
-        backbone: frozen; usually the teacher. Only its part up to the last tap runs, unless it is sharded. None: there
-            is none.
+        backbone: the frozen network whose features are taken, usually the teacher. Only its part up to the last tap
+            runs, unless it is sharded. None if critics see the latents themselves.
     """
 
     task: Task
@@ -54,12 +54,12 @@ class Critic:
     engine that may shard the student; gradients are averaged by one reduction.
 
     Args:
-        name: under which its losses are logged.
-        heads: [`DiscriminatorHeads`] or [`LatentDiscriminator`]; of a decoder's pictures, [`PatchDiscriminator`].
-        real: what is to pass for real: the teacher's output (MCA), or the data (SF-V's own critic).
-        weight: of the student's loss (lambda_MCA).
-        start_step: from which on it is trained and obeyed.
-        r1_weight: of the R1 penalty (SF-V's gamma).
+        name: name under which its losses are logged.
+        heads: a [`DiscriminatorHeads`] or [`LatentDiscriminator`]; for a decoder's frames, a [`PatchDiscriminator`].
+        real: which samples are real: the teacher's output (MCA), or the data (SF-V's own critic).
+        weight: weight of the student's loss (lambda_MCA).
+        start_step: first step at which the critic trains and contributes to the student's loss.
+        r1_weight: weight of the R1 penalty (SF-V's gamma).
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Critic:
         self.r1_weight = r1_weight
 
     def loss_for_student(self, fake: Features, *condition: torch.Tensor) -> torch.Tensor:
-        """`weight * L_MCA^gen`. The heads take no gradient. `condition`: what else the heads are told."""
+        """`weight * L_MCA^gen`. The heads take no gradient. `condition`: further inputs of the heads."""
         self.heads.requires_grad_(False)
         return self.weight * generator_loss(self.heads(fake, *condition), self.generator_loss)
 

@@ -1,4 +1,4 @@
-"""Fine-tuning of a compressed VAE decoder (appendix A) on one page. Engine, data and losses are handed in."""
+"""Fine-tuning of a compressed VAE decoder (appendix A) on one page. Engine, data and losses are arguments."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,7 +31,7 @@ from vdmini_diffusers.distillation.loop import refuse_nan
 from vdmini_diffusers.distillation.loss_log import LossLog
 
 
-# A batch and the frames to take of each clip, to what the decoder is given and what it is to give.
+# Maps a batch and the frames to take of each clip to the decoder's inputs and targets.
 Prepare = Callable[[Mapping[str, Any], slice], tuple[Tensor, Tensor]]
 
 
@@ -59,12 +59,13 @@ def decoder_training_loop(
 
     Args:
         teacher: the original decoder, frozen; only for distillation.
-        pairs: of `decoder_feature_pairs`.
+        pairs: as `DecoderPruningPlan.stage_pairs` returns them.
 
     Raises:
-        FloatingPointError: if a loss is not finite; the last checkpoint is left as it is.
+        FloatingPointError: if a loss, or a weight that is about to be saved, is not finite; the last checkpoint is
+            left as it is.
     """
-    bare: Any = extract_model_from_parallel(decoder)
+    bare: Any = extract_model_from_parallel(decoder, keep_torch_compile=False)
     trained = list(bare.parameters())
     last_layer = bare.time_conv_out.weight if isinstance(bare, TemporalDecoder) else bare.conv_out.weight
     others: dict[str, Any] = {"lr_scheduler": lr_scheduler}
@@ -128,7 +129,7 @@ def decoder_training_loop(
                 optimizer.step()
                 optimizer.zero_grad()
 
-            # Discriminator step, on what the decoder gave before its step
+            # Discriminator step, on the decoder's output from before its step
             if active is not None:
                 loss = active.loss_for_heads({"clips": target}, {"clips": decoded})
                 losses["discriminator"] = loss
@@ -156,7 +157,7 @@ def decoder_training_loop(
 
 
 def draw_frames(num_frames: int, shortest: int, rng: np.random.Generator) -> slice:
-    """A stretch of `shortest` to `num_frames` frames, each length and then each place as likely as another."""
+    """Draw a stretch of `shortest` to `num_frames` frames: its length first, then its start, each uniformly."""
     length = int(rng.integers(shortest, num_frames + 1))
     start = int(rng.integers(0, num_frames - length + 1))
     return slice(start, start + length)

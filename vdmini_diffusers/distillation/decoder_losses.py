@@ -10,7 +10,7 @@ from torch import Tensor
 from vdmini_diffusers.distillation.losses import icd_loss
 
 
-# Of two sets of frames, (n, 3, height, width) each, -1 to 1, to n distances.
+# Maps two sets of frames, (n, 3, height, width) each, -1 to 1, to n distances.
 PerceptualLoss = Callable[[Tensor, Tensor], Tensor]
 MAX_ADAPTIVE_WEIGHT = 1e4
 
@@ -35,7 +35,7 @@ def stage_loss(
     Each is divided by the teacher's mean square: a decoder's stages differ in scale by orders of magnitude.
 
     Args:
-        pairs: of `decoder_feature_pairs`.
+        pairs: as `DecoderPruningPlan.stage_pairs` returns them.
     """
     kept = {teacher: teacher_features[teacher][:, list(channels)] for _, teacher, channels in pairs}
     names = [(student, teacher) for student, teacher, _ in pairs]
@@ -43,9 +43,9 @@ def stage_loss(
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """VQGAN's lambda: the norm of the one's gradient at the decoder's last layer over the other's, without gradient.
+    """VQGAN's lambda: the ratio of the norms of both losses' gradients at the decoder's last layer, detached.
 
-    The graphs of both losses stay.
+    The graphs of both losses are kept.
     """
     losses = (reconstruction, adversarial)
     norms = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in losses]
@@ -67,8 +67,8 @@ def lpips_distance(net: Literal["vgg", "alex"] = "vgg", random_trunk: bool = Fal
         import lpips  # pyright: ignore[reportMissingImports] - extra `lpips`
     except (ImportError, RuntimeError) as error:  # torchvision of another torch raises the latter
         raise ImportError(
-            "`--perceptual_loss lpips` needs lpips and the torchvision that matches your torch: `pip install"
-            f" vdmini_diffusers[lpips]`. {without}"
+            "`--perceptual_loss lpips` needs lpips and the torchvision that matches your torch: `pip install -e"
+            f" '.[lpips]'`. {without}"
         ) from error
     try:
         distance = lpips.LPIPS(net=net, pnet_rand=random_trunk, verbose=False)

@@ -28,7 +28,7 @@ class Head(nn.Module):
     def __init__(self, dimensions: int, channels: int, width: int, kernel_size: int):
         super().__init__()
         convolution = (nn.Conv1d, nn.Conv2d)[dimensions - 1]
-        groups = math.gcd(32, max(1, width // 8))  # eight channels a group: fewer would erase what a mean says
+        groups = math.gcd(32, max(1, width // 8))  # eight channels a group: fewer would erase the means of channels
         self.conv_in = convolution(channels, width, kernel_size, padding=kernel_size // 2)
         self.norm_in = nn.GroupNorm(groups, width)
         self.conv = convolution(width, width, kernel_size, padding=kernel_size // 2)
@@ -51,12 +51,12 @@ class DiscriminatorHeads(ModelMixin, ConfigMixin):
     image (or text) embedding and the noise level, the spatial ones on the frame's index as well.
 
     Args:
-        channels: of each feature, by its name.
-        condition_dim: width of the condition, e.g. of CLIP's image embedding.
-        width: of the heads' hidden layers.
+        channels: number of channels of each feature, by its name.
+        condition_dim: width of the condition, e.g. CLIP's image embedding.
+        width: channels of the heads' hidden layers.
         spatial, temporal: which heads there are. With spatial ones alone, videos freeze (SF-V, ablation).
-        spatial_kernel_size, temporal_kernel_size: of the heads' convolutions. A temporal kernel of 1 makes the head
-            the learnable MLP of section 3.3, to which the order of the frames is no matter.
+        spatial_kernel_size, temporal_kernel_size: kernel sizes of the heads. A temporal kernel of 1 makes the head
+            the learnable MLP of section 3.3, which ignores the order of the frames.
     """
 
     @register_to_config
@@ -91,7 +91,7 @@ class DiscriminatorHeads(ModelMixin, ConfigMixin):
 
         Args:
             features: `(batch * frames, channels, height, width)` each.
-            noise_levels: `(batch,)`, as the backbone was told: 0.25 ln sigma for EDM models.
+            noise_levels: `(batch,)`, as the backbone is conditioned on them: 0.25 ln sigma for EDM models.
             condition: `(batch, condition_dim)`.
         """
         batch = len(noise_levels)
@@ -123,9 +123,9 @@ class LatentDiscriminator(ModelMixin, ConfigMixin):
     Takes the noisy latents, scaled to unit variance, as its only feature.
 
     Args:
-        in_channels: of the latents.
+        in_channels: number of channels of the latents.
         condition_dim: as for [`DiscriminatorHeads`].
-        widths: of the pyramid's levels, each at half the size of the one before.
+        widths: channels of the pyramid's levels, each at half the size of the one before.
         temporal_kernel_size: as for [`DiscriminatorHeads`].
     """
 

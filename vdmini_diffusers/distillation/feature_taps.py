@@ -17,11 +17,11 @@ class FeatureTaps:
             unet(...)
         features["down_blocks.0"]  # (batch * frames, channels, height, width)
 
-    Of a tuple, as blocks return, the first element is taken. Nothing is detached. Tap the bare module: its names do
-    not depend on what wraps it (DDP, compile).
+    Where a module returns a tuple, as blocks do, its first element is taken. Nothing is detached. Tap the bare
+    module: its names do not depend on what wraps it (DDP, compile).
 
     Args:
-        names: of submodules.
+        names: names of submodules.
 
     Raises:
         ValueError: if `model` has no module of such a name.
@@ -55,7 +55,7 @@ class FeatureTaps:
 class FirstFeatures(FeatureTaps):
     """The same, but leaves the `with` block as soon as every module has run, without running the rest of the model.
 
-    Not for a model that FSDP has sharded: what gathers its weights for the rest would not be undone.
+    Do not use it on a model that FSDP has sharded: weights that were gathered would not be freed.
     """
 
     def _tap(self, name: str, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What was asked for holds after a resume too: optimisers and schedules otherwise bring their old learning rates."""
+"""Hyperparameters after a resume: the new ones hold, though optimisers and schedules restore their old ones."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 @contextmanager
 def keeping_hyperparameters(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """While a state is loaded: the optimiser's moments come from it, learning rate, betas and the like stay."""
-    asked = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    """While a state is loaded, the optimiser takes its moments from it, but keeps its learning rate and betas."""
+    kept = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     yield
-    for group, options in zip(optimizer.param_groups, asked, strict=True):
+    for group, options in zip(optimizer.param_groups, kept, strict=True):
         group.update(options)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr_scheduler: Any) -> None:
-    """That of the schedule's present step, from the optimiser's own initial rates."""
+    """Set the rate of the schedule's present step, computed from the optimiser's own initial rates."""
     if not isinstance(lr_scheduler, LambdaLR):  # all of `get_scheduler`'s are
         return
     lr_scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]

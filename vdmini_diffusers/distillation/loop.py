@@ -1,4 +1,4 @@
-"""ICMD training (section 3.3, Eq. 6): the method on one page. The task, the engine and the data are handed in."""
+"""ICMD training (section 3.3, Eq. 6): the method on one page. Task, engine and data are arguments."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from vdmini_diffusers.distillation.tasks.base import Generators, ModelInputs, Ta
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Numbers of the loop; the scripts' arguments of the same names say where each comes from."""
+    """Numbers of the loop. The scripts' arguments of the same names document the source of each."""
 
     seed: int
     max_train_steps: int
@@ -62,14 +62,15 @@ def icmd_training_loop(
     `accelerator` has prepared student, optimiser and data; the schedule counts optimiser steps and is not prepared.
 
     `L = L_Task + lambda_ICD L_ICD + lambda_MCA (L_gen + L_disc)`, Eq. 6, where the last term is that of each critic.
-    The teacher runs once a step: its features are ICD's target, its output is what MCA's critic takes for real. It
-    does not run where neither asks for it, as when SF-V itself is trained.
+    The teacher runs once a step: its features are ICD's target, and its output is the real sample of MCA's critic. It
+    does not run where neither needs it, as when SF-V itself is trained.
 
     Raises:
-        FloatingPointError: if a loss is not finite; the last checkpoint is left as it is.
+        FloatingPointError: if a loss, or a weight that is about to be saved, is not finite; the last checkpoint is
+            left as it is.
     """
     critic_features = critic_features or CriticFeatures(task, teacher)
-    bare_student = extract_model_from_parallel(student)
+    bare_student = extract_model_from_parallel(student, keep_torch_compile=False)
     trained = [parameter for parameter in bare_student.parameters() if parameter.requires_grad]
     others = {"lr_scheduler": lr_scheduler, **{critic.name: critic for critic in critics}}
     with keeping_hyperparameters(optimizer):
@@ -91,30 +92,30 @@ def icmd_training_loop(
             batch = next(batches)
             position = (micro_step * accelerator.num_processes + accelerator.process_index) * settings.train_batch_size
             generators = sample_generators(settings.seed, progress.step, position, settings.train_batch_size)
-            # Of dropout, if there is any; other numbers than the generators'. Not before the batch is there: a loader
-            # that begins anew, as in a resumed run, draws as well.
+            # For dropout: other numbers than the generators'. Only once the batch is there, because a loader that
+            # begins anew, as in a resumed run, draws random numbers as well.
             torch.manual_seed(generators[0].initial_seed() ^ 1)
             with accelerator.accumulate(student):
-                # What both models are given
+                # Inputs of both models
                 inputs = task.prepare(batch, generators)
-                given = inputs.noisy_latents, inputs.noise_levels, inputs.conditioning
+                model_inputs = inputs.noisy_latents, inputs.noise_levels, inputs.conditioning
 
                 # Student, and teacher once for all its uses
                 with (
                     accelerator.autocast(),
                     FeatureTaps(bare_student, [name for name, _ in pairs]) as student_features,
                 ):
-                    denoised = task.denoise(student, *given)
+                    denoised = task.denoise(student, *model_inputs)
                 teacher_features, teacher_denoised = {}, inputs.clean_latents  # unless it runs
                 if uses_teacher:
                     taps = FeatureTaps(teacher, [name for _, name in pairs])
                     with torch.no_grad(), accelerator.autocast(), taps as teacher_features:
-                        teacher_denoised = task.denoise(teacher, *given)
+                        teacher_denoised = task.denoise(teacher, *model_inputs)
 
                 # Losses of the student
                 losses = task.losses(denoised, inputs)
                 instance_noise = draw_instance_noise(task, inputs, generators)
-                told = task.critic_condition(instance_noise.levels, inputs.conditioning)
+                critic_condition = task.critic_condition(instance_noise.levels, inputs.conditioning)
                 fake = {}
                 if pairs:
                     icd = icd_loss(
@@ -125,7 +126,7 @@ def icmd_training_loop(
                     with accelerator.autocast():
                         fake = critic_features(denoised, instance_noise, inputs)
                     for critic in active:
-                        losses[critic.name] = critic.loss_for_student(fake, *told)
+                        losses[critic.name] = critic.loss_for_student(fake, *critic_condition)
 
                 # Generator step
                 total = torch.stack(list(losses.values())).sum()
@@ -136,15 +137,15 @@ def icmd_training_loop(
                 optimizer.step()
                 optimizer.zero_grad()
 
-            # Discriminator step, on what the student gave before its step
+            # Discriminator step, on the student's output from before its step
             with torch.no_grad(), accelerator.autocast():
-                genuine = {"teacher": teacher_denoised, "data": inputs.clean_latents}
+                clean = {"teacher": teacher_denoised, "data": inputs.clean_latents}
                 real = {
-                    kind: critic_features(genuine[kind], instance_noise, inputs)
+                    kind: critic_features(clean[kind], instance_noise, inputs)
                     for kind in {critic.real for critic in active}
                 }
             for critic in active:
-                loss = critic.loss_for_heads(real[critic.real], fake, *told)
+                loss = critic.loss_for_heads(real[critic.real], fake, *critic_condition)
                 losses[f"{critic.name}_discriminator"] = loss
                 refuse_nan(loss, losses, progress.step)
                 (loss / settings.gradient_accumulation_steps).backward()

@@ -11,7 +11,7 @@ logger = get_logger(__name__, log_level="INFO")
 
 
 class LossLog:
-    """Sums on the device, so that nothing waits for it between reports."""
+    """Sums losses on the device, so that nothing waits for it between reports."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator

@@ -26,7 +26,7 @@ class EDMCoefficients(NamedTuple):
 
 
 def edm_coefficients(sigmas: torch.Tensor) -> EDMCoefficients:
-    """Eq. 2 with SVD's values: a v-prediction network, told a quarter of ln sigma."""
+    """Eq. 2 with SVD's values: a v-prediction network, conditioned on a quarter of ln sigma."""
     scale = (sigmas**2 + 1).sqrt()
     return EDMCoefficients(skip=1 / scale**2, out=-sigmas / scale, in_=1 / scale, noise=0.25 * sigmas.log())
 
@@ -41,16 +41,20 @@ def instance_noise_probabilities(p_mean: float = -1.0, p_std: float = 1.0) -> tu
     """The levels sigma_t' for t' = 1 to 999, smallest first, and their probabilities (SF-V, followed by Eq. 5).
 
     The log-normal's mass between neighbouring levels: `erf(z(sigma_t')) - erf(z(sigma_{t'-1}))`, normalised. SF-V
-    prints `P_std = -1`; its sign drops out, so a positive one is asked for here.
+    prints `P_std = -1`; its sign drops out, so a positive one is expected here.
 
     Raises:
-        ValueError: if `p_std` is not positive.
+        ValueError: if `p_std` is not positive, or the log-normal lies beside all levels.
     """
     if p_std <= 0:
         raise ValueError(f"`p_std` is a standard deviation and must be positive, not {p_std}.")
     sigmas = karras_sigmas(NUM_INSTANCE_LEVELS).flip(0)
     edges = torch.erf((sigmas.log() - p_mean) / (math.sqrt(2) * p_std))
     mass = edges.diff()
+    if not mass.sum() > 0:
+        raise ValueError(
+            f"`p_mean` {p_mean} and `p_std` {p_std} leave no noise level from {SIGMA_MIN} to {SIGMA_MAX}."
+        )
     return sigmas[1:], mass / mass.sum()
 
 

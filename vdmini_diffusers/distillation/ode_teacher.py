@@ -1,7 +1,7 @@
 """Noise by timestep, the consistency function, and the network whose ODE is followed (Eq. 3).
 
 Latents are `(batch, frames, channels, height, width)`, timesteps `(batch,)` integers. All arithmetic is in float32,
-whatever the networks compute in: at the last timestep an error of theirs is multiplied by fifteen.
+whatever the networks compute in: at the last timestep their errors are multiplied by fifteen.
 """
 
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class DiffusionSchedule:
-    """Noise by timestep, as a diffusers scheduler has it.
+    """The noise level of each timestep, as a diffusers scheduler defines it.
 
     Attributes:
         alphas_cumprod: `(num_train_timesteps,)`.
-        prediction_type: what the network puts out: `"epsilon"`, `"v_prediction"` or `"sample"`.
+        prediction_type: what the network predicts: `"epsilon"`, `"v_prediction"` or `"sample"`.
         timestep_scaling: how soon after timestep 0 the consistency function leaves the identity (LCM: 10).
     """
 
@@ -46,7 +46,7 @@ class DiffusionSchedule:
 
     @classmethod
     def of(cls, scheduler: Any) -> "DiffusionSchedule":
-        """Of an `LCMScheduler`, or any other with `alphas_cumprod`.
+        """The schedule of an `LCMScheduler`, or of any other with `alphas_cumprod`.
 
         Raises:
             ValueError: if the scheduler has none, as those of EDM and flow matching.
@@ -62,17 +62,17 @@ class DiffusionSchedule:
         return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
 
     def coefficients(self, timesteps: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of signal and of noise, to be multiplied with `like`."""
+        """Coefficients of signal and noise, to be multiplied with `like`."""
         alphas_cumprod = self.alphas_cumprod.to(timesteps.device)[timesteps]
         return per_sample(alphas_cumprod.sqrt(), like), per_sample((1 - alphas_cumprod).sqrt(), like)
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Also the DDIM step (eta 0), from a prediction to an earlier timestep."""
+        """Noise latents to these timesteps. With a prediction, this is the DDIM step (eta 0) to an earlier one."""
         signal, sigma = self.coefficients(timesteps, latents)
         return signal * latents + sigma * noise
 
     def read(self, output: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor) -> Prediction:
-        """Clean latents and noise out of a network's output."""
+        """Convert a network's output to clean latents and noise."""
         signal, sigma = self.coefficients(timesteps, noisy_latents)
         if self.prediction_type == "epsilon":
             return Prediction((noisy_latents - sigma * output) / signal, output)
@@ -94,13 +94,13 @@ class DiffusionSchedule:
 class ODETeacher:
     """The frozen network whose ODE is followed by one DDIM step (Eq. 3's solver Psi, with guidance omega).
 
-    A network with an embedding of guidance (T2V-Turbo) estimates with that; any other, as VideoCrafter2, by
+    A network with an embedding of guidance (T2V-Turbo) is conditioned on w; any other (VideoCrafter2) is run with
     classifier-free guidance, `cond + w (cond - uncond)`.
 
     Attributes:
-        predict: of the network's family.
+        predict: the `predict` of the network's family.
         unet: in eval mode; it takes no gradient.
-        uncond_prompt_embeds: `(1, tokens, width)`, of the empty prompt; None if `unet` embeds guidance.
+        uncond_prompt_embeds: embeddings of the empty prompt, `(1, tokens, width)`; None if `unet` embeds guidance.
     """
 
     predict: Predict
@@ -125,7 +125,7 @@ class ODETeacher:
     def estimate(
         self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
     ) -> Prediction:
-        """Clean latents and noise, guided."""
+        """Clean latents and noise, with guidance."""
         if self._embeds("time_cond_proj_dim") or self.uncond_prompt_embeds is None:
             output = self.predict(self.unet, noisy_latents, timesteps, conditioning)
             return self.schedule.read(output, noisy_latents, timesteps)

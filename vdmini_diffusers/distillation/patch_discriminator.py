@@ -1,4 +1,4 @@
-"""PatchGAN (Isola et al., 2017; VQGAN): whether patches look real, of single frames or of clips."""
+"""PatchGAN (Isola et al., 2017; VQGAN): a discriminator of patches, of single frames or of clips."""
 
 import math
 from collections.abc import Mapping
@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 
-SMALLEST = 24  # pixels: from there on the last layer has something to put out
+SMALLEST = 24  # pixels: below this the last layer has no output
 
 
 class PatchDiscriminator(nn.Module):
     """Strided convolutions, whose outputs each see a patch of 70 x 70 pixels.
 
-    With group norm instead of batch norm: a batch is a few clips, whose frames are alike.
+    It has group norm instead of batch norm, as a batch is a few clips, whose frames are alike.
 
     Args:
         kind: `"per_frame"`, or `"3d"`, whose every layer also sees the frames before and after.
-        width: of the first layer; doubled twice.
+        width: channels of the first layer, which are doubled up to three times.
     """
 
     def __init__(self, kind: Literal["per_frame", "3d"] = "per_frame", width: int = 64):
@@ -39,12 +39,12 @@ class PatchDiscriminator(nn.Module):
 
     @staticmethod
     def check_size(size: tuple[int, int]) -> None:
-        """Raises `ValueError` for a height and width that leave no patch."""
+        """Raises `ValueError` for a height and width below the size of one patch."""
         if min(size) < SMALLEST:
             raise ValueError(f"A discriminator of patches needs {SMALLEST} pixels or more; the clips have {size}.")
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        """Logits `(batch, patches)`, as the one head of a [`Critic`], of `{"clips": (batch, frames, 3, h, w)}`."""
+        """Logits `(batch, patches)` for `{"clips": (batch, frames, 3, h, w)}`, in a list with one element."""
         (clips,) = features.values()
         clips = clips.to(next(self.parameters()).dtype)
         logits = self.layers(clips.flatten(0, 1) if self.kind == "per_frame" else clips.transpose(1, 2))

@@ -1,6 +1,6 @@
-"""Rewards of CLIP's kind: how near a video is to its text, and how much people would like it, differentiable.
+"""Differentiable rewards from CLIP-like models: how well a video matches its text, and how much people would like it.
 
-T2V-Turbo-v2's video reward is InternVideo2, which transformers does not have; X-CLIP stands in its place.
+T2V-Turbo-v2's video reward is InternVideo2, which transformers does not have; X-CLIP takes its place.
 """
 
 from typing import Any, Literal
@@ -53,7 +53,7 @@ class CLIPReward:
 
     Args:
         model: in eval mode, frozen.
-        tokenizer: of its texts, which are cut to as many tokens as it takes.
+        tokenizer: the model's tokenizer; texts are truncated to as many tokens as the model takes.
         fit: how frames become squares.
     """
 

@@ -1,7 +1,7 @@
 """A mixture of rewards on decoded frames (T2V-Turbo-v2; section 3.1): what is decoded, and how gradients come back.
 
-A reward is any callable that takes frames `(n, frames, 3, height, width)`, 0 to 1, and `n` captions, and gives `(n,)`
-that can be differentiated by the frames. Those of CLIP's kind are in `reward_models.py`.
+A reward is any callable that maps frames `(n, frames, 3, height, width)`, 0 to 1, and `n` captions to `(n,)`,
+differentiably by the frames. Those from CLIP-like models are in `reward_models.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,9 @@ WeightedRewards = Sequence[tuple[float, Reward]]
 class RewardMixture:
     """`-beta_img J_img - beta_vid J_vid`, to be added to the loss.
 
-    Every sample with a short caption counts, so that what a sample gets does not depend on its neighbours; of each
-    process T2V-Turbo-v2 takes one. Long captions are left to the consistency loss, as there: rewards read little text.
+    Every sample with a short caption counts, so that what a sample gets does not depend on its neighbours;
+    T2V-Turbo-v2 takes one per process. Samples with long captions get the consistency loss alone, as there, because
+    rewards read little text.
 
     Memory: samples go through decoder and rewards one after the other, forward and backward, before the student's own
     backward pass begins, and within a sample the decoder holds the activations of one frame at a time.
@@ -34,7 +35,7 @@ class RewardMixture:
         image_weight, video_weight: beta_img and beta_vid.
         num_image_frames: drawn at random, for the image rewards.
         num_video_frames: evenly spaced from a random one on, for the video rewards.
-        max_caption_words: of a short caption.
+        max_caption_words: greatest number of words of a short caption.
     """
 
     vae: AutoencoderKL
@@ -47,17 +48,17 @@ class RewardMixture:
     max_caption_words: int = 40
 
     def draw_frames(self, num_frames: int, generators: Generators) -> dict[str, torch.Tensor]:
-        """Of clips of `num_frames`: those that each kind of reward will see, `(batch, n)`.
+        """Draw the frames of clips of `num_frames` that each kind of reward will see, `(batch, n)`.
 
         Raises:
-            ValueError: if there are fewer frames than a reward wants.
+            ValueError: if there are fewer frames than a reward needs.
         """
         drawn = {}
-        wanted = max(
+        needed = max(
             (self.image_rewards and self.num_image_frames) or 0, (self.video_rewards and self.num_video_frames) or 0
         )
-        if num_frames < wanted:
-            raise ValueError(f"A reward wants {wanted} frames, and clips have {num_frames}.")
+        if num_frames < needed:
+            raise ValueError(f"A reward needs {needed} frames, and clips have {num_frames}.")
         if self.image_rewards:
             orders = [torch.randperm(num_frames, generator=generator) for generator in generators]
             drawn["image"] = torch.stack([order[: self.num_image_frames] for order in orders])
@@ -88,7 +89,7 @@ class RewardMixture:
         return losses
 
     def reward(self, latents: torch.Tensor, caption: str, rewards: WeightedRewards) -> torch.Tensor:
-        """Of one sample's frames. Its gradient by the latents is taken here: the decoder's graph does not last."""
+        """The reward of one sample's frames, with its gradient by the latents; the decoder's graph is freed."""
         leaf = latents.detach().requires_grad_()
         decoded = self.decode(leaf)[None]
         reward = torch.stack([factor * rate(decoded, [caption]).float().sum() for factor, rate in rewards]).sum()

@@ -22,15 +22,15 @@ from vdmini_diffusers.distillation.rewards import RewardMixture
 from vdmini_diffusers.distillation.tasks.base import Encode
 from vdmini_diffusers.distillation.tasks.consistency import MOTION_GUIDANCE, ConsistencyTask
 from vdmini_diffusers.pruning import PruningPlan
-from vdmini_diffusers.trainers.reward_weights import load_rewards
+from vdmini_diffusers.trainers.reward_weights import load_rewards, reward_weights
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 
 
 class ConsistencyPair(TeacherAndStudent):
     """A few-step teacher (T2V-Turbo) and its student. Without a student, a multi-step model is distilled to few steps.
 
-    Without a student, the teacher's denoiser has no embedding of guidance, as VideoCrafter2's: the trained one gets
-    it, and the teacher's own ODE is followed.
+    Without a student, the teacher's denoiser has no embedding of guidance (VideoCrafter2's, for example): the trained
+    denoiser gets one, and the teacher's own ODE is followed.
 
     Args:
         guidance_dims: without a student, widths of the new embeddings of guidance and of motion guidance; the second
@@ -53,12 +53,19 @@ class ConsistencyPair(TeacherAndStudent):
         super().__init__(teacher_name, student_name, variant, revision, student_variant)
         self.consistency_args, self.reward_args, self.guidance_dims = consistency_args, reward_args, guidance_dims
 
-    def load_teacher(self, args: TextToVideoTrainingArguments, dtype: torch.dtype) -> list[nn.Module]:
-        own = self.consistency_args
+    def sources(self) -> dict[str, str | None]:
+        return {**super().sources(), "the ODE teacher": self.consistency_args.ode_teacher_model_name_or_path}
+
+    def check(self, args: TextToVideoTrainingArguments) -> None:
         if self.student_name is None and args.rank is not None:
             raise ValueError("`--rank` trains a pruned student: LoRA would leave the new layers of a teacher at zero.")
-        if own.ode_teacher_model_name_or_path is not None:
-            self.check_family(own.ode_teacher_model_name_or_path)
+        super().check(args)
+        if self.consistency_args.ode_teacher_model_name_or_path is not None:
+            self.check_family(self.consistency_args.ode_teacher_model_name_or_path)
+        reward_weights(self.reward_args)
+
+    def load_teacher(self, args: TextToVideoTrainingArguments, dtype: torch.dtype) -> list[nn.Module]:
+        own = self.consistency_args
         frozen = super().load_teacher(args, dtype)
         denoiser, pipe = self.teacher_denoiser, self.teacher
         embeds_guidance = denoiser.config.get("time_cond_proj_dim") is not None
@@ -70,23 +77,25 @@ class ConsistencyPair(TeacherAndStudent):
         if self.student_name is None and embeds_guidance:
             raise ValueError(f"The U-Net of {self.teacher_name} embeds guidance: it was distilled already.")
         self.schedule = DiffusionSchedule.of(lcm_scheduler(pipe, own.num_ddim_steps))
-        ode_denoiser, ode_schedule = denoiser, self.schedule
-        if own.ode_teacher_model_name_or_path is not None:
-            ode = self.family.pipeline.from_pretrained(
-                own.ode_teacher_model_name_or_path,
-                variant=own.ode_teacher_variant,
+        self.ode_teacher = self._load_ode_teacher(dtype)
+        self.rewards = load_rewards(self.reward_args, pipe.vae, dtype)
+        return [*frozen, self.ode_teacher.unet, *(models_of(self.rewards) if self.rewards is not None else ())]
+
+    def _load_ode_teacher(self, dtype: torch.dtype) -> ODETeacher:
+        denoiser, schedule = self.teacher_denoiser, self.schedule
+        if (name := self.consistency_args.ode_teacher_model_name_or_path) is not None:
+            pipe = self.family.pipeline.from_pretrained(
+                name,
+                variant=self.consistency_args.ode_teacher_variant,
                 dtype=dtype,
                 **dict.fromkeys(("vae", "text_encoder", "tokenizer")),
             )
-            ode_denoiser = ode.components[self.family.denoiser]
-            ode_schedule = DiffusionSchedule.of(ode.scheduler)
-            if ode_denoiser.config.cross_attention_dim != denoiser.config.cross_attention_dim:
-                raise ValueError(f"{own.ode_teacher_model_name_or_path} takes texts of another encoder.")
+            denoiser, schedule = pipe.components[self.family.denoiser], DiffusionSchedule.of(pipe.scheduler)
+            if denoiser.config.cross_attention_dim != self.teacher_denoiser.config.cross_attention_dim:
+                raise ValueError(f"The U-Net of {name} takes embeddings of another text encoder than the teacher's.")
         assert self.family.encode_prompts is not None, f"{self.family.name} is not given text"
-        uncond_prompt_embeds = self.family.encode_prompts([""], pipe)[0]
-        self.ode_teacher = ODETeacher(self.family.predict, ode_denoiser, ode_schedule, uncond_prompt_embeds)
-        self.rewards = load_rewards(self.reward_args, pipe.vae, dtype)
-        return [*frozen, ode_denoiser, *(models_of(self.rewards) if self.rewards is not None else ())]
+        uncond_prompt_embeds = self.family.encode_prompts([""], self.teacher)[0]
+        return ODETeacher(self.family.predict, denoiser, schedule, uncond_prompt_embeds)
 
     def load_student(self, args: TextToVideoTrainingArguments) -> tuple[Any, PruningPlan | None]:
         denoiser, plan = super().load_student(args)
@@ -155,7 +164,7 @@ class ConsistencyPair(TeacherAndStudent):
 
 
 def lcm_scheduler(pipe: Any, num_ddim_steps: int) -> LCMScheduler:
-    """For a pipeline of few steps: the noise of the pipeline's own scheduler, on the grid that is trained on."""
+    """The scheduler of a few-step pipeline: noise levels of the pipeline's own scheduler, on the grid of training."""
     noise = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
     kept = (*noise, "rescale_betas_zero_snr", "timestep_scaling")
     config = {name: value for name, value in pipe.scheduler.config.items() if name in kept}

@@ -5,7 +5,8 @@ The scripts in `training/` parse their arguments and call `train_denoiser`; `dis
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,9 +15,8 @@ import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.optimization import get_scheduler
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from vdmini_diffusers.data.arguments import TextToVideoDataArguments, VideoDataArguments
 from vdmini_diffusers.data.skipped_videos import SkipLog
@@ -38,16 +38,30 @@ from vdmini_diffusers.distillation.consistency_arguments import (
 from vdmini_diffusers.distillation.critics import Critic, CriticFeatures
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, LatentDiscriminator
 from vdmini_diffusers.distillation.engine import (
+    DTYPES,
+    check_optimizer,
     make_accelerator,
+    make_checkpoints,
     make_critic,
     make_dataloader,
+    make_lr_scheduler,
     make_optimizer,
     report_settings,
     shard_frozen,
+    whole_state_dict,
 )
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
-from vdmini_diffusers.distillation.tasks.base import Encode, Generators
+from vdmini_diffusers.distillation.tasks.base import Encode, Generators, Task
 from vdmini_diffusers.families import Family, find_family
+from vdmini_diffusers.pruning import PruningPlan
+from vdmini_diffusers.trainers.before_training import (
+    check_images,
+    check_output_dir,
+    check_push,
+    data_sources,
+    only_run_in,
+    warn_of_late_start,
+)
 from vdmini_diffusers.trainers.consistency import ConsistencyPair
 from vdmini_diffusers.trainers.single_step import SingleStepPair
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
@@ -56,15 +70,13 @@ from vdmini_diffusers.trainers.trained_pipeline import push, show_on_trackers
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 class Objective(NamedTuple):
-    """A task of families: the pairs that it trains, and the groups of its settings.
+    """A training objective: the pairs of models that it trains, and the groups of its settings.
 
     Args:
-        arguments: of the run, the critics, ICMD and the data, in this order.
-        own: further groups, with which `pair` is made.
+        arguments: the groups for the run, the critics, ICMD and the data, in this order.
+        own: further groups, which `pair` takes.
     """
 
     pair: type[TeacherAndStudent]
@@ -100,20 +112,19 @@ def distill(
         pretrained_teacher_model_name_or_path: folder or Hub id of the unpruned pipeline.
         pretrained_student_model_name_or_path: folder or Hub id of a pipeline that `prune_pipeline` wrote. Its family
             decides on the objective.
-        output_dir: for checkpoints and the finished pipeline. Called again, an interrupted run goes on from there.
-        variant: of the teacher's weight files, e.g. `"fp16"`.
-        revision: of the teacher on the Hub.
-        student_variant: of the student's weight files.
+        output_dir: folder for checkpoints and the finished pipeline. Called again, an interrupted run goes on from
+            there.
+        variant: variant of the teacher's weight files, e.g. `"fp16"`.
+        revision: revision of the teacher on the Hub.
+        student_variant: variant of the student's weight files.
         settings: the flags of `training/train_icmd.py` under their names, e.g. `max_train_steps=1000`.
 
     Returns:
         `output_dir`.
 
     Raises:
-        FloatingPointError: if a loss is not finite.
-        PruningPlanError: a `ValueError`; if the student's plan does not lead from this teacher to this student.
         TypeError: for a setting that does not exist.
-        ValueError: for models, data or settings that cannot be meant.
+        Exception: as `train_denoiser`.
     """
     teacher, student = str(pretrained_teacher_model_name_or_path), str(pretrained_student_model_name_or_path)
     objective = OBJECTIVES[find_family(student).task]
@@ -139,61 +150,108 @@ def train_denoiser(
     """Train, and write a whole pipeline to `args.output_dir`, which is returned.
 
     Raises:
-        FloatingPointError: if a loss is not finite.
+        FloatingPointError: if a loss, or a weight that is about to be saved, is not finite.
+        ImportError: if a package that the settings need is not installed.
+        OSError: if a file cannot be read or written, the Hub does not let the user in, or another training writes to
+            the same folder.
         PruningPlanError: a `ValueError`; if the student's plan does not lead from this teacher to this student.
-        ValueError: for models, data or settings that cannot be meant.
+        ValueError: for models, data or settings that do not work.
     """
     accelerator = make_accelerator(args)
-    torch.manual_seed(args.seed)
+    checkpoints = make_checkpoints(args)
+    check_run(pair, args, icmd_args, data_args, checkpoints)
+    writes = accelerator.is_main_process and not args.dry_run
+    with only_run_in(args.output_dir) if writes else nullcontext():
+        if writes and args.push_to_hub:
+            check_push(args)
+        torch.manual_seed(args.seed)
+        denoiser, plan = load_models(pair, args, accelerator)
+        teacher = pair.teacher_denoiser
+        pairs = plan.feature_pairs(teacher.config) if plan is not None and icmd_args.lambda_icd > 0 else ()
 
-    # Models
+        dataset, encode = open_data(pair, args, data_args, accelerator)
+        dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers)
+        task = pair.make_task(denoiser, critic_args, encode)
+        condition_dim = pair.family.critic_condition_dim(pair.teacher)
+        critics = make_critics(pair.family, teacher.config, condition_dim, critic_args, icmd_args, accelerator.device)
+        if accelerator.is_main_process:
+            record = {"teacher": pair.teacher_name, "student": pair.student_name}
+            record |= {"plan": plan.name if plan is not None else None} | pair.settings()
+            for group in (args, critic_args, icmd_args, data_args):
+                record |= asdict(group)
+            report_run(record, denoiser, critics, pairs, None if args.dry_run else args.output_dir)
+        if not args.dry_run:
+            backbone = teacher if critic_args.discriminator_backbone == "teacher" else None
+            features = CriticFeatures(task, backbone)
+            run_training(
+                pair, args, icmd_args, accelerator, checkpoints, denoiser, task, dataloader, pairs, critics, features
+            )
+    return args.output_dir
+
+
+def check_run(
+    pair: TeacherAndStudent,
+    args: UNetTrainingArguments,
+    icmd_args: ICMDArguments,
+    data_args: VideoDataArguments,
+    checkpoints: Checkpoints,
+) -> None:
+    """Check all that is known without loading a model. Raises as `train_denoiser`."""
+    check_output_dir(args.output_dir, pair.sources() | data_sources(data_args))
+    check_images(getattr(args, "validation_images", ()))
+    check_optimizer(args)
+    if args.rank is not None:
+        lora_config(args.rank)
+    checkpoints.choose()
+    pair.check(args)
+    if icmd_args.lambda_mca > 0:
+        warn_of_late_start("MCA", "mca_start_step", icmd_args.mca_start_step, args.max_train_steps)
+
+
+def load_models(
+    pair: TeacherAndStudent, args: UNetTrainingArguments, accelerator: Accelerator
+) -> tuple[Any, PruningPlan | None]:
+    """Load the teacher to the device, and return the denoiser to train with its plan."""
     frozen = pair.load_teacher(args, DTYPES[accelerator.mixed_precision])
-    unet, plan = pair.load_student(args)
-    teacher = pair.teacher_denoiser
-    pairs = plan.feature_pairs(teacher.config) if plan is not None and icmd_args.lambda_icd > 0 else ()
+    denoiser, plan = pair.load_student(args)
     for model in frozen:
         model.to(accelerator.device).eval().requires_grad_(False)
     if args.shard_teacher:
-        shard_frozen(teacher)
+        shard_frozen(pair.teacher_denoiser)
     if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        denoiser.enable_gradient_checkpointing()
     if args.rank is not None:
-        add_lora(unet, args.rank)
+        add_lora(denoiser, args.rank)
+    return denoiser, plan
 
-    # Objective
-    dataset, encode = open_data(pair, args, data_args, accelerator)
-    dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers)
-    task = pair.make_task(unet, critic_args, encode)
-    condition_dim = pair.family.critic_condition_dim(pair.teacher)
-    critics = make_critics(pair.family, teacher.config, condition_dim, critic_args, icmd_args, accelerator.device)
-    if accelerator.is_main_process:
-        record = {"teacher": pair.teacher_name, "student": pair.student_name}
-        record |= {"plan": plan.name if plan is not None else None} | pair.settings()
-        for group in (args, critic_args, icmd_args, data_args):
-            record |= asdict(group)
-        report_run(record, unet, critics, pairs, None if args.dry_run else args.output_dir)
-    if args.dry_run:
-        return args.output_dir
 
-    # Optimiser
-    optimizer = make_optimizer(args, trainable(unet.train()))
-    lr_scheduler = get_scheduler(
-        args.lr_scheduler,
-        optimizer,
-        num_warmup_steps=args.lr_warmup_steps,
-        num_training_steps=args.max_train_steps,
-    )
-    prepared, optimizer = accelerator.prepare(unet, optimizer)
-    trained = trainable(unet)  # after `prepare`, which may have replaced them
+def run_training(
+    pair: TeacherAndStudent,
+    args: UNetTrainingArguments,
+    icmd_args: ICMDArguments,
+    accelerator: Accelerator,
+    checkpoints: Checkpoints,
+    denoiser: Any,
+    task: Task,
+    dataloader: DataLoader,
+    pairs: Sequence[tuple[str, str]],
+    critics: Sequence[Critic],
+    critic_features: CriticFeatures,
+) -> None:
+    """Make optimiser and average, run the loop, and save the result."""
+    optimizer = make_optimizer(args, trainable(denoiser.train()))
+    lr_scheduler = make_lr_scheduler(args, optimizer)
+    prepared, optimizer = accelerator.prepare(denoiser, optimizer)
+    trained = trainable(denoiser)  # after `prepare`, which may have replaced them
     ema = ShardedEMA(trained, decay=args.ema_decay) if args.use_ema else None
-    if args.report_to is not None:
+    if args.tracker is not None:
         accelerator.init_trackers("vdmini")
 
     def validate(step: int) -> None:
         with averaged(ema, trained):
-            state_dict = accelerator.get_state_dict(prepared)  # of all processes, where it is sharded
+            state_dict = whole_state_dict(accelerator, prepared)
             if accelerator.is_main_process:
-                paths = pair.write_validation_videos(args, unet, state_dict, step)
+                paths = pair.write_validation_videos(args, denoiser, state_dict, step)
                 show_on_trackers(accelerator.trackers, paths, step)
         accelerator.wait_for_everyone()
 
@@ -201,66 +259,59 @@ def train_denoiser(
         accelerator=accelerator,
         task=task,
         student=prepared,
-        teacher=teacher,
+        teacher=pair.teacher_denoiser,
         dataloader=dataloader,
         optimizer=optimizer,
         lr_scheduler=lr_scheduler,
-        settings=LoopSettings(
-            seed=args.seed,
-            max_train_steps=args.max_train_steps,
-            train_batch_size=args.train_batch_size,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            max_grad_norm=args.max_grad_norm,
-            lambda_icd=icmd_args.lambda_icd,
-            icd_reduction=icmd_args.icd_reduction,
-            icd_normalize=icmd_args.icd_normalize,
-            logging_steps=args.logging_steps,
-            checkpointing_steps=args.checkpointing_steps,
-            validation_steps=args.validation_steps,
-        ),
-        checkpoints=Checkpoints(
-            args.output_dir,
-            None if args.resume_from_checkpoint == "none" else args.resume_from_checkpoint,
-            args.checkpoints_total_limit,
-        ),
+        settings=loop_settings(args, icmd_args),
+        checkpoints=checkpoints,
         pairs=pairs,
         critics=critics,
-        critic_features=CriticFeatures(task, teacher if critic_args.discriminator_backbone == "teacher" else None),
+        critic_features=critic_features,
         ema=ema,
         validate=validate if pair.validation_inputs(args) else None,
     )
 
     with averaged(ema, trained):
-        state_dict = accelerator.get_state_dict(prepared)
+        state_dict = whole_state_dict(accelerator, prepared)
         if accelerator.is_main_process:
-            pair.save(args, unet, state_dict)
+            pair.save(args, denoiser, state_dict)
             if args.push_to_hub:
                 push(args)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return args.output_dir
+
+
+def loop_settings(args: UNetTrainingArguments, icmd_args: ICMDArguments) -> LoopSettings:
+    given = asdict(args) | asdict(icmd_args)
+    return LoopSettings(**{name: given[name] for name in (field.name for field in fields(LoopSettings))})
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def add_lora(unet: ModelMixin, rank: int) -> None:
-    """Freeze the U-Net, and add LoRA to its attention."""
+def lora_config(rank: int) -> Any:
+    """LoRA on the attention of a U-Net. Raises `ImportError` if peft is not installed."""
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise ImportError("`--rank` needs peft: `pip install vdmini_diffusers[train]`.") from error
+        raise ImportError("`--rank` needs peft: `pip install -e '.[train]'`.") from error
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+
+
+def add_lora(unet: ModelMixin, rank: int) -> None:
+    """Freeze the U-Net, and add LoRA to its attention."""
     if not isinstance(unet, PeftAdapterMixin):
         raise ValueError("`--rank` trains a pruned student; diffusers' own U-Net classes take no adapter.")
     unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    unet.add_adapter(lora_config(rank))
 
 
 def open_data(
     pair: TeacherAndStudent, args: UNetTrainingArguments, data_args: VideoDataArguments, accelerator: Accelerator
 ) -> tuple[Dataset, Encode | None]:
-    """Samples, and what makes latents of a batch of them if they are videos."""
+    """The data set, and the function that encodes its batches if they are videos."""
     if data_args.precomputed_data_dir is not None:
         dataset = pair.precomputed(data_args.precomputed_data_dir)
         pair.set_clip_shape(dataset[0])
@@ -292,11 +343,11 @@ def make_critics(
     icmd_args: ICMDArguments,
     device: torch.device,
 ) -> list[Critic]:
-    """MCA's critic, and the task's own; those whose weight is 0 are left out.
+    """MCA's critic and the task's own, without those whose weight is 0.
 
     Args:
-        config: the teacher denoiser's.
-        condition_dim: width of what critics are conditioned on.
+        config: config of the teacher's denoiser.
+        condition_dim: width of the critics' condition.
     """
     wanted: tuple[tuple[str, Literal["teacher", "data"], float, int], ...] = (
         ("mca", "teacher", icmd_args.lambda_mca, icmd_args.mca_start_step),
@@ -342,10 +393,10 @@ def report_run(
     record: dict[str, Any],
     unet: nn.Module,
     critics: list[Critic],
-    pairs: tuple[tuple[str, str], ...],
+    pairs: Sequence[tuple[str, str]],
     output_dir: Path | None,
 ) -> None:
-    """Print what will be done; with a folder, keep the settings there."""
+    """Print the settings and what is trained; with a folder, keep the settings there."""
     report_settings(record, output_dir)
     logger.info("trained parameters of the U-Net: %s", f"{sum(p.numel() for p in trainable(unet)):,}")
     for critic in critics:

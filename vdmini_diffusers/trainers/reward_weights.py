@@ -1,5 +1,6 @@
-"""The rewards that were asked for by name, with their published weights."""
+"""The rewards that are named on the command line, with their published weights."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,15 @@ VIDEO_REWARDS = {"xclip": "xclip_model"}
 def load_rewards(
     args: RewardArguments, vae: AutoencoderKL, dtype: torch.dtype = torch.float32
 ) -> RewardMixture | None:
-    """The mixture, or None if no reward was asked for.
+    """The mixture, or None if no reward is named.
 
     Raises:
         OSError: if the weights of one cannot be had, or are not all there; the message names them.
-        ValueError: for a name that is not known, a weight that is no number, or a file that is not HPSv2.1's.
+        ValueError: for an unknown name, a weight that is no finite number, or a file that is not HPSv2.1's.
     """
     if not args.image_rewards and not args.video_rewards:
         return None
-    weights = {
-        "image": _weights("image_rewards", args.image_rewards, IMAGE_REWARDS),
-        "video": _weights("video_rewards", args.video_rewards, VIDEO_REWARDS),
-    }
+    weights = reward_weights(args)
     make: dict[str, Callable[[str], Reward]] = {
         "clip_score": lambda place: _clip(place, "squash", dtype),
         "pick_score": lambda place: _clip(place, "crop", dtype),
@@ -52,9 +50,9 @@ def load_rewards(
                 rewards[kind].append((weight, make[name](place)))
             except OSError as error:
                 raise OSError(
-                    f"The weights of the reward {name!r} cannot be had from {place}: {error}\nDownload them and say"
-                    f" where they are with `--{flag}`, or leave {name!r} out of `--{kind}_rewards`: training goes"
-                    " without rewards, too."
+                    f"The weights of the reward {name!r} cannot be had from {place}: {error}\nDownload them and give"
+                    f" their place as `--{flag}`, or leave {name!r} out of `--{kind}_rewards`: training also works"
+                    " without rewards."
                 ) from error
     return RewardMixture(
         vae,
@@ -68,10 +66,18 @@ def load_rewards(
     )
 
 
-def _weights(flag: str, asked: list[str], known: Mapping[str, str]) -> dict[str, float]:
-    """Of `["name:weight", ...]`."""
+def reward_weights(args: RewardArguments) -> dict[str, dict[str, float]]:
+    """The weights of image and video rewards by their names. Raises `ValueError` as `load_rewards`."""
+    return {
+        "image": _weights("image_rewards", args.image_rewards, IMAGE_REWARDS),
+        "video": _weights("video_rewards", args.video_rewards, VIDEO_REWARDS),
+    }
+
+
+def _weights(flag: str, entries: list[str], known: Mapping[str, str]) -> dict[str, float]:
+    """Read `["name:weight", ...]`."""
     weights = {}
-    for entry in asked:
+    for entry in entries:
         name, _, weight = entry.partition(":")
         if name not in known:
             raise ValueError(f"`--{flag}`: {name!r} is not known; there are {', '.join(known)}.")
@@ -79,6 +85,8 @@ def _weights(flag: str, asked: list[str], known: Mapping[str, str]) -> dict[str,
             weights[name] = float(weight or 1)
         except ValueError:
             raise ValueError(f"`--{flag}`: the weight of {entry!r} is no number.") from None
+        if not math.isfinite(weights[name]):
+            raise ValueError(f"`--{flag}`: the weight of {entry!r} is not finite.")
     return weights
 
 
@@ -103,7 +111,7 @@ def _xclip(place: str, num_frames: int, dtype: torch.dtype) -> XCLIPReward:
 
 
 def _whole(kind: type[PreTrainedModel], place: str, dtype: torch.dtype) -> Any:
-    """transformers makes up what a checkpoint of another model lacks, at random, and warns."""
+    """A model with all its weights: where some are missing, transformers only warns, and draws them at random."""
     loaded: Any = kind.from_pretrained(place, dtype=dtype, output_loading_info=True)
     model, info = loaded
     if absent := sorted(info["missing_keys"]):
@@ -112,7 +120,7 @@ def _whole(kind: type[PreTrainedModel], place: str, dtype: torch.dtype) -> Any:
 
 
 def _tokenizer(place: str) -> CLIPTokenizer:
-    """transformers makes one without words where the files are missing."""
+    """A tokenizer with its vocabulary: where its files are missing, transformers makes one without words."""
     tokenizer = CLIPTokenizer.from_pretrained(place)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise OSError(f"{place} has no files of a tokenizer.")

@@ -1,6 +1,7 @@
-"""A pair of teacher and student, by their names: what is loaded, validated and saved, whatever their objective."""
+"""A pair of teacher and student, by their names: how they are checked, loaded, validated and saved."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,13 +20,15 @@ from vdmini_diffusers.pruning.student_folder import check_student, read_plan
 from vdmini_diffusers.trainers.trained_pipeline import (
     StateDict,
     clone_with_weights,
+    finished_files,
     save_trained_pipeline,
     student_card,
+    student_companions,
     teacher_card,
 )
 
 
-# By what a family is given: its name for people, and the argument with what to validate on.
+# For each kind of input of a family: its task's name for people, and the argument with inputs to validate on.
 INPUTS = {"image": "image to video", "text": "text to video"}
 VALIDATION = {"image": "validation_images", "text": "validation_prompts"}
 
@@ -36,18 +39,22 @@ class TeacherAndStudent:
     Args:
         teacher_name: folder or Hub id of a pipeline. It is frozen; its denoiser also carries the critics' features.
         student_name: folder or Hub id of a pruned one, as `prune_pipeline` writes it.
-        variant: of the teacher's weight files, e.g. `"fp16"`.
-        revision: of the teacher on the Hub.
-        student_variant: of the student's weight files.
+        variant: variant of the teacher's weight files, e.g. `"fp16"`.
+        revision: revision of the teacher on the Hub.
+        student_variant: variant of the student's weight files.
 
     Attributes:
-        family: of both; known when the teacher is loaded.
+        family: the family of both, once the pair is checked.
+        companions: files that go from the pruned student's folder to the trained one's, by their paths in it.
+        card: the model card of the result.
         teacher: the teacher's pipeline, once it is loaded.
-        clip_shape: of the clips trained on, once they are known.
+        clip_shape: the shape of the clips trained on, once it is known.
     """
 
     task: ClassVar[str]  # the objective of the families that this class trains
     family: Family
+    companions: Mapping[str, Path]
+    card: str
     teacher: DiffusionPipeline
     clip_shape: ClipShape
 
@@ -66,18 +73,27 @@ class TeacherAndStudent:
     def teacher_denoiser(self) -> Any:
         return self.teacher.components[self.family.denoiser]
 
-    def load_teacher(self, args: UNetTrainingArguments, dtype: torch.dtype) -> list[nn.Module]:
-        """Read the teacher, and return all that is frozen and goes to the device.
+    def sources(self) -> dict[str, str | None]:
+        """The models that are read, by what they are."""
+        return {"the teacher": self.teacher_name, "the student": self.student_name}
+
+    def check(self, args: UNetTrainingArguments) -> None:
+        """Read all but the weights: families, and the files that the result needs besides.
 
         Raises:
-            ValueError: if a model is of another objective, or a validation image is missing. Checked first.
+            OSError: if a model cannot be found.
+            ValueError: if a model is of another objective, or a student lacks its plan, provenance or card.
         """
-        for image in getattr(args, "validation_images", ()):
-            if not image.is_file():
-                raise ValueError(f"`--validation_images`: there is no file {image}.")
         self.family = self.check_family(self.teacher_name, self._weights["revision"])
-        if self.student_name is not None:
-            self.check_family(self.student_name)
+        if self.student_name is None:
+            self.companions, self.card = {}, teacher_card(args, self.teacher_name, self.family)
+            return
+        self.check_family(self.student_name)
+        self.companions = student_companions(self.student_name, self.family.denoiser)
+        self.card = student_card(args, self.student_name)
+
+    def load_teacher(self, args: UNetTrainingArguments, dtype: torch.dtype) -> list[nn.Module]:
+        """Load the teacher, and return all that is frozen and goes to the device. To be called after `check`."""
         self.teacher = self.load_pipeline(dtype=dtype)
         return [model for model in self.teacher.components.values() if isinstance(model, nn.Module)]
 
@@ -92,11 +108,11 @@ class TeacherAndStudent:
         return family
 
     def load_pipeline(self, **options: Any) -> Any:
-        """The teacher's pipeline, by the family's class. `options` are those of `from_pretrained`."""
+        """The teacher's pipeline, opened by the family's class. `options` are those of `from_pretrained`."""
         return self.family.pipeline.from_pretrained(self.teacher_name, **self._weights, **options)
 
     def load_student(self, args: UNetTrainingArguments) -> tuple[Any, PruningPlan | None]:
-        """The denoiser to train, in float32, and the plan that it was pruned by, if it was."""
+        """The denoiser to train, in float32, and the plan by which it was pruned, if it was."""
         subfolder = self.family.denoiser
         if self.student_name is None:
             return self.load_pipeline(dtype=torch.float32).components[subfolder], None
@@ -139,7 +155,7 @@ class TeacherAndStudent:
         return self.family.encode(batch, self.teacher, generators)
 
     def make_task(self, denoiser: nn.Module, critic_args: CriticArguments, encode: Encode | None) -> Task:
-        """The objective of the denoiser to train, wrapped or not."""
+        """The training objective of `denoiser`, which may be wrapped."""
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
@@ -169,13 +185,15 @@ class TeacherAndStudent:
 
     def save(self, args: UNetTrainingArguments, denoiser: Any, state_dict: StateDict) -> None:
         """Write the whole pipeline with these weights, its plan and its card to `output_dir`."""
-        if self.student_name is None:
-            card = teacher_card(args, self.teacher_name, self.family)
-        else:
-            card = student_card(args, self.student_name)
-        save_trained_pipeline(
-            args, self._whole_pipeline, denoiser, state_dict, self.student_name, self.family.denoiser, card
-        )
+        with finished_files(args.output_dir, "model_index.json") as aside:
+            save_trained_pipeline(
+                replace(args, output_dir=aside),
+                self._whole_pipeline,
+                denoiser,
+                state_dict,
+                self.companions,
+                self.card,
+            )
 
     def _whole_pipeline(self, denoiser: ModelMixin) -> DiffusionPipeline:
         """With the teacher's other parts in float32."""

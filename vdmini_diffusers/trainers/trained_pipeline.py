@@ -1,7 +1,10 @@
-"""What training a denoiser leaves: a whole pipeline with its card, and validation videos on trackers."""
+"""The results of training a denoiser: a whole pipeline with its card, and validation videos on trackers."""
 
+import json
+import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,10 @@ import torch
 from accelerate.tracking import GeneralTracker
 from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image, ImageSequence
+from safetensors import SafetensorError
 
 from vdmini_diffusers.distillation.arguments import RunArguments, UNetTrainingArguments
+from vdmini_diffusers.distillation.engine import without_folders
 from vdmini_diffusers.families import Family
 from vdmini_diffusers.pruning.student_folder import student_file
 from vdmini_diffusers.serialization.cards import render_card, with_training_note
@@ -20,10 +25,11 @@ from vdmini_diffusers.version import __version__
 
 
 StateDict = Mapping[str, torch.Tensor]
+IGNORED_BY_PUSH = ["checkpoint-*", ".*", "*/.*", "logs/*", "skipped_videos/*", "validation/*"]
 
 
 def show_on_trackers(trackers: Iterable[GeneralTracker], files: Iterable[Path], step: int) -> None:
-    """The frames on TensorBoard, GIFs and pictures on Weights & Biases; other trackers show none."""
+    """Show frames on TensorBoard, GIFs and pictures on Weights & Biases. Other trackers show none."""
     for i, path in enumerate(files):
         for tracker in trackers:
             if tracker.name == "tensorboard":
@@ -46,20 +52,58 @@ def clone_with_weights(denoiser: Any, state_dict: StateDict) -> Any:
     return made
 
 
+@contextmanager
+def finished_files(output_dir: Path, marker: str) -> Iterator[Path]:
+    """Yield a folder for the result of training, whose files move to `output_dir` when the block ends.
+
+    A kill on the way leaves `output_dir` without `marker`, which is moved last: what does not open is taken for no
+    result, and the same command, run again, goes on from the last checkpoint.
+
+    Args:
+        marker: the file without which the result does not open: `model_index.json`, or a model's `config.json`.
+
+    Raises:
+        OSError: if the files cannot be written.
+    """
+    aside = output_dir / ".finished.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for path in aside.rglob("config.json"):
+            config = json.loads(path.read_text("utf-8"))
+            if "_name_or_path" in config:  # where diffusers has read the model from
+                config["_name_or_path"] = without_folders(config["_name_or_path"])
+                path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        files = [path for path in sorted(aside.rglob("*")) if path.is_file() and path != aside / marker]
+        (output_dir / marker).unlink(missing_ok=True)
+        for path in [*files, aside / marker]:
+            shutil.copymode(aside / marker, path)  # safetensors shuts other users out of its files
+            target = output_dir / path.relative_to(aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    except SafetensorError as error:  # for a full disk
+        raise OSError(
+            f"The result of training could not be written to {output_dir}: {error}. The checkpoints are kept: mend"
+            " what is wrong (a full disk?) and run the same command again."
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def save_trained_pipeline(
     args: UNetTrainingArguments,
     pipeline_with: Callable[[ModelMixin], DiffusionPipeline],
     denoiser: ModelMixin,
     state_dict: StateDict,
-    student_name: str | None,
-    subfolder: str,
+    companions: Mapping[str, Path],
     card: str,
 ) -> None:
-    """Write the whole pipeline, with the student's plan and a card.
+    """Write the whole pipeline to `args.output_dir`, with the student's plan and a card.
 
     Args:
         pipeline_with: puts a denoiser in float32 among the teacher's other parts.
-        subfolder: the denoiser's.
+        companions: files of the pruned student to copy, by their paths in a pipeline folder.
     """
     trained = clone_with_weights(denoiser, state_dict)
     pipe: Any = pipeline_with(trained)
@@ -70,14 +114,23 @@ def save_trained_pipeline(
         trained.fuse_lora()
         trained.unload_lora()
     pipe.save_pretrained(args.output_dir)
-    if student_name is not None:
-        for name in ("pruning_plan.json", "pruning_provenance.json"):
-            shutil.copyfile(student_file(student_name, f"{subfolder}/{name}"), args.output_dir / subfolder / name)
+    for name, path in companions.items():
+        shutil.copyfile(path, args.output_dir / name)
     (args.output_dir / "README.md").write_text(card, encoding="utf-8")
 
 
+def student_companions(student_name: str, subfolder: str) -> dict[str, Path]:
+    """Plan and provenance of a pruned student, by their paths in a pipeline folder.
+
+    Raises:
+        ValueError: if one is missing.
+    """
+    names = [f"{subfolder}/{name}" for name in ("pruning_plan.json", "pruning_provenance.json")]
+    return {name: student_file(student_name, name) for name in names}
+
+
 def student_card(args: UNetTrainingArguments, student_name: str) -> str:
-    """The pruned student's card, which now says that it was trained."""
+    """The pruned student's card, with the note that it was trained."""
     note = (
         f"**Distilled towards the teacher** by ICMD (section 3.3) for {args.max_train_steps:,} steps with"
         f" `vdmini_diffusers` {__version__}; `training.json` has the settings and the names of teacher and data."
@@ -107,6 +160,5 @@ def teacher_card(args: UNetTrainingArguments, teacher_name: str, family: Family)
 
 
 def push(args: RunArguments) -> None:
-    """What was trained, without what training left beside it."""
-    ignored = ["checkpoint-*", ".*", "logs/*", "skipped_videos/*", "validation/*"]
-    push_folder(args.output_dir, args.hub_model_id, "End of training", ignored)
+    """Upload the result of training, without checkpoints, logs and temporary files."""
+    push_folder(args.output_dir, args.hub_model_id, "End of training", IGNORED_BY_PUSH)

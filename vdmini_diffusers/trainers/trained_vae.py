@@ -1,6 +1,5 @@
-"""The results of fine-tuning a VAE's decoder: validation pictures, and at the end the VAE with its card."""
+"""The results of fine-tuning a VAE's decoder: validation pictures, and the VAE with its card."""
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,12 @@ from vdmini_diffusers.data.vae_clips import decode_clips
 from vdmini_diffusers.distillation.arguments import RunArguments
 from vdmini_diffusers.evaluation.continuation import psnr
 from vdmini_diffusers.serialization.cards import with_training_note
+from vdmini_diffusers.trainers.trained_pipeline import finished_files
 from vdmini_diffusers.version import __version__
 
 
 def decoder_inputs(vae: Any, latents: Tensor) -> Tensor:
-    """The decoder's own inputs for `(batch, frames, channels, h, w)` latents that are not scaled."""
+    """The decoder's inputs for `(batch, frames, channels, h, w)` latents, which are not scaled."""
     if getattr(vae, "post_quant_conv", None) is None:
         return latents
     return vae.post_quant_conv(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
@@ -71,23 +71,20 @@ def to_uint8(clips: Tensor) -> np.ndarray:
 def save_trained_vae(
     args: RunArguments, vae: Any, decoder: Mapping[str, Tensor], companions: Mapping[str, Path]
 ) -> None:
-    """The VAE with these weights of its decoder, in `args.output_dir`: each file is written aside and renamed.
+    """Write the VAE with these weights of its decoder to `args.output_dir`.
 
     Args:
-        companions: of the pruned VAE's folder: plan, channels, licences, card.
+        companions: files of the pruned VAE's folder to copy: plan, channels, licences, card.
     """
-    aside = args.output_dir / ".vae.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    with_decoder(vae, decoder).save_pretrained(aside)
-    for name, path in companions.items():
-        shutil.copyfile(path, aside / name)
-    if "README.md" in companions:
-        note = (
-            f"**The decoder was fine-tuned** (appendix A) for {args.max_train_steps:,} steps with `vdmini_diffusers`"
-            f" {__version__}; `training.json` has the settings and the names of teacher and data."
-        )
-        card = (aside / "README.md").read_text(encoding="utf-8")
-        (aside / "README.md").write_text(with_training_note(card, note), encoding="utf-8")
-    for path in aside.iterdir():
-        os.replace(path, args.output_dir / path.name)
-    aside.rmdir()
+    with finished_files(args.output_dir, "config.json") as aside:
+        with_decoder(vae, decoder).save_pretrained(aside)
+        for name, path in companions.items():
+            shutil.copyfile(path, aside / name)
+        if "README.md" in companions:
+            note = (
+                f"**The decoder was fine-tuned** (appendix A) for {args.max_train_steps:,} steps with"
+                f" `vdmini_diffusers` {__version__}; `training.json` has the settings and the names of teacher and"
+                " data."
+            )
+            card = (aside / "README.md").read_text(encoding="utf-8")
+            (aside / "README.md").write_text(with_training_note(card, note), encoding="utf-8")

@@ -4,14 +4,14 @@
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,15 +27,27 @@ from vdmini_diffusers.distillation.decoder_arguments import DecoderLossArguments
 from vdmini_diffusers.distillation.decoder_loop import Prepare, decoder_training_loop
 from vdmini_diffusers.distillation.decoder_losses import PerceptualLoss, lpips_distance
 from vdmini_diffusers.distillation.engine import (
+    check_optimizer,
     make_accelerator,
+    make_checkpoints,
     make_critic,
     make_dataloader,
+    make_lr_scheduler,
     make_optimizer,
     report_settings,
+    whole_state_dict,
 )
 from vdmini_diffusers.distillation.patch_discriminator import PatchDiscriminator
 from vdmini_diffusers.pruning.student_folder import check_student
 from vdmini_diffusers.pruning.vae_folder import COMPRESSED, find_vae, read_decoder_plan
+from vdmini_diffusers.trainers.before_training import (
+    check_images,
+    check_output_dir,
+    check_push,
+    data_sources,
+    only_run_in,
+    warn_of_late_start,
+)
 from vdmini_diffusers.trainers.trained_pipeline import push, show_on_trackers
 from vdmini_diffusers.trainers.trained_vae import (
     decoder_inputs,
@@ -47,7 +59,7 @@ from vdmini_diffusers.trainers.trained_vae import (
 
 logger = logging.getLogger(__name__)
 
-# Of precomputed latents to those of this encoder: more than half precision and another machine's kernels explain.
+# Relative error of precomputed latents against this encoder's. Half precision and other kernels explain less.
 MAX_LATENT_ERROR = 0.02
 
 
@@ -66,32 +78,77 @@ def train_vae_decoder(
 
     Args:
         vae_name: folder or Hub id of a VAE that `conversion/prune_vae_decoder.py` wrote, or of a pipeline with one.
-        teacher_name: of the VAE that it was pruned from, or of a pipeline with that: for distillation, and to be shown
-            beside.
-        variant, teacher_variant: of the weight files, e.g. `"fp16"`.
-        revision: of the pruned VAE on the Hub.
-        perceptual: takes the place of what `loss_args.perceptual_loss` names.
+        teacher_name: folder or Hub id of the VAE before pruning, or of a pipeline with it: for distillation, and for
+            comparison in the validation pictures.
+        variant, teacher_variant: variants of the weight files, e.g. `"fp16"`.
+        revision: revision of the pruned VAE on the Hub.
+        perceptual: replaces the loss that `loss_args.perceptual_loss` names.
 
     Raises:
-        FloatingPointError: if a loss is not finite.
-        ImportError, RuntimeError: if LPIPS is not there, see `lpips_distance`.
+        FloatingPointError: if a loss, or a weight that is about to be saved, is not finite.
+        ImportError, RuntimeError: if a package is missing, or LPIPS' network, see `lpips_distance`.
+        OSError: if a file cannot be read or written, the Hub does not let the user in, or another training writes to
+            the same folder.
         PruningPlanError: a `ValueError`; if the VAE was not pruned from this teacher.
-        ValueError: for data, models or settings that cannot be meant.
+        ValueError: for data, models or settings that do not work.
     """
     accelerator = make_accelerator(args)
-    torch.manual_seed(args.seed)
-
-    # Models
-    for image in args.validation_images:
-        if not image.is_file():
-            raise ValueError(f"`--validation_images`: there is no file {image}.")
+    checkpoints = make_checkpoints(args)
+    check_output_dir(
+        args.output_dir, {"the pruned VAE": vae_name, "the teacher": teacher_name} | data_sources(data_args)
+    )
+    check_images(args.validation_images)
+    check_optimizer(args)
+    checkpoints.choose()
     if loss_args.uses_teacher and teacher_name is None:
         raise ValueError("Distillation needs `--pretrained_teacher_model_name_or_path`, the VAE that was pruned.")
+    if loss_args.adversarial_weight > 0:
+        start_step = loss_args.adversarial_start_step
+        warn_of_late_start("The adversarial loss", "adversarial_start_step", start_step, args.max_train_steps)
+    writes = accelerator.is_main_process and not args.dry_run
+    with only_run_in(args.output_dir) if writes else nullcontext():
+        if writes and args.push_to_hub:
+            check_push(args)
+        torch.manual_seed(args.seed)
+        models = load_vaes(args, loss_args, accelerator, vae_name, teacher_name, variant, revision, teacher_variant)
+        perceptual = perceptual or load_perceptual(loss_args, accelerator)
+        dataloader, size = open_data(args, loss_args, data_args, models.vae, accelerator)
+        critic = make_discriminator(loss_args, size, accelerator.device) if loss_args.adversarial_weight > 0 else None
+        if accelerator.is_main_process:
+            record = {"vae": vae_name, "teacher": teacher_name}
+            for group in (args, loss_args, data_args):
+                record |= asdict(group)
+            report_run(record, models, critic, None if args.dry_run else args.output_dir)
+        if not args.dry_run:
+            run_training(args, loss_args, accelerator, checkpoints, models, dataloader, size, perceptual, critic)
+    return args.output_dir
+
+
+class Models(NamedTuple):
+    """The VAE to train, the original one, the pairs of their stages to compare, and the pruned VAE's other files."""
+
+    vae: Any
+    teacher: Any | None
+    pairs: Sequence[tuple[str, str, tuple[int, ...]]]
+    companions: Mapping[str, Path]
+
+
+def load_vaes(
+    args: DecoderTrainingArguments,
+    loss_args: DecoderLossArguments,
+    accelerator: Accelerator,
+    vae_name: str,
+    teacher_name: str | None,
+    variant: str | None,
+    revision: str | None,
+    teacher_variant: str | None,
+) -> Models:
+    """Load both VAEs to the device, the decoder to train with gradients. Raises as `train_vae_decoder`."""
     source = find_vae(vae_name, revision)
-    vae = source.load(variant).to(accelerator.device)
-    if not isinstance(vae, COMPRESSED):
+    if source.class_name not in [cls.__name__ for cls in COMPRESSED]:
         raise ValueError(f"{vae_name} is not pruned; `conversion/prune_vae_decoder.py` makes a VAE to train of it.")
     companions = source.companions()
+    vae = source.load(variant).to(accelerator.device)
     teacher, pairs = None, ()
     if teacher_name is not None:
         teacher = find_vae(teacher_name).load(teacher_variant).to(accelerator.device)
@@ -103,43 +160,50 @@ def train_vae_decoder(
     if args.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     vae.decoder.requires_grad_(True).train()
+    return Models(vae, teacher, pairs, companions)
 
-    # Objective
-    if perceptual is None and loss_args.perceptual_weight > 0 and loss_args.perceptual_loss == "lpips":
-        with accelerator.local_main_process_first():  # which downloads
-            perceptual = lpips_distance(loss_args.lpips_net, loss_args.lpips_random_trunk).to(accelerator.device)
-    dataloader, size = open_data(args, loss_args, data_args, vae, accelerator)
-    critic = make_discriminator(loss_args, size, accelerator.device) if loss_args.adversarial_weight > 0 else None
-    if accelerator.is_main_process:
-        record = {"vae": vae_name, "teacher": teacher_name}
-        for group in (args, loss_args, data_args):
-            record |= asdict(group)
-        report_settings(record, None if args.dry_run else args.output_dir)
-        counted = {"decoder": vae.decoder} | ({"discriminator": critic.heads} if critic is not None else {})
-        for name, model in counted.items():
-            logger.info("trained parameters of the %s: %s", name, f"{sum(p.numel() for p in model.parameters()):,}")
-        for student_module, teacher_module, kept in pairs:
-            logger.info("distilled: %s towards %d channels of %s", student_module, len(kept), teacher_module)
-    if args.dry_run:
-        return args.output_dir
 
-    # Optimiser
+def load_perceptual(loss_args: DecoderLossArguments, accelerator: Accelerator) -> PerceptualLoss | None:
+    if loss_args.perceptual_weight == 0 or loss_args.perceptual_loss == "none":
+        return None
+    with accelerator.local_main_process_first():  # which downloads
+        return lpips_distance(loss_args.lpips_net, loss_args.lpips_random_trunk).to(accelerator.device)
+
+
+def report_run(record: dict[str, Any], models: Models, critic: Critic | None, output_dir: Path | None) -> None:
+    """Print the settings and what is trained; with a folder, keep the settings there."""
+    report_settings(record, output_dir)
+    counted = {"decoder": models.vae.decoder} | ({"discriminator": critic.heads} if critic is not None else {})
+    for name, model in counted.items():
+        logger.info("trained parameters of the %s: %s", name, f"{sum(p.numel() for p in model.parameters()):,}")
+    for student_module, teacher_module, kept in models.pairs:
+        logger.info("distilled: %s towards %d channels of %s", student_module, len(kept), teacher_module)
+
+
+def run_training(
+    args: DecoderTrainingArguments,
+    loss_args: DecoderLossArguments,
+    accelerator: Accelerator,
+    checkpoints: Checkpoints,
+    models: Models,
+    dataloader: DataLoader,
+    size: tuple[int, int],
+    perceptual: PerceptualLoss | None,
+    critic: Critic | None,
+) -> None:
+    """Make optimiser and average, run the loop, and save the result."""
+    vae, teacher = models.vae, models.teacher
     optimizer = make_optimizer(args, vae.decoder.parameters())
-    lr_scheduler = get_scheduler(
-        args.lr_scheduler,
-        optimizer,
-        num_warmup_steps=args.lr_warmup_steps,
-        num_training_steps=args.max_train_steps,
-    )
+    lr_scheduler = make_lr_scheduler(args, optimizer)
     decoder, optimizer = accelerator.prepare(vae.decoder, optimizer)
     trained = list(vae.decoder.parameters())  # after `prepare`, which may have replaced them
     ema = ShardedEMA(trained, decay=args.ema_decay) if args.use_ema else None
-    if args.report_to is not None:
+    if args.tracker is not None:
         accelerator.init_trackers("vdmini-vae")
 
     def validate(step: int) -> None:
         with averaged(ema, trained):
-            state_dict = accelerator.get_state_dict(decoder)  # of all processes, where it is sharded
+            state_dict = whole_state_dict(accelerator, decoder)
             if accelerator.is_main_process:
                 path = args.output_dir / "validation" / f"step-{step:06d}.png"
                 shown = with_decoder(vae, state_dict).to(accelerator.device).eval()
@@ -159,28 +223,23 @@ def train_vae_decoder(
         lr_scheduler=lr_scheduler,
         args=args,
         loss_args=loss_args,
-        checkpoints=Checkpoints(
-            args.output_dir,
-            None if args.resume_from_checkpoint == "none" else args.resume_from_checkpoint,
-            args.checkpoints_total_limit,
-        ),
+        checkpoints=checkpoints,
         perceptual=perceptual,
         critic=critic,
         teacher=teacher.decoder if teacher is not None and loss_args.uses_teacher else None,
-        pairs=pairs,
+        pairs=models.pairs,
         ema=ema,
         validate=validate if args.validation_images else None,
     )
 
     with averaged(ema, trained):
-        state_dict = accelerator.get_state_dict(decoder)
+        state_dict = whole_state_dict(accelerator, decoder)
         if accelerator.is_main_process:
-            save_trained_vae(args, vae, state_dict, companions)
+            save_trained_vae(args, vae, state_dict, models.companions)
             if args.push_to_hub:
                 push(args)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return args.output_dir
 
 
 def open_data(
@@ -231,12 +290,12 @@ def check_latents(sample: Mapping[str, Tensor], vae: Any, folder: str) -> None:
 
 
 def to_values(pixel_values: Tensor) -> Tensor:
-    """As videos are decoded: those are floats from -1 to 1 already, precomputed clips are uint8."""
+    """Pixel values from -1 to 1. Decoded videos have them already; precomputed clips are uint8."""
     return pixel_values if pixel_values.is_floating_point() else 2 * (pixel_values.float() / 255) - 1
 
 
 def make_prepare(vae: Any, device: torch.device) -> Prepare:
-    """Of videos, only the frames that are taken are encoded."""
+    """Where batches are videos, only the frames that are taken are encoded."""
 
     @torch.no_grad()
     def prepare(batch: Mapping[str, Any], frames: slice) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""A base model's own objective, behind the one interface that the loop knows."""
+"""A base model's own objective, behind the interface that the training loop uses."""

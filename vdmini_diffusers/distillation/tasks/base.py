@@ -1,4 +1,4 @@
-"""What the loop asks of a task."""
+"""The interface between the training loop and a base model's objective."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Encode = Callable[[Mapping[str, Any], Generators], Mapping[str, Any]]  # a batch
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """What student and teacher are both given.
+    """The inputs that student and teacher share.
 
     Attributes:
         clean_latents: x_0, `(batch, frames, channels, height, width)`, of about unit variance.
@@ -30,7 +30,7 @@ class ModelInputs:
 
 
 class Task(Protocol):
-    """A base model's way to noise, to denoise and to be trained. No inheritance is needed.
+    """How a base model's latents are noised, denoised and trained on. No inheritance is needed.
 
     Attributes:
         critic_taps: modules of the backbone whose outputs critics see, in the order in which they run.
@@ -57,11 +57,11 @@ class Task(Protocol):
         ...
 
     def instance_noise_levels(self, generators: Generators) -> torch.Tensor:
-        """sigma_t' of Eq. 5, one per sample."""
+        """The instance noise level sigma_t' of Eq. 5, one per sample."""
         ...
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, noise_levels: torch.Tensor) -> torch.Tensor:
-        """Clean latents as they are at these levels."""
+        """Clean latents noised to these levels."""
         ...
 
     def scale(self, noisy_latents: torch.Tensor, noise_levels: torch.Tensor) -> torch.Tensor:
@@ -71,5 +71,5 @@ class Task(Protocol):
     def critic_condition(
         self, noise_levels: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise levels as models are told them `(batch,)`, and what critics are conditioned on, `(batch, width)`."""
+        """Noise levels in the unit that critics take, `(batch,)`, and their condition, `(batch, width)`."""
         ...

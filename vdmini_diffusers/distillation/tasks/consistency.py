@@ -26,11 +26,11 @@ MOTION_GUIDANCE = ("motion_score", "noisy_latents", "timestep_index", "use_motio
 
 @dataclass(frozen=True)
 class ConsistencyInputs(ModelInputs):
-    """What the losses need besides.
+    """Model inputs, and what the losses need besides.
 
     Attributes:
         motion_score: like the latents, zero where a sample has none; None if no sample has.
-        captions: of each sample, where there are rewards.
+        captions: one per sample, where there are rewards.
         reward_frames: `(batch, n)` indices for each kind of reward.
     """
 
@@ -40,7 +40,7 @@ class ConsistencyInputs(ModelInputs):
 
 
 class ConsistencyTask:
-    """Map noise levels of one trajectory to the same video. The target is the student itself, one step further.
+    """Map all noise levels of one trajectory to the same video. The target is the student's output one step earlier.
 
     Batches hold `latents` `(batch, frames, channels, height, width)`, `prompt_embeds` `(batch, tokens, width)`,
     `pooled_prompt_embeds` `(batch, width)` and `fps` `(batch,)`, as `data.encoding` makes them, and with rewards
@@ -48,21 +48,21 @@ class ConsistencyTask:
     the latents, and `timestep_index` and `use_motion_guide`, `(batch,)`.
 
     Args:
-        family: of student and teacher.
-        student: what is trained, however it is wrapped; it makes its own target (no average is kept).
-        schedule: of student and teacher.
-        ode_teacher: whose ODE is followed.
-        num_ddim_steps: of the grid on the ODE; with 200 of 1000 timesteps, k is 5.
-        guidance_range: of w, drawn per sample.
-        huber_c: of the pseudo-Huber loss.
+        family: the family of student and teacher.
+        student: the model that is trained, which may be wrapped; it makes its own target (no average is kept).
+        schedule: the noise schedule of student and teacher.
+        ode_teacher: the network whose ODE is followed.
+        num_ddim_steps: points of the grid on the ODE; with 200 of 1000 timesteps, k is 5.
+        guidance_range: least and greatest w; w is drawn per sample.
+        huber_c: constant of the pseudo-Huber loss.
         motion_gs: strength of motion guidance.
         motion_percentage: the part of the grid, from its noisy end, that motion guidance applies to.
         instance_noise_mean, instance_noise_std: P_mean and P_std of sigma_t' (Eq. 5).
-        rewards: that are to rise beside; None for none.
-        encode: makes such batches of what the data set gives, if that is still videos.
+        rewards: further objectives; None for none.
+        encode: encodes batches of videos, if the data set holds videos.
 
     Raises:
-        ValueError: if the ODE teacher's noise is another, or for numbers that cannot be meant.
+        ValueError: if the ODE teacher has another noise schedule, or for numbers out of range.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class ConsistencyTask:
             theirs, schedule.alphas_cumprod, atol=1e-6
         ):
             raise ValueError(
-                "The scheduler of the ODE teacher has other noise levels (betas) than the teacher's: a trajectory of"
-                " the one is none of the other. Take the model that the teacher was distilled from."
+                "The scheduler of the ODE teacher has other noise levels (betas) than the teacher's, so their"
+                " trajectories differ. Take the model that the teacher was distilled from."
             )
         self.family, self.critic_taps = family, family.critic_taps
-        self.student = extract_model_from_parallel(student)
+        self.student = extract_model_from_parallel(student, keep_torch_compile=False)
         self.schedule = schedule
         self.ode_teacher = ode_teacher
         self.num_ddim_steps = num_ddim_steps
@@ -121,7 +121,7 @@ class ConsistencyTask:
         reward_frames = self.rewards.draw_frames(latents.shape[1], generators) if self.rewards is not None else {}
 
         precomputed = "motion_score" in batch
-        if precomputed:  # such samples come with their noise
+        if precomputed:  # these samples hold their noisy latents
             guided = batch["use_motion_guide"].bool()
             index = torch.where(guided, batch["timestep_index"].long(), index)
         else:
@@ -165,7 +165,7 @@ class ConsistencyTask:
 
     @torch.no_grad()
     def target(self, inputs: ConsistencyInputs) -> torch.Tensor:
-        """The student's output for where the ODE leads from the noisy latents, one step of the grid earlier."""
+        """The student's output at the point to which the ODE leads from the noisy latents, one grid step earlier."""
         timesteps = inputs.noise_levels
         clean_latents, noise = self.ode_teacher.estimate(inputs.noisy_latents, timesteps, inputs.conditioning)
         if inputs.motion_score is not None:
@@ -187,6 +187,6 @@ class ConsistencyTask:
     def critic_condition(
         self, noise_levels: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Levels as heads know them from EDM models, a quarter of ln sigma; and the text."""
+        """A quarter of ln sigma, as EDM models are conditioned on, and the text embedding."""
         levels = 0.25 * self.schedule.sigmas.to(noise_levels.device)[noise_levels].log()
         return levels, self.family.critic_condition(conditioning)

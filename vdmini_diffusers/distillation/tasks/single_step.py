@@ -25,11 +25,11 @@ class SingleStepTask:
     width)`, `image_embeds` `(batch, 1, width)` and `added_time_ids` `(batch, 3)`, as `data.latents` makes them.
 
     Args:
-        family: of student and teacher.
-        num_noise_levels: SF-V's T_g. Of as many Karras levels, all but the last are trained on.
-        reconstruction_weight: of the pseudo-Huber loss (SF-V: 0.1).
+        family: the family of student and teacher.
+        num_noise_levels: SF-V's T_g, a number of Karras levels. All but the last are trained on.
+        reconstruction_weight: weight of the pseudo-Huber loss (SF-V: 0.1).
         instance_noise_mean, instance_noise_std: P_mean and P_std of sigma_t'.
-        encode: makes such batches of what the data set gives, if that is still pictures.
+        encode: encodes batches of videos, if the data set holds videos.
     """
 
     def __init__(
