@@ -32,7 +32,7 @@ from vdmini_diffusers.data.latents import LatentShards, lock_for_writing, write_
 from vdmini_diffusers.data.skipped_videos import SkipLog, summarize
 from vdmini_diffusers.data.vae_clips import encode_for_decoder
 from vdmini_diffusers.data.video_dataset import VideoDataset, VideoStream, load_video_dataset, seed_of
-from vdmini_diffusers.families import find_family
+from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.pruning.vae_folder import find_vae
 
 
@@ -116,7 +116,7 @@ def make_encode(args: PrecomputeArguments) -> Callable[[dict[str, Any]], dict[st
 
         return encode_frames
 
-    family = find_family(args.pretrained_model_name_or_path, args.revision)
+    family = find_trainable_family(args.pretrained_model_name_or_path, args.revision)
     given = {"image_to_video": "image", "text_to_video": "text"}[args.latents_for]
     if family.given != given:
         raise ValueError(

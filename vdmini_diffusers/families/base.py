@@ -41,9 +41,9 @@ class Denoiser(NamedTuple):
     student: type[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """A kind of pipeline: how it is recognised, pruned, trained and sampled.
+    """A kind of pipeline: how it is recognised and pruned.
 
     A pipeline is recognised by the class in its `model_index.json`, its denoisers by the class in their configs.
     Nothing outside `vdmini_diffusers.families` asks which family it has.
@@ -55,12 +55,34 @@ class Family:
         pipeline: class of the student's pipeline. It also opens every teacher.
         default_plan: a name in `vdmini_diffusers.pruning.PLANS`.
         card: template in `model_cards/` for a pruned student.
-        teacher_card: template of a teacher that was distilled to few steps.
         pipeline_tag: the Hub's name of the task, e.g. `"image-to-video"`.
-        tags: of a pruned student's card.
-        teacher_tags: of the card of a teacher that was distilled to few steps.
+        tags: the tags of a pruned student's card.
+    """
+
+    name: str
+    layout: PipelineLayout
+    denoisers: Mapping[str, Denoiser]
+    pipeline: type[Any]
+    default_plan: str
+    card: str
+    pipeline_tag: str
+    tags: tuple[str, ...]
+
+    @property
+    def denoiser(self) -> str:
+        """The component that is trained."""
+        return next(iter(self.denoisers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainableFamily(Family):
+    """A family with an objective: how its denoiser is trained and sampled as well.
+
+    Args:
         given: the kind of input that a video is made from.
-        task: the objective, a key of `vdmini_diffusers.trainers.OBJECTIVES`.
+        task: the objective, a key of `OBJECTIVES` in `vdmini_diffusers.trainers.distill`.
+        teacher_card: template in `model_cards/` for a teacher that was distilled to few steps.
+        teacher_tags: the tags of that card.
         critic_taps: modules of the denoiser whose outputs the critics receive, in the order in which they run.
         critic_channels: the number of channels of each of them, given the denoiser's config.
         sample_tensors: the tensors that every precomputed sample holds.
@@ -78,18 +100,10 @@ class Family:
         add_guidance: `(denoiser, *widths)`: the denoiser with embeddings of guidance, if the family has them.
     """
 
-    name: str
-    layout: PipelineLayout
-    denoisers: Mapping[str, Denoiser]
-    pipeline: type[Any]
-    default_plan: str
-    card: str
-    teacher_card: str
-    pipeline_tag: str
-    tags: tuple[str, ...]
-    teacher_tags: tuple[str, ...]
     given: Literal["image", "text"]
     task: Literal["single_step", "consistency"]
+    teacher_card: str
+    teacher_tags: tuple[str, ...]
     critic_taps: tuple[str, ...]
     critic_channels: Callable[[Mapping[str, Any]], tuple[int, ...]]
     sample_tensors: tuple[str, ...]
@@ -102,8 +116,3 @@ class Family:
     sample: Callable[[Any, str, ClipShape, torch.Generator], list[Any]]
     encode_prompts: Callable[[list[str], Any], tuple[torch.Tensor, torch.Tensor]] | None = None
     add_guidance: Callable[..., Any] | None = None
-
-    @property
-    def denoiser(self) -> str:
-        """The component that is trained."""
-        return next(iter(self.denoisers))

@@ -52,7 +52,7 @@ from vdmini_diffusers.distillation.engine import (
 )
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
 from vdmini_diffusers.distillation.tasks.base import Encode, Generators, Task
-from vdmini_diffusers.families import Family, find_family
+from vdmini_diffusers.families import TrainableFamily, find_trainable_family
 from vdmini_diffusers.pruning import PruningPlan
 from vdmini_diffusers.trainers.before_training import (
     check_images,
@@ -127,7 +127,7 @@ def distill(
         Exception: as `train_denoiser`.
     """
     teacher, student = str(pretrained_teacher_model_name_or_path), str(pretrained_student_model_name_or_path)
-    objective = OBJECTIVES[find_family(student).task]
+    objective = OBJECTIVES[find_trainable_family(student).task]
     settings = {**settings, "output_dir": Path(output_dir)}
     groups = (*objective.arguments, *objective.own)
     known = {kind: {field.name for field in fields(kind)} for kind in groups}
@@ -336,7 +336,7 @@ def open_data(
 
 
 def make_critics(
-    family: Family,
+    family: TrainableFamily,
     config: Mapping[str, Any],
     condition_dim: int,
     critic_args: CriticArguments,

@@ -14,7 +14,7 @@ from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.distillation.arguments import CriticArguments, UNetTrainingArguments
 from vdmini_diffusers.distillation.tasks.base import Encode, Generators, Task
-from vdmini_diffusers.families import ClipShape, Family, find_family
+from vdmini_diffusers.families import ClipShape, TrainableFamily, find_trainable_family
 from vdmini_diffusers.pruning import PruningPlan
 from vdmini_diffusers.pruning.student_folder import check_student, read_plan
 from vdmini_diffusers.trainers.trained_pipeline import (
@@ -52,7 +52,7 @@ class TeacherAndStudent:
     """
 
     task: ClassVar[str]  # the objective of the families that this class trains
-    family: Family
+    family: TrainableFamily
     companions: Mapping[str, Path]
     card: str
     teacher: DiffusionPipeline
@@ -97,9 +97,9 @@ class TeacherAndStudent:
         self.teacher = self.load_pipeline(dtype=dtype)
         return [model for model in self.teacher.components.values() if isinstance(model, nn.Module)]
 
-    def check_family(self, name: str, revision: str | None = None) -> Family:
+    def check_family(self, name: str, revision: str | None = None) -> TrainableFamily:
         """The family of a pipeline. Raises `ValueError` if it is trained by another objective than this run's."""
-        family = find_family(name, revision)
+        family = find_trainable_family(name, revision)
         if family.task != self.task:
             raise ValueError(
                 f"{name} is for {INPUTS[family.given]} ({family.name}), and this run is for another objective,"

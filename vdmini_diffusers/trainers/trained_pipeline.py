@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from vdmini_diffusers.distillation.arguments import RunArguments, UNetTrainingArguments
 from vdmini_diffusers.distillation.engine import without_folders
-from vdmini_diffusers.families import Family
+from vdmini_diffusers.families import TrainableFamily
 from vdmini_diffusers.pruning.student_folder import student_file
 from vdmini_diffusers.serialization.cards import render_card, with_training_note
 from vdmini_diffusers.serialization.repository import fetch_file, push_folder
@@ -138,7 +138,7 @@ def student_card(args: UNetTrainingArguments, student_name: str) -> str:
     return with_training_note(student_file(student_name, "README.md").read_text(encoding="utf-8"), note)
 
 
-def teacher_card(args: UNetTrainingArguments, teacher_name: str, family: Family) -> str:
+def teacher_card(args: UNetTrainingArguments, teacher_name: str, family: TrainableFamily) -> str:
     """The card of a teacher that was distilled to few steps from `teacher_name`."""
     is_folder = Path(teacher_name).is_dir()
     try:

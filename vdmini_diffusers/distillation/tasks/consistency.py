@@ -18,7 +18,7 @@ from vdmini_diffusers.distillation.noise import (
 from vdmini_diffusers.distillation.ode_teacher import DiffusionSchedule, ODETeacher
 from vdmini_diffusers.distillation.rewards import RewardMixture
 from vdmini_diffusers.distillation.tasks.base import Encode, Generators, ModelInputs
-from vdmini_diffusers.families.base import Family
+from vdmini_diffusers.families.base import TrainableFamily
 
 
 MOTION_GUIDANCE = ("motion_score", "noisy_latents", "timestep_index", "use_motion_guide")
@@ -67,7 +67,7 @@ class ConsistencyTask:
 
     def __init__(
         self,
-        family: Family,
+        family: TrainableFamily,
         student: nn.Module,
         schedule: DiffusionSchedule,
         ode_teacher: ODETeacher,
