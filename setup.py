@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vdmini_diffusers" / "version.py").read_text())[1]
 
 # A lower bound with a reason beside it is what the code needs; one without is a release of the last years with wheels
-# for Python 3.11, and nothing older is tested. `make test-oldest` runs the tests with all of them but torch's. An upper
-# bound stands only where something is known to break.
+# for Python 3.11, and nothing older is tested. `make test-oldest` runs the tests with all of them but torch's. An
+# upper bound stands only where something is known to break.
 
 # Imported only by the functions that need them: `import vdmini_diffusers` works without any extra.
 # Never here: torchvision and what pulls it in (lpips), except in an extra of its own. Where torchvision does not match
