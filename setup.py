@@ -9,11 +9,19 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vdmini_diffusers" / "version.py").read_text())[1]
 
+# A lower bound with a reason beside it is what the code needs; one without is a release of the last years with wheels
+# for Python 3.11, and nothing older is tested. `make test-oldest` runs the tests with all of them but torch's. An
+# upper bound stands only where something is known to break.
+
 # Imported only by the functions that need them: `import vdmini_diffusers` works without any extra.
 # Never here: torchvision and what pulls it in (lpips), except in an extra of its own. Where torchvision does not match
 # torch, it breaks the import of diffusers and transformers as well.
 EXTRAS = {
-    "train": ["av>=14", "datasets>=4.0", "peft>=0.18"],
+    "train": [
+        "av>=14.1",  # the first whose frames have a `rotation`
+        "datasets>=4.0",  # before it, videos were decoded by decord
+        "peft>=0.18",  # older ones import a class that transformers 5 has no more
+    ],
     "teacher": ["scikit-image>=0.24", "scikit-learn>=1.5"],
     "lpips": ["lpips>=0.1.4"],
     "prune": ["torch-pruning>=1.6"],
@@ -35,17 +43,17 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "accelerate>=1.0",
-        "diffusers>=0.42",
+        "diffusers>=0.42",  # its way of loading custom components: see "Saving and publishing" in pipelines/README.md
         "filelock>=3.16",
         "ftfy>=6.1",
-        "huggingface_hub>=1.32",
-        "numpy>=2.0",
+        "huggingface_hub>=1.32",  # as diffusers 0.42
+        "numpy>=2.0",  # the wheels of torch, av and scikit-image are built against it
         "pillow>=11.0",
         "pyyaml>=6.0.2",
-        "safetensors>=0.8",
-        "torch>=2.6",
+        "safetensors>=0.8",  # as diffusers 0.42
+        "torch>=2.6",  # the first whose `torch.load` reads tensors only unless told otherwise
         "tqdm>=4.67",
-        "transformers>=5.0,<5.24",
+        "transformers>=5.0,<5.24",  # 5: `dtype=`; 5.24 wants peft 0.22, which has not been released
     ],
     extras_require=EXTRAS,
     # Pipelines and model cards live in top-level folders. In a checkout, the links to them in vdmini_diffusers/ make
