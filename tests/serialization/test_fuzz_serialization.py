@@ -121,7 +121,7 @@ def test_model_index(data, spoilt, teacher_folder):
     with_damage(data, spoilt, teacher_folder, "model_index.json", read)
 
 
-@fuzz(200)
+@fuzz(100)
 @given(data=st.data())
 def test_configs_of_a_denoiser(data, spoilt, teacher_folder):
     def read():
@@ -131,7 +131,7 @@ def test_configs_of_a_denoiser(data, spoilt, teacher_folder):
     with_damage(data, spoilt, teacher_folder, "unet/config.json", read)
 
 
-@fuzz(200)
+@fuzz(100)
 @given(data=st.data(), component=st.sampled_from(["vae", "image_encoder"]))
 def test_configs_of_other_components(data, component, spoilt, teacher_folder):
     def read():

@@ -15,7 +15,7 @@ from vdmini_diffusers.pruning.presets import find_plan
 from vdmini_diffusers.pruning.survey import build_empty, check_numbers
 from vdmini_diffusers.serialization.pipeline_folder import check_links
 from vdmini_diffusers.serialization.repository import fetch_file
-from vdmini_diffusers.serialization.safetensors_reader import read_json, short_repr
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_json, short_repr
 
 
 STOCK = (AutoencoderKL, AutoencoderKLTemporalDecoder)
@@ -124,8 +124,12 @@ def read_decoder_plan(files: dict[str, Path], name: str) -> tuple[DecoderPruning
     plan = find_plan(files["pruning_plan.json"])
     if not isinstance(plan, DecoderPruningPlan):
         raise ValueError(f"The plan of {name} is a {plan.kind} plan, not one of a decoder.")
+    try:
+        sets = read_json(files["pruning_channels.json"], list)
+    except CheckpointError as error:
+        raise ValueError(f"{name} does not list sets of channels: {error}") from error
     coupled = []
-    for found in read_json(files["pruning_channels.json"], list):
+    for found in sets:
         layers, kept = (found.get("layers"), found.get("kept")) if isinstance(found, dict) else (None, None)
         if not _is_list_of(layers, str) or not _is_list_of(kept, int):
             raise ValueError(
