@@ -8,6 +8,7 @@ import json
 import shutil
 import tarfile
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow
@@ -78,11 +79,10 @@ def read_folder(files: dict[str, bytes], streaming: bool, kind: type) -> None:
         try:
             args = kind(train_data_dir=str(folder), cache_dir=f"{scratch}/cache", streaming=streaming)
             dataset = load_video_dataset(args, SkipLog(f"{scratch}/log"), shuffle=False)
-            for row in dataset.read_rows() if streaming else dataset.rows:
-                try:
+            rows = dataset.read_rows() if streaming else map(dataset.read_row, range(len(dataset)))
+            for row in rows:
+                with suppress(UnusableVideo):
                     dataset.reader(row)
-                except UnusableVideo:
-                    pass
         except ValueError as error:
             assert type(error).__module__ in ("builtins", "vdmini_diffusers.data.skipped_videos"), repr(error)
             assert str(folder) in str(error) or "can be used" in str(error), repr(error)

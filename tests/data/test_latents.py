@@ -221,10 +221,10 @@ class TestShards:
         assert len(PrecomputedLatents(tmp_path / "a")) == 12
 
     def test_a_second_run_is_refused_until_the_first_has_ended(self, tmp_path):
-        second = lock_for_writing(tmp_path / "a")
-        with lock_for_writing(tmp_path / "a"), lock_for_writing(tmp_path / "b"):
-            with pytest.raises(ValueError, match=r"Another run is writing into .*a: wait"):
-                second.__enter__()
+        first, second = lock_for_writing(tmp_path / "a"), lock_for_writing(tmp_path / "a")
+        refused = pytest.raises(ValueError, match=r"Another run is writing into .*a: wait")
+        with first, lock_for_writing(tmp_path / "b"), refused, second:
+            pass
         (tmp_path / "a/latents-00000.json.7f.partial").touch()  # as a killed run leaves it
         with lock_for_writing(tmp_path / "a"):
             assert [path.name for path in (tmp_path / "a").iterdir() if path.name != ".lock"] == []
