@@ -2,7 +2,9 @@ import contextlib
 import io
 import itertools
 import math
+import multiprocessing
 import pickle
+import resource
 import struct
 import time
 from fractions import Fraction
@@ -511,6 +513,29 @@ def test_damaged_files_give_a_clip_or_are_unusable(content, data):
     except UnusableVideo:
         return
     assert clip.shape == (5, 3, 24, 32)
+
+
+@pytest.mark.slow
+def test_memory_depends_on_the_size_of_a_frame_not_on_the_length_of_the_clip(tmp_path):
+    picture = np.full((2048, 2048, 3), 90, np.uint8)
+    options = {"preset": "ultrafast", "tune": "zerolatency"}
+    path = write_video(tmp_path / "v.mp4", pictures=np.broadcast_to(picture, (64, *picture.shape)), options=options)
+
+    def grown_by(num_frames, answer):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        clip_of(path, num_frames=num_frames, fps=10)
+        answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)  # MiB
+
+    found = []
+    for num_frames in (8, 64):
+        fork = multiprocessing.get_context("fork")
+        answer = fork.Queue()
+        process = fork.Process(target=grown_by, args=(num_frames, answer))
+        process.start()
+        found.append(answer.get(timeout=120))
+        process.join()
+    # A frame takes 6 MiB as it is decoded, and 12 MiB as RGB: 56 more of them would take 336 MiB at least.
+    assert found[1] < found[0] + 40 and found[0] < 250
 
 
 def test_the_same_generator_gives_the_same_clip(tmp_path):
