@@ -626,12 +626,14 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (ImportError, OSError, ValueError):
+        except (ImportError, OSError):
             raise
         except Exception as error:  # whatever a component makes of a config that is not its own
+            if isinstance(error, ValueError) and str(pretrained_model_name_or_path) in str(error):
+                raise
             raise ValueError(
                 f"{pretrained_model_name_or_path} does not open as a {cls.__name__}: `model_index.json`, configs and"
-                f" weights do not fit together ({type(error).__name__}: {' '.join(str(error).split())[:500]})."
+                f" weights do not fit together ({type(error).__name__}: {' '.join(str(error).split())[:1000]})."
             ) from error
 
     @classmethod

@@ -441,7 +441,7 @@ def test_any_multiple_of_the_vaes_factor_is_a_size(size, turbo):
 
 
 def test_sizes_that_the_stock_pipeline_takes_are_taken_with_the_same_result():
-    components = tiny_t2v_components(randomise(UNet3DConditionModel(**STOCK_CONFIG)))
+    components = tiny_t2v_components(randomise(UNet3DConditionModel(**STOCK_CONFIG)).eval())
     embeds = torch.randn(2, 1, 77, 16, generator=seeded())
     stock, ours = (
         cls(**components)(

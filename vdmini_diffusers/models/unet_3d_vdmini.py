@@ -350,12 +350,14 @@ class VDMiniUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
         output_loading_info = kwargs.pop("output_loading_info", False)
         try:
             model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        except (ImportError, OSError, ValueError):
+        except (ImportError, OSError):
             raise
         except Exception as error:  # whatever a config or a weight file that is not this class's leads to
+            if isinstance(error, ValueError) and str(pretrained_model_name_or_path) in str(error):
+                raise
             raise ValueError(
                 f"{pretrained_model_name_or_path} does not open as a {cls.__name__}: its `config.json` and weights do"
-                f" not describe one ({type(error).__name__}: {' '.join(str(error).split())[:500]})."
+                f" not describe one ({type(error).__name__}: {' '.join(str(error).split())[:1000]})."
             ) from error
         problems = [
             f"{len(info[kind])} {kind.replace('_keys', '')} tensors ({', '.join(sorted(info[kind])[:3])}, ...)"
