@@ -181,7 +181,7 @@ def test_frames_are_drawn_per_sample_and_video_frames_with_a_stride(vae):
     assert set(uneven.flatten().tolist()) == set(range(7)) and (uneven.diff(dim=1) == 1).all()
     alone = mixture(vae).draw_frames(16, sample_generators(5, 0, 7, 1))
     assert torch.equal(alone["image"][0], drawn["image"][7])
-    with pytest.raises(ValueError, match="wants 4 frames, and clips have 3"):
+    with pytest.raises(ValueError, match="needs 4 frames, and clips have 3"):
         mixture(vae).draw_frames(3, sample_generators(5, 0, 0, 1))
 
 

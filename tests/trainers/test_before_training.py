@@ -120,6 +120,14 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
         pass
 
 
+def test_a_run_that_writes_nothing_leaves_no_folder(tmp_path):
+    for name, kept in (("refused", False), ("trained", True)):
+        with only_run_in(tmp_path / name):
+            if kept:
+                (tmp_path / name / "training.json").touch()
+        assert (tmp_path / name).exists() == kept
+
+
 def hold_lock(folder: Path, held) -> None:
     with only_run_in(folder):
         held.set()

@@ -1,6 +1,7 @@
 """What is checked before a training script loads models: all that would otherwise be found out at its end."""
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -97,7 +98,9 @@ def warn_of_late_start(what: str, flag: str, start_step: int, max_train_steps: i
 
 @contextmanager
 def only_run_in(output_dir: Path, timeout: float = LOCK_SECONDS) -> Iterator[None]:
-    """Hold the lock of an output folder, which is made if need be. A killed process holds none.
+    """Hold the lock of an output folder, which is made if need be, and removed if nothing is written to it.
+
+    A killed process holds no lock.
 
     Args:
         timeout: seconds to wait for another run.
@@ -105,6 +108,7 @@ def only_run_in(output_dir: Path, timeout: float = LOCK_SECONDS) -> Iterator[Non
     Raises:
         OSError: if another run holds it, or the folder cannot be written to.
     """
+    is_new = not output_dir.exists()
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output_dir / LOCK_NAME)
     try:
@@ -117,3 +121,5 @@ def only_run_in(output_dir: Path, timeout: float = LOCK_SECONDS) -> Iterator[Non
         yield
     finally:
         lock.release()
+        if is_new and [path.name for path in output_dir.iterdir()] == [LOCK_NAME]:
+            shutil.rmtree(output_dir, ignore_errors=True)
