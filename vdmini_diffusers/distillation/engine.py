@@ -111,7 +111,7 @@ def whole_state_dict(accelerator: Accelerator, model: nn.Module) -> dict[str, to
 
     All processes must call it: they gather the weights where FSDP has divided them.
     """
-    state_dict = accelerator.get_state_dict(model)
+    state_dict: Any = accelerator.get_state_dict(model)
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in state_dict.items()}  # of torch.compile
 
 
