@@ -155,6 +155,7 @@ def train(args: Arguments, student: Path, latents: Path, settings: dict[str, flo
     if (folder / "training.json").exists():
         begun = json.loads((folder / "training.json").read_text())
         for name, value in flags.items():
+            value = value.name if isinstance(value, Path) else value  # `training.json` holds no path of the machine
             if name in begun and str(begun[name]) != str(value):
                 raise ValueError(f"{folder} was begun with {name} {begun[name]}, not {value}: remove it.")
     if (folder / "model_index.json").exists():

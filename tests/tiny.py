@@ -21,7 +21,7 @@ from vdmini_diffusers import (
     VDMiniUNet3DConditionModel,
     VDMiniUNetSpatioTemporalConditionModel,
 )
-from vdmini_diffusers.demo.image_to_video_networks import build_scheduler
+from vdmini_diffusers.demo.image_to_video_networks import build_i2v_scheduler
 from vdmini_diffusers.pruning import DecoderPruningPlan, UNetPruningPlan
 
 
@@ -125,7 +125,7 @@ def tiny_svd_pipeline() -> StableVideoDiffusionPipeline:
         vae=randomise(vae, 1).eval(),
         image_encoder=randomise(image_encoder, 2).eval(),
         unet=randomise(tiny_teacher_unet()).eval(),
-        scheduler=build_scheduler(),
+        scheduler=build_i2v_scheduler(),
         feature_extractor=CLIPImageProcessor(),
     )
 

@@ -36,9 +36,9 @@ from transformers import (
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.image_to_video_networks import (
     SIZE,
+    build_i2v_scheduler,
+    build_i2v_unet,
     build_image_encoder,
-    build_scheduler,
-    build_unet,
     build_vae,
 )
 from vdmini_diffusers.demo.moving_pictures import FPS, NUM_FRAMES, TRAIN_PHOTOS, MovingPictures
@@ -168,7 +168,7 @@ def train_unet(
     path = args.output_dir / "unet.pt"
     set_seed(args.seed + 1)
     if args.init_from is None:
-        unet, image_encoder = build_unet(), build_image_encoder()
+        unet, image_encoder = build_i2v_unet(), build_image_encoder()
     else:
         unet = UNetSpatioTemporalConditionModel.from_pretrained(args.init_from / "unet", dtype=torch.float32)
         image_encoder = CLIPVisionModelWithProjection.from_pretrained(
@@ -267,7 +267,7 @@ def save_pipeline(
         vae=vae,
         image_encoder=image_encoder,
         unet=unet,
-        scheduler=build_scheduler(),
+        scheduler=build_i2v_scheduler(),
         feature_extractor=CLIPImageProcessor(),
     )
     for model in (vae, unet, image_encoder):

@@ -30,10 +30,10 @@ from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.captioned_clips import FPS, CaptionedClips, all_scenes
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, MULTI_STEP
 from vdmini_diffusers.demo.text_to_video_networks import (
-    build_scheduler,
+    build_t2v_scheduler,
+    build_t2v_unet,
     build_text_encoder,
     build_tokenizer,
-    build_unet,
     frame_by_frame,
     start_from_image_to_video,
 )
@@ -96,8 +96,8 @@ def train_unet(
     """Denoising, by v-prediction; the text encoder learns along."""
     path = args.output_dir / "unet.pt"
     set_seed(args.seed)
-    tokenizer, noise_scheduler = build_tokenizer(scene.caption for scene in all_scenes()), build_scheduler()
-    unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+    tokenizer, noise_scheduler = build_tokenizer(scene.caption for scene in all_scenes()), build_t2v_scheduler()
+    unet, text_encoder = build_t2v_unet(), build_text_encoder(tokenizer)
     image_to_video = UNetSpatioTemporalConditionModel.from_pretrained(
         I2V_TEACHER, subfolder="unet", variant=MULTI_STEP, dtype=torch.float32
     )
@@ -236,7 +236,7 @@ def main(args: Arguments) -> None:
         text_encoder=text_encoder,
         tokenizer=build_tokenizer(scene.caption for scene in all_scenes()),
         unet=unet,
-        scheduler=build_scheduler(),
+        scheduler=build_t2v_scheduler(),
     )
     pipeline.save_pretrained(args.output_dir / "pipeline")
     logger.info("saved %s", args.output_dir / "pipeline")

@@ -1,7 +1,7 @@
 """`python -m vdmini_diffusers.quickstart`: see `vdmini_diffusers.demo.quickstart`."""
 
-from vdmini_diffusers.demo.quickstart import run
+from vdmini_diffusers.demo.quickstart import command_line
 
 
 if __name__ == "__main__":
-    run()
+    command_line()

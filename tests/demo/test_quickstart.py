@@ -9,7 +9,7 @@ from PIL import Image
 
 from vdmini_diffusers.demo import quickstart
 from vdmini_diffusers.demo.contact_sheet import SCALE
-from vdmini_diffusers.demo.quickstart import Arguments, FromPictures, count_macs, read_image
+from vdmini_diffusers.demo.quickstart import Arguments, FromPictures, count_macs, read_square
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 
 
@@ -48,7 +48,7 @@ def test_a_picture_of_ones_own_is_animated_and_earlier_results_are_replaced(tmp_
 
 def test_a_picture_is_cut_to_its_centre_square(tmp_path):
     Image.new("RGB", (200, 90), (10, 20, 30)).save(tmp_path / "wide.png")
-    assert read_image(tmp_path / "wide.png", 64).shape == (64, 64, 3)
+    assert read_square(tmp_path / "wide.png", 64).shape == (64, 64, 3)
 
 
 def test_a_photo_is_animated_as_a_viewer_shows_it(tmp_path):
@@ -56,7 +56,7 @@ def test_a_photo_is_animated_as_a_viewer_shows_it(tmp_path):
     picture[:32, :32, 0] = picture[32:, 32:, 2] = 255
     exif[0x0112] = 6  # turn clockwise to show
     Image.fromarray(np.rot90(picture)).save(tmp_path / "photo.jpg", exif=exif, quality=95)
-    assert np.abs(read_image(tmp_path / "photo.jpg", 64).astype(int) - picture).mean() < 5
+    assert np.abs(read_square(tmp_path / "photo.jpg", 64).astype(int) - picture).mean() < 5
 
 
 @pytest.mark.parametrize("name", ["none.png", "text.png"])
@@ -70,7 +70,7 @@ def test_what_is_no_picture_is_refused_before_anything_is_pruned(tmp_path, name)
 def test_a_wrong_setting_ends_the_quickstart_with_its_usage(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["quickstart", "--num_inference_steps", "0"])
     with pytest.raises(SystemExit) as ended:
-        quickstart.run()
+        quickstart.command_line()
     assert ended.value.code == 2
     assert "must be at least 1, not 0" in capsys.readouterr().err
 

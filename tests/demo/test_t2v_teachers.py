@@ -14,10 +14,10 @@ from vdmini_diffusers.demo.held_out import HeldOutPrompts
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, MULTI_STEP, T2V_BASE, T2V_TEACHER
 from vdmini_diffusers.demo.text_to_video_networks import (
     GUIDANCE_SCALE,
-    build_scheduler,
+    build_t2v_scheduler,
+    build_t2v_unet,
     build_text_encoder,
     build_tokenizer,
-    build_unet,
     frame_by_frame,
     start_from_image_to_video,
 )
@@ -82,7 +82,7 @@ def test_the_decoder_without_time_is_the_others_layers_in_space():
 
 
 def test_the_unet_starts_at_what_the_other_does_in_space_with_neither_image_nor_text(image_to_video):
-    unet = build_unet().eval()
+    unet = build_t2v_unet().eval()
     start_from_image_to_video(unet, image_to_video)
     spatial = UNetSpatioTemporalConditionModel(**image_to_video.config).eval()
     spatial.load_state_dict(image_to_video.state_dict())
@@ -95,7 +95,7 @@ def test_the_unet_starts_at_what_the_other_does_in_space_with_neither_image_nor_
         if hasattr(module, "mix_factor"):
             nn.init.constant_(module.mix_factor, 100.0)  # all of space, nothing of time
     t = 400
-    sigma = ((1 - build_scheduler().alphas_cumprod[t]) / build_scheduler().alphas_cumprod[t]) ** 0.5
+    sigma = ((1 - build_t2v_scheduler().alphas_cumprod[t]) / build_t2v_scheduler().alphas_cumprod[t]) ** 0.5
     latents = torch.randn(1, 2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = spatial(

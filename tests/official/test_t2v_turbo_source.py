@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from vdmini_diffusers import VDMiniT2VPipeline
-from vdmini_diffusers.t2v_turbo.convert import build_unet, build_vae, scheduler
+from vdmini_diffusers.t2v_turbo.convert import convert_unet, convert_vae, scheduler
 from vdmini_diffusers.t2v_turbo.lora import merge_lora
 from vdmini_diffusers.t2v_turbo.unet import unet_config
 
@@ -105,7 +105,7 @@ def test_the_converted_unet_computes_what_theirs_computes(theirs, told):
     unet = their_unet(theirs, **told)
     (latents, timesteps, text), conditions = inputs(**told)
     expected = unet(latents, timesteps, context=text, fps=8, **conditions)
-    assert_same(build_unet(tensors_of(unet))(latents, timesteps, text, fps=8, **conditions).sample, expected, 1e-12)
+    assert_same(convert_unet(tensors_of(unet))(latents, timesteps, text, fps=8, **conditions).sample, expected, 1e-12)
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def test_the_merged_lora_computes_what_theirs_computes(theirs, tmp_path):
     base.double().eval()  # what was added was in training, with dropout
     expected = base(latents, timesteps, context=text, fps=8, **conditions)
     factors = [factor.double() for factor in torch.load(tmp_path / "unet_lora.pt", weights_only=True)]
-    ours = build_unet({name: t.double() for name, t in merge_lora(tensors, factors, time_cond_proj_seed=5).items()})
+    ours = convert_unet({name: t.double() for name, t in merge_lora(tensors, factors, time_cond_proj_seed=5).items()})
     assert_same(ours(latents, timesteps, text, fps=8, **conditions).sample, expected, 1e-6)
 
 
@@ -135,7 +135,7 @@ def test_the_converted_vae_computes_what_theirs_computes(theirs):
     settings = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32}
     settings |= {"ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
     vae = randomised(theirs.vae(settings, {"target": "torch.nn.Identity"}, embed_dim=4)).double()
-    ours = build_vae(tensors_of(vae)).double()
+    ours = convert_vae(tensors_of(vae)).double()
     generator = torch.Generator().manual_seed(3)
     frames = torch.rand(2, 3, 64, 96, generator=generator).double() * 2 - 1
     assert_same(ours.encode(frames).latent_dist.mean, vae.encode(frames).mean, 1e-12)
@@ -174,7 +174,7 @@ def test_videocrafter2s_scheduler_gives_the_latents_that_their_sampler_gives(the
 @pytest.mark.parametrize("num_inference_steps", [4, 8, 16])
 def test_the_pipeline_gives_the_latents_that_theirs_gives(theirs, num_inference_steps, monkeypatch):
     unet = randomised(theirs.unet(**SETTINGS, **MOTION_GUIDED))
-    converted = build_unet(tensors_of(unet))
+    converted = convert_unet(tensors_of(unet))
     pipe = VDMiniT2VPipeline(
         vae=None, text_encoder=None, tokenizer=None, unet=converted, scheduler=scheduler(converted.config)
     )

@@ -160,7 +160,7 @@ def test_an_importance_that_cannot_be_computed_is_refused(arguments, complaint):
 def test_without_torch_pruning_the_message_names_the_extra(monkeypatch):
     case = Case("image", "keeps")
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(ImportError, match=r"vdmini_diffusers\[prune\]"):
+    with pytest.raises(ImportError, match=r"pip install -e .*\[prune\]"):
         prune_channels(case.decoder, case.target())
 
 

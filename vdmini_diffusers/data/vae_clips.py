@@ -73,7 +73,7 @@ def decode_clips(decoder: nn.Module, latents: Tensor) -> Tensor:
         latents: latents that are not scaled; those of an `AutoencoderKL` went through its `post_quant_conv`.
     """
     shape = latents.shape[:2]
-    if isinstance(extract_model_from_parallel(decoder), TemporalDecoder):
+    if isinstance(extract_model_from_parallel(decoder, keep_torch_compile=False), TemporalDecoder):
         indicator = latents.new_zeros(shape)
         frames = decoder(latents.flatten(0, 1), num_frames=shape[1], image_only_indicator=indicator)
     else:

@@ -286,7 +286,7 @@ def load_video_dataset(
         import datasets
         from datasets.distributed import split_dataset_by_node
     except ImportError as error:
-        raise ImportError("Training data is read by `datasets`: `pip install vdmini_diffusers[train]`.") from error
+        raise ImportError("Training data is read by `datasets`: `pip install -e '.[train]'`.") from error
     table = _open_data(args, skip_log)
     video_column, caption_column = table.video_column, table.caption_column
     rows, features = table.rows, table.rows.features or {}

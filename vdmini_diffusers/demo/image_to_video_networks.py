@@ -84,7 +84,7 @@ def start_as_thumbnail(
     parts["decoder.time_conv_out"].bias.zero_()
 
 
-def build_unet() -> UNetSpatioTemporalConditionModel:
+def build_i2v_unet() -> UNetSpatioTemporalConditionModel:
     """SVD's four stages, narrow. The last two widths agree, as in SVD, so that the paper's plan applies."""
     return UNetSpatioTemporalConditionModel(
         sample_size=SIZE // 4,
@@ -111,7 +111,7 @@ def build_image_encoder() -> CLIPVisionModelWithProjection:
     )
 
 
-def build_scheduler() -> EulerDiscreteScheduler:
+def build_i2v_scheduler() -> EulerDiscreteScheduler:
     """With SVD's settings."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,

@@ -24,9 +24,8 @@ from PIL import Image, ImageOps
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vdmini_diffusers.cli import script
-from vdmini_diffusers.cli.script import parse_arguments
-from vdmini_diffusers.data import images
+from vdmini_diffusers.cli.script import parse_arguments, run
+from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet, write_gif
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_TEACHER, Example, load_examples
 from vdmini_diffusers.demo.text_to_video_networks import GUIDANCE_SCALE, NUM_DDIM_STEPS, W_RANGE
@@ -86,7 +85,7 @@ class FromPictures:
         self.num_inference_steps = args.num_inference_steps or 1
         self.examples = load_examples()
         if args.image is not None:
-            first = read_image(args.image, SIZE)
+            first = read_square(args.image, SIZE)
             still = np.repeat(first[None], NUM_FRAMES, axis=0)
             self.examples = [Example(args.image.stem, args.motion_bucket_id, still)]
         self.captions = [example.caption for example in self.examples]
@@ -181,9 +180,9 @@ def count_macs(unet: Any, inputs: dict[str, torch.Tensor]) -> int:
     return counter.get_total_flops() // 2
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
+def read_square(path: Path, size: int) -> np.ndarray:
     """The centre square of a picture, `(size, size, 3)` uint8. Raises `ValueError` if it cannot be read."""
-    return np.asarray(ImageOps.fit(images.read_image(path), (size, size), Image.Resampling.LANCZOS))
+    return np.asarray(ImageOps.fit(read_image(path), (size, size), Image.Resampling.LANCZOS))
 
 
 def distil(task: FromPictures | FromTexts, args: Arguments, pruned: Path) -> Path:
@@ -291,6 +290,6 @@ def markdown_report(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run() -> None:
+def command_line() -> None:
     """The command line."""
-    script.run(lambda: main(*parse_arguments((Arguments,), "Prune and distil a demo teacher, and compare the two.")))
+    run(lambda: main(*parse_arguments((Arguments,), "Prune and distil a demo teacher, and compare the two.")))

@@ -71,7 +71,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def build_unet() -> VDMiniUNet3DConditionModel:
+def build_t2v_unet() -> VDMiniUNet3DConditionModel:
     """VideoCrafter2's four stages, conditioned on the frame rate and not on the guidance scale."""
     return VDMiniUNet3DConditionModel(
         sample_size=16,
@@ -106,8 +106,8 @@ def start_from_image_to_video(unet: VDMiniUNet3DConditionModel, teacher: UNetSpa
 
 @torch.enable_grad()
 def _learn_timesteps(unet: VDMiniUNet3DConditionModel, teacher: UNetSpatioTemporalConditionModel) -> None:
-    """Embed timestep t as the teacher embeds the noise level that `build_scheduler` has there, at SVD's defaults."""
-    alphas_cumprod = build_scheduler().alphas_cumprod
+    """Embed timestep t as the teacher embeds the noise level that `build_t2v_scheduler` has there, at SVD's defaults."""
+    alphas_cumprod = build_t2v_scheduler().alphas_cumprod
     timesteps = torch.arange(len(alphas_cumprod))
     sigmas = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
     added_time_ids = torch.tensor([6.0, 127.0, 0.02])
@@ -124,7 +124,7 @@ def _learn_timesteps(unet: VDMiniUNet3DConditionModel, teacher: UNetSpatioTempor
         optimizer.zero_grad()
 
 
-def build_scheduler() -> DDIMScheduler:
+def build_t2v_scheduler() -> DDIMScheduler:
     """VideoCrafter2's noise schedule. The U-Net predicts v, as a small one predicts the noise of the last levels too
     badly."""
     return DDIMScheduler(

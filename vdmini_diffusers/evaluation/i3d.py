@@ -210,7 +210,7 @@ class ArraysOnlyUnpickler(pickle.Unpickler):
         return super().find_class(module_name, global_name)
 
 
-def read_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
+def read_i3d_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The state dict of `I3D` out of the original checkpoint, a pickle of nested dicts of numpy arrays.
 
     Raises:
@@ -251,9 +251,9 @@ def convert_checkpoint(checkpoint: Path, target: Path) -> None:
     """Write the checkpoint as safetensors. `target` appears only once it is complete.
 
     Raises:
-        ValueError: see `read_checkpoint`.
+        ValueError: see `read_i3d_checkpoint`.
     """
-    state = read_checkpoint(checkpoint)
+    state = read_i3d_checkpoint(checkpoint)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
@@ -283,7 +283,7 @@ def load_i3d(weights: str | Path | None = None, cache_folder: str | Path | None 
     weights = Path(weights)
     if not weights.is_file():
         raise FileNotFoundError(f"There is no file {weights}. {HOW_TO_INSTALL}")
-    state = read_checkpoint(weights) if weights.suffix == ".ckpt" else read_safetensors(weights)
+    state = read_i3d_checkpoint(weights) if weights.suffix == ".ckpt" else read_safetensors(weights)
     model = I3D()
     try:
         model.load_state_dict(state)

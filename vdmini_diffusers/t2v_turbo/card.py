@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def card_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+def converted_card_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     """For `write_card`; `record` is what `convert_t2v_turbo` wrote as provenance."""
     changes = "changed none of their numbers"
     if record["lora"]:

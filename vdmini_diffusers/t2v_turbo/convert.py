@@ -16,7 +16,7 @@ from vdmini_diffusers.pipelines import VDMiniT2VPipeline, VDMiniVideoCrafterDDIM
 from vdmini_diffusers.serialization.atomic import check_apart, check_free_space, new_folder, write_file
 from vdmini_diffusers.serialization.cards import write_card
 from vdmini_diffusers.serialization.pipeline_folder import sha256_of
-from vdmini_diffusers.t2v_turbo.card import card_fields
+from vdmini_diffusers.t2v_turbo.card import converted_card_fields
 from vdmini_diffusers.t2v_turbo.checkpoint import read_original
 from vdmini_diffusers.t2v_turbo.lora import merge_lora
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError, convert_tensors
@@ -100,7 +100,7 @@ def convert_t2v_turbo(
         words = read_tokenizer(tokenizer, text_encoder_config(components["text_encoder"]))
         models = {name: build(components[name]) for name, build in BUILDERS.items()}
         if factors:
-            models["unet"] = build_unet(merge_lora(components["unet"], factors, time_cond_proj_seed))
+            models["unet"] = convert_unet(merge_lora(components["unet"], factors, time_cond_proj_seed))
         config = models["unet"].config
         title, doubt = describe(config, files.get("unet_checkpoint", files["checkpoint"]).name, expect)
         check_free_space(folder, sum(_num_bytes(model) for model in models.values()))
@@ -126,26 +126,26 @@ def convert_t2v_turbo(
         }
         write_file(folder / PROVENANCE, (json.dumps(record, indent=2) + "\n").encode())
         repository = Path(os.path.abspath(output_dir)).name
-        write_card(folder, "t2v_turbo_converted.md", repository=repository, **card_fields(record))
+        write_card(folder, "t2v_turbo_converted.md", repository=repository, **converted_card_fields(record))
     return Path(output_dir)
 
 
-def build_unet(tensors: Mapping[str, Tensor]) -> VDMiniUNet3DConditionModel:
+def convert_unet(tensors: Mapping[str, Tensor]) -> VDMiniUNet3DConditionModel:
     """With the given tensors, under their original names, without copying them. Raises `OriginalCheckpointError`."""
     with torch.device("meta"):
         unet = VDMiniUNet3DConditionModel(**unet_config(tensors))
     return _fill(unet, tensors, original_unet_key, (), "U-Net")
 
 
-def build_vae(tensors: Mapping[str, Tensor]) -> AutoencoderKL:
-    """As `build_unet`."""
+def convert_vae(tensors: Mapping[str, Tensor]) -> AutoencoderKL:
+    """As `convert_unet`."""
     with torch.device("meta"):
         vae = AutoencoderKL(**vae_config(tensors))
     return _fill(vae, tensors, original_vae_key, (), "VAE")
 
 
-def build_text_encoder(tensors: Mapping[str, Tensor]) -> CLIPTextModel:
-    """As `build_unet`."""
+def convert_text_encoder(tensors: Mapping[str, Tensor]) -> CLIPTextModel:
+    """As `convert_unet`."""
     config = CLIPTextConfig(**text_encoder_config(tensors))
     with torch.device("meta"):
         text_encoder = CLIPTextModel(config)
@@ -153,7 +153,7 @@ def build_text_encoder(tensors: Mapping[str, Tensor]) -> CLIPTextModel:
     return _fill(text_encoder, tensors, original_text_encoder_key, unused, "text encoder")
 
 
-BUILDERS = {"unet": build_unet, "vae": build_vae, "text_encoder": build_text_encoder}
+BUILDERS = {"unet": convert_unet, "vae": convert_vae, "text_encoder": convert_text_encoder}
 
 
 def scheduler(unet_config: Mapping[str, Any]) -> LCMScheduler | VDMiniVideoCrafterDDIMScheduler:

@@ -112,15 +112,17 @@ def train_vae_decoder(
         torch.manual_seed(args.seed)
         models = load_vaes(args, loss_args, accelerator, vae_name, teacher_name, variant, revision, teacher_variant)
         perceptual = perceptual or load_perceptual(loss_args, accelerator)
-        dataloader, size = open_data(args, loss_args, data_args, models.vae, accelerator)
+        dataloader, size = open_decoder_data(args, loss_args, data_args, models.vae, accelerator)
         critic = make_discriminator(loss_args, size, accelerator.device) if loss_args.adversarial_weight > 0 else None
         if accelerator.is_main_process:
             record = {"vae": vae_name, "teacher": teacher_name}
             for group in (args, loss_args, data_args):
                 record |= asdict(group)
-            report_run(record, models, critic, None if args.dry_run else args.output_dir)
+            report_decoder_run(record, models, critic, None if args.dry_run else args.output_dir)
         if not args.dry_run:
-            run_training(args, loss_args, accelerator, checkpoints, models, dataloader, size, perceptual, critic)
+            run_decoder_training(
+                args, loss_args, accelerator, checkpoints, models, dataloader, size, perceptual, critic
+            )
     return args.output_dir
 
 
@@ -170,7 +172,7 @@ def load_perceptual(loss_args: DecoderLossArguments, accelerator: Accelerator) -
         return lpips_distance(loss_args.lpips_net, loss_args.lpips_random_trunk).to(accelerator.device)
 
 
-def report_run(record: dict[str, Any], models: Models, critic: Critic | None, output_dir: Path | None) -> None:
+def report_decoder_run(record: dict[str, Any], models: Models, critic: Critic | None, output_dir: Path | None) -> None:
     """Print the settings and what is trained; with a folder, keep the settings there."""
     report_settings(record, output_dir)
     counted = {"decoder": models.vae.decoder} | ({"discriminator": critic.heads} if critic is not None else {})
@@ -180,7 +182,7 @@ def report_run(record: dict[str, Any], models: Models, critic: Critic | None, ou
         logger.info("distilled: %s towards %d channels of %s", student_module, len(kept), teacher_module)
 
 
-def run_training(
+def run_decoder_training(
     args: DecoderTrainingArguments,
     loss_args: DecoderLossArguments,
     accelerator: Accelerator,
@@ -242,7 +244,7 @@ def run_training(
     accelerator.end_training()
 
 
-def open_data(
+def open_decoder_data(
     args: DecoderTrainingArguments,
     loss_args: DecoderLossArguments,
     data_args: VideoDataArguments,

@@ -120,7 +120,9 @@ class PruningPlan(ABC):
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
-            raise PruningPlanError(f"The `name` of a plan is a printable string, not {short_repr(self.name)}.")
+            raise PruningPlanError(
+                f"The `name` of a plan is a non-empty string that can be printed, not {short_repr(self.name)}."
+            )
 
     def _freeze_kept(self, field: str, keys: type) -> None:
         """Check a field that maps `keys` to kept indices, and store it immutable and in order."""
