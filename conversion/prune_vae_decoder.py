@@ -15,8 +15,9 @@ from vdmini_diffusers.cli.prune_command import print_command, print_parameters
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.skipped_videos import SkipLog
-from vdmini_diffusers.data.video_dataset import load_video_dataset
+from vdmini_diffusers.data.video_dataset import VideoDataset, load_video_dataset
 from vdmini_diffusers.pruning import DECODER_PLANS
+from vdmini_diffusers.pruning.channels import Importance
 from vdmini_diffusers.pruning.prune_vae_decoder import prune_vae_decoder, survey_vae_decoder
 from vdmini_diffusers.serialization.atomic import check_apart
 from vdmini_diffusers.serialization.repository import push_folder
@@ -32,7 +33,7 @@ class PruningArguments:
         default="p1",
         metadata={"help": f"What to keep: one of {', '.join(DECODER_PLANS)}, or a JSON file with a plan."},
     )
-    importance: str = field(
+    importance: Importance = field(
         default="l2",
         metadata={"help": "Importance of channels: l2 (norm of weights), or taylor (effect on reconstructed clips)."},
     )
@@ -109,6 +110,7 @@ def clips(args: PruningArguments) -> Iterator[Tensor]:
     )
     with tempfile.TemporaryDirectory() as skipped:
         dataset = load_video_dataset(data_args, SkipLog(skipped))
+        assert isinstance(dataset, VideoDataset)  # `streaming` was not asked for
         for i in range(len(dataset)):
             yield dataset[i]["pixel_values"]
 

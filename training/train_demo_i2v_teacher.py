@@ -13,6 +13,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,8 @@ def train_vae(args: Arguments, device: torch.device, stop: int) -> AutoencoderKL
     total = args.vae_steps + args.decoder_steps
     path = args.output_dir / "vae.pt"
     set_seed(args.seed)
-    vae = build_vae(args.vae_width).to(device)
+    vae: Any = build_vae(args.vae_width)
+    vae.to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.vae_learning_rate, weight_decay=1e-4, fused=True)
     lr_scheduler = get_cosine_schedule_with_warmup(optimizer, 50, total)
     start = 0
@@ -129,7 +131,7 @@ def train_vae(args: Arguments, device: torch.device, stop: int) -> AutoencoderKL
 
 
 @torch.no_grad()
-def cache_latents(args: Arguments, vae: AutoencoderKLTemporalDecoder, device: torch.device) -> dict[str, torch.Tensor]:
+def cache_latents(args: Arguments, vae: Any, device: torch.device) -> dict[str, torch.Tensor]:
     """Unscaled posterior means of all frames, the noised first frames' means, the first frames and the buckets."""
     path = args.output_dir / "latents.pt"
     if path.exists():
@@ -174,7 +176,8 @@ def train_unet(
         image_encoder = CLIPVisionModelWithProjection.from_pretrained(
             args.init_from / "image_encoder", dtype=torch.float32
         )
-    unet.to(device).train(), image_encoder.to(device).train()
+    for model in (unet, image_encoder):
+        torch.nn.Module.to(model, device).train()
     parameters = [*unet.parameters(), *image_encoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.unet_learning_rate, weight_decay=1e-3, fused=True)
     lr_scheduler = get_cosine_schedule_with_warmup(optimizer, 100, args.unet_steps)
@@ -290,7 +293,8 @@ def main(args: Arguments) -> None:
         # Latents of unit variance, as the scheduler assumes; the factor is the VAE's own, as in every diffusers VAE.
         vae.register_to_config(scaling_factor=1 / latents["latents"].float().std().item())
     else:
-        vae = AutoencoderKLTemporalDecoder.from_pretrained(args.init_from / "vae", dtype=torch.float32).to(device)
+        vae = AutoencoderKLTemporalDecoder.from_pretrained(args.init_from / "vae", dtype=torch.float32)
+        torch.nn.Module.to(vae, device)
         vae.eval().requires_grad_(False)
         latents = cache_latents(args, vae, device)
     scaling_factor = vae.config.scaling_factor

@@ -15,6 +15,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ class Arguments:
 
 
 @torch.no_grad()
-def cache_latents(args: Arguments, vae: AutoencoderKLTemporalDecoder, device: torch.device) -> dict[str, torch.Tensor]:
+def cache_latents(args: Arguments, vae: Any, device: torch.device) -> dict[str, torch.Tensor]:
     """Unscaled posterior means `(clips, frames, channels, height, width)`, frames, and the captions' tokens."""
     path = args.output_dir / "latents.pt"
     if path.exists():
@@ -102,7 +103,8 @@ def train_unet(
         I2V_TEACHER, subfolder="unet", variant=MULTI_STEP, dtype=torch.float32
     )
     start_from_image_to_video(unet, image_to_video)
-    unet.to(device).eval(), text_encoder.to(device).eval()  # without dropout
+    for model in (unet, text_encoder):
+        torch.nn.Module.to(model, device).eval()  # without dropout
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     total = args.image_steps + args.clip_steps
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=1e-3, fused=True)
@@ -172,7 +174,7 @@ def train_decoder(
     """L1 on pixels and on their gradients, which keeps edges, on crops; the encoder stays as it is."""
     path = args.output_dir / "decoder.pt"
     set_seed(args.seed)
-    vae.to(device)
+    torch.nn.Module.to(vae, device)
     optimizer = torch.optim.AdamW(
         vae.decoder.parameters(), lr=args.decoder_learning_rate, weight_decay=1e-4, fused=True
     )
@@ -199,7 +201,7 @@ def train_decoder(
             top, left, side = factor * top, factor * left, factor * side
             pixels = pixels[..., top : top + side, left : left + side]
         pixels = pixels.to(device)
-        decoded = vae.decode(z.to(device)).sample
+        decoded = vae.decode(z.to(device)).sample  # pyright: ignore[reportArgumentType] - any tensor
         l1_loss = F.l1_loss(decoded, pixels)
         gradient_loss = F.l1_loss(decoded.diff(dim=-1), pixels.diff(dim=-1))
         gradient_loss = gradient_loss + F.l1_loss(decoded.diff(dim=-2), pixels.diff(dim=-2))
@@ -231,12 +233,13 @@ def main(args: Arguments) -> None:
     vae.register_to_config(scaling_factor=scaling_factor)
     for model in (vae, unet, text_encoder):
         model.half()
+    scheduler: Any = build_t2v_scheduler()
     pipeline = VDMiniT2VPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=build_tokenizer(scene.caption for scene in all_scenes()),
         unet=unet,
-        scheduler=build_t2v_scheduler(),
+        scheduler=scheduler,
     )
     pipeline.save_pretrained(args.output_dir / "pipeline")
     logger.info("saved %s", args.output_dir / "pipeline")

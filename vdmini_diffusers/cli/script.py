@@ -45,7 +45,7 @@ def parse_arguments(
         argv: by default the command line.
     """
     config, flags = _split(argv)
-    parser = HfArgumentParser(list(kinds), description=description)
+    parser = HfArgumentParser(list(kinds), description=description)  # pyright: ignore[reportArgumentType] - dataclasses
     known = {setting.name for kind in kinds for setting in fields(kind)}
     if unknown := sorted(set(config) - known):
         parser.error(f"the YAML file names settings that do not exist: {', '.join(unknown)}")

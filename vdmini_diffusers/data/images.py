@@ -58,7 +58,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if profile:
         try:
             embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            image = ImageCms.profileToProfile(image, embedded, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            converted = ImageCms.profileToProfile(image, embedded, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            image = converted or image  # `None` is for conversions in place
         except (OSError, ImageCms.PyCMSError):
             pass  # a damaged profile, or one of another kind of colours: viewers ignore it as well
     return image.convert("RGB")

@@ -287,7 +287,7 @@ def _checked(path: Path, content: Any, **types: type) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is malformed: it holds a {type(content).__name__} in the place of named fields.")
     for name, kind in types.items():
-        value = content.get(name)
+        value: Any = content.get(name)
         if type(value) is not kind or (kind is int and not 0 <= value <= MAX_COUNT):
             raise ValueError(f"{path} is malformed: {name!r} should be a {kind.__name__}; got {str(value)[:100]}.")
     return content

@@ -64,7 +64,8 @@ def generate(
     if args.streaming:
         return IterableDataset.from_generator(rows, features, gen_kwargs=options)
     with reading(files[0].parent):
-        return Dataset.from_generator(rows, features, cache_dir=args.cache_dir, gen_kwargs=options)
+        cache: Any = args.cache_dir  # `None`, its default, is not in its annotation
+        return Dataset.from_generator(rows, features, cache_dir=cache, gen_kwargs=options)
 
 
 def open_csv(args: VideoDataArguments, csv_file: Path) -> Table:

@@ -1,6 +1,6 @@
 """Clips to latents and back, by the VAE of a video diffusion pipeline, of either class."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def encode_for_decoder(
-    batch: dict[str, Any], vae: AutoencoderKL | AutoencoderKLTemporalDecoder, encode_chunk_size: int = 14
+    batch: Mapping[str, Any], vae: AutoencoderKL | AutoencoderKLTemporalDecoder, encode_chunk_size: int = 14
 ) -> dict[str, Tensor]:
     """The target frames and input latents that a VAE's decoder is trained on.
 
@@ -34,7 +34,7 @@ def encode_for_decoder(
     return {"pixel_values": ((videos + 1) * 127.5).round().to(torch.uint8), "latents": latents}
 
 
-def checked_videos(batch: dict[str, Any], vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Tensor:
+def checked_videos(batch: Mapping[str, Any], vae: AutoencoderKL | AutoencoderKLTemporalDecoder) -> Tensor:
     """The batch's `pixel_values`. Raises `ValueError` if their shape does not fit."""
     videos = batch["pixel_values"]
     factor = 2 ** (len(vae.config.block_out_channels) - 1)

@@ -327,15 +327,11 @@ def _open_data(args: VideoDataArguments, skip_log: SkipLog) -> Table:
         folder = Path(args.dataset_name or "")
     if folder is not None and (not args.dataset_name or (not args.train_data_dir and not args.dataset_config_name)):
         return open_local_data(args, folder, skip_log)
-    with reading(f"--dataset_name {args.dataset_name}"):
-        rows = load_dataset(
-            args.dataset_name,
-            args.dataset_config_name,
-            split="train",
-            streaming=args.streaming,
-            cache_dir=args.cache_dir,
-        )
-    return Table(rows, folder, *choose_columns(args, rows, args.dataset_name))
+    name = args.dataset_name or ""  # `VideoDataArguments` refuses to have neither source
+    with reading(f"--dataset_name {name}"):
+        options: dict[str, Any] = {"streaming": args.streaming, "cache_dir": args.cache_dir}
+        rows = load_dataset(name, args.dataset_config_name, split="train", **options)
+    return Table(rows, folder, *choose_columns(args, rows, name))
 
 
 def _is_from_hub(args: VideoDataArguments) -> bool:

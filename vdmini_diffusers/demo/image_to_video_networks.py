@@ -22,8 +22,8 @@ def build_vae(width: int = 96) -> AutoencoderKLTemporalDecoder:
     if width < 96 or width % 32:
         raise ValueError(f"`width` must be a multiple of 32, of 96 at least, not {width}.")
     vae = AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        block_out_channels=(width, width, width),
+        down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType] - annotated as a tuple of one
+        block_out_channels=(width, width, width),  # pyright: ignore[reportArgumentType] - the same
         layers_per_block=1,
         latent_channels=4,
         sample_size=SIZE,

@@ -246,7 +246,7 @@ def main(args: Arguments) -> None:
         rows += [(f"{caption}: {name}", clips[name][i]) for name in folders]
     write_contact_sheet(rows, args.output_dir / "contact_sheet.png")
     for name in folders:
-        write_gif(clips[name], args.output_dir / f"{name}.gif")
+        write_gif(list(clips[name]), args.output_dir / f"{name}.gif")
 
     if task.real is not None:
         for name in folders:

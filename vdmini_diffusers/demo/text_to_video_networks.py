@@ -49,7 +49,7 @@ def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
     ]
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(dict.fromkeys(tokens))},
-        merges=[tuple(pair) for pair in learned["merges"]],
+        merges=[tuple(pair) for pair in learned["merges"]],  # pyright: ignore[reportArgumentType] - it takes pairs
         model_max_length=MAX_TOKENS,
     )
 
@@ -64,8 +64,8 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             num_attention_heads=4,
             max_position_embeddings=MAX_TOKENS,
             hidden_act="gelu",
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,  # pyright: ignore[reportArgumentType] - an int
+            eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType] - an int
             pad_token_id=0,
         )
     )
@@ -106,7 +106,7 @@ def start_from_image_to_video(unet: VDMiniUNet3DConditionModel, teacher: UNetSpa
 
 @torch.enable_grad()
 def _learn_timesteps(unet: VDMiniUNet3DConditionModel, teacher: UNetSpatioTemporalConditionModel) -> None:
-    """Embed timestep t as the teacher embeds the noise level that `build_t2v_scheduler` has there, at SVD's defaults."""
+    """Embed timestep t as the teacher embeds the noise level of `build_t2v_scheduler` there, at SVD's defaults."""
     alphas_cumprod = build_t2v_scheduler().alphas_cumprod
     timesteps = torch.arange(len(alphas_cumprod))
     sigmas = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
@@ -147,7 +147,7 @@ def frame_by_frame(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKL:
     config = vae.config
     made = AutoencoderKL(
         down_block_types=config.down_block_types,
-        up_block_types=("UpDecoderBlock2D",) * len(config.down_block_types),
+        up_block_types=("UpDecoderBlock2D",) * len(config.down_block_types),  # pyright: ignore[reportArgumentType] - annotated as a tuple of one
         block_out_channels=config.block_out_channels,
         layers_per_block=config.layers_per_block,
         latent_channels=config.latent_channels,

@@ -54,7 +54,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
             if value is None and NoneType in kinds:
                 continue

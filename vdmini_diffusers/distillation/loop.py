@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -33,7 +33,7 @@ class LoopSettings:
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
     lambda_icd: float = 0.1
-    icd_reduction: str = "sum"
+    icd_reduction: Literal["sum", "mean"] = "sum"
     icd_normalize: bool = False
     logging_steps: int = 10
     checkpointing_steps: int = 500
@@ -72,9 +72,10 @@ def icmd_training_loop(
     critic_features = critic_features or CriticFeatures(task, teacher)
     bare_student = extract_model_from_parallel(student, keep_torch_compile=False)
     trained = [parameter for parameter in bare_student.parameters() if parameter.requires_grad]
-    others = {"lr_scheduler": lr_scheduler, **{critic.name: critic for critic in critics}}
+    others: dict[str, Any] = {"lr_scheduler": lr_scheduler, **{critic.name: critic for critic in critics}}
+    others |= {"ema": ema} if ema is not None else {}
     with keeping_hyperparameters(optimizer):
-        progress = checkpoints.resume(accelerator, others | ({"ema": ema} if ema is not None else {}))
+        progress = checkpoints.resume(accelerator, others)
     set_learning_rate(optimizer, lr_scheduler)
     if ema is not None:
         ema.to(accelerator.device)

@@ -1,6 +1,7 @@
 """Means of named losses over steps and processes."""
 
 import json
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +27,8 @@ class LossLog:
     def report(self, step: int, **others: float) -> None:
         """Log the means since the last report, here and with the trackers."""
         means = {name: total / self.counts[name] for name, total in self.sums.items()}
-        values = {name: float(self.accelerator.reduce(mean, "mean")) for name, mean in means.items()} | others
+        reduced: Any = self.accelerator.reduce(means, "mean")
+        values = {name: float(mean) for name, mean in reduced.items()} | others
         self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
         logger.info("step %d: %s", step, json.dumps(values))
         self.sums, self.counts = {}, {}

@@ -59,7 +59,8 @@ class CLIPReward:
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, fit: Fit):
         self.model: Any = model.eval().requires_grad_(False)
-        self.tokenizer, self.fit = tokenizer, fit
+        self.tokenizer = tokenizer
+        self.fit: Fit = fit
 
     def __call__(self, frames: torch.Tensor, captions: list[str]) -> torch.Tensor:
         pixels = fit_square(frames.flatten(0, 1), self.model.config.vision_config.image_size, self.fit)

@@ -55,7 +55,7 @@ class RewardMixture:
         """
         drawn = {}
         needed = max(
-            (self.image_rewards and self.num_image_frames) or 0, (self.video_rewards and self.num_video_frames) or 0
+            self.num_image_frames if self.image_rewards else 0, self.num_video_frames if self.video_rewards else 0
         )
         if num_frames < needed:
             raise ValueError(f"A reward needs {needed} frames, and clips have {num_frames}.")
@@ -105,4 +105,4 @@ class RewardMixture:
         return (torch.cat(pictures).float() / 2 + 0.5).clamp(0, 1)
 
     def _decode_one(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.vae.decode(latents, return_dict=False)[0]
+        return self.vae.decode(latents, return_dict=False)[0]  # pyright: ignore[reportArgumentType] - any tensor

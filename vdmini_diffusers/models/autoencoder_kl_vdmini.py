@@ -257,8 +257,8 @@ class VDMiniAutoencoderKLTemporalDecoder(CompressedDecoderMixin, AutoencoderKLTe
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
-            down_block_types=down_block_types,
-            block_out_channels=block_out_channels,
+            down_block_types=down_block_types,  # pyright: ignore[reportArgumentType] - annotated as a tuple of one
+            block_out_channels=block_out_channels,  # pyright: ignore[reportArgumentType] - the same
             layers_per_block=layers_per_block,
             latent_channels=latent_channels,
             sample_size=sample_size,
@@ -464,9 +464,9 @@ class VDMiniAutoencoderKL(CompressedDecoderMixin, AutoencoderKL):
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
-            down_block_types=down_block_types,
-            up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
+            down_block_types=down_block_types,  # pyright: ignore[reportArgumentType] - annotated as a tuple of one
+            up_block_types=up_block_types,  # pyright: ignore[reportArgumentType] - the same
+            block_out_channels=block_out_channels,  # pyright: ignore[reportArgumentType] - the same
             layers_per_block=layers_per_block,
             act_fn=act_fn,
             latent_channels=latent_channels,
@@ -474,8 +474,8 @@ class VDMiniAutoencoderKL(CompressedDecoderMixin, AutoencoderKL):
             sample_size=sample_size,
             scaling_factor=scaling_factor,
             shift_factor=shift_factor,
-            latents_mean=latents_mean,
-            latents_std=latents_std,
+            latents_mean=latents_mean,  # pyright: ignore[reportArgumentType] - the same
+            latents_std=latents_std,  # pyright: ignore[reportArgumentType] - the same
             force_upcast=force_upcast,
             use_quant_conv=use_quant_conv,
             use_post_quant_conv=use_post_quant_conv,
@@ -486,7 +486,7 @@ class VDMiniAutoencoderKL(CompressedDecoderMixin, AutoencoderKL):
     def _mid_block(self, width: int) -> nn.Module:
         return UNetMidBlock2D(
             in_channels=width,
-            temb_channels=None,
+            temb_channels=None,  # pyright: ignore[reportArgumentType] - as diffusers itself does
             num_layers=self.config.decoder_mid_layers - 1,  # there is always one more
             resnet_eps=1e-6,
             resnet_act_fn=self.config.act_fn,

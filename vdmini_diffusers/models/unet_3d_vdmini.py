@@ -213,7 +213,7 @@ class VDMiniUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
         if len(depths) != num_stages or min(depths) < 1:
             raise ValueError(f"`layers_per_block` is one or {num_stages} counts from 1, not {depths}.")
         super().__init__(
-            sample_size=sample_size,
+            sample_size=sample_size,  # pyright: ignore[reportArgumentType] - it takes both
             in_channels=in_channels,
             out_channels=out_channels,
             down_block_types=down_block_types,
@@ -288,7 +288,7 @@ class VDMiniUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
             raise ValueError("`fps` is required: this model is told the frame rate (`fps_cond` in its config).")
         if fps is not None:
             fps = self.time_proj(torch.as_tensor(fps, device=sample.device).expand(sample.shape[0]))
-        condition = tuple(x if x is None else x.to(self.dtype) for x in (timestep_cond, motion_cond, fps))
+        condition: Any = tuple(x if x is None else x.to(self.dtype) for x in (timestep_cond, motion_cond, fps))
         return super().forward(
             sample,
             timestep,
@@ -305,7 +305,7 @@ class VDMiniUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
     def set_default_attn_processor(self) -> None:
         """Back to the processors this model is built with, which know attention backends and fused projections."""
         for module in self._attention_modules():
-            module.set_processor(VDMiniAttnProcessor())  # one each: a backend is a processor's own state
+            module.set_processor(VDMiniAttnProcessor())  # pyright: ignore[reportArgumentType] - it takes any processor; one each: a backend is a processor's own state
 
     def fuse_qkv_projections(self) -> None:
         """One matrix multiplication for query, key and value (key and value, in cross-attention) instead of three.

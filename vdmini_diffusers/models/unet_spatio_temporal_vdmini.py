@@ -129,9 +129,9 @@ class VDMiniUNetSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel, P
             block_out_channels=block_out_channels,
             addition_time_embed_dim=addition_time_embed_dim,
             projection_class_embeddings_input_dim=projection_class_embeddings_input_dim,
-            layers_per_block=layers_per_block,
-            cross_attention_dim=cross_attention_dim,
-            transformer_layers_per_block=transformer_layers_per_block,
+            layers_per_block=layers_per_block,  # pyright: ignore[reportArgumentType] - annotated as a tuple of one
+            cross_attention_dim=cross_attention_dim,  # pyright: ignore[reportArgumentType] - the same
+            transformer_layers_per_block=transformer_layers_per_block,  # pyright: ignore[reportArgumentType] - the same
             num_attention_heads=num_attention_heads,
             num_frames=num_frames,
         )
@@ -142,7 +142,7 @@ class VDMiniUNetSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel, P
     def set_default_attn_processor(self) -> None:
         """Back to the processors this model is built with, which know attention backends and fused projections."""
         for module in self._attention_modules():
-            module.set_processor(VDMiniAttnProcessor())  # one each: a backend is a processor's own state
+            module.set_processor(VDMiniAttnProcessor())  # pyright: ignore[reportArgumentType] - it takes any processor; one each: a backend is a processor's own state
 
     def fuse_qkv_projections(self) -> None:
         """One matrix multiplication for query, key and value (key and value, in cross-attention) instead of three.

@@ -130,6 +130,8 @@ def read_decoder_plan(files: dict[str, Path], name: str) -> tuple[DecoderPruning
         raise ValueError(f"{name} does not list sets of channels: {error}") from error
     coupled = []
     for found in sets:
+        layers: Any
+        kept: Any
         layers, kept = (found.get("layers"), found.get("kept")) if isinstance(found, dict) else (None, None)
         if not _is_list_of(layers, str) or not _is_list_of(kept, int):
             raise ValueError(

@@ -106,7 +106,7 @@ def convert_t2v_turbo(
         check_free_space(folder, sum(_num_bytes(model) for model in models.values()))
         for name, model in models.items():
             _check_finite(model, name)
-        noise = scheduler(config)
+        noise: Any = scheduler(config)
         VDMiniT2VPipeline(**models, tokenizer=words, scheduler=noise).save_pretrained(
             folder, max_shard_size=max_shard_size
         )

@@ -44,7 +44,9 @@ def read_tokenizer(name: str | os.PathLike, text_encoder_config: Mapping[str, An
             " (--tokenizer)."
         )
     tokenizer = CLIPTokenizer(
-        vocab=vocabulary, merges=merges, model_max_length=text_encoder_config["max_position_embeddings"]
+        vocab=vocabulary,
+        merges=merges,
+        model_max_length=text_encoder_config["max_position_embeddings"],  # pyright: ignore[reportArgumentType] - it takes pairs
     )
     for mark in ("bos_token_id", "eos_token_id"):
         if getattr(tokenizer, mark) != text_encoder_config[mark]:

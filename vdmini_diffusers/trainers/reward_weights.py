@@ -100,7 +100,8 @@ def _hps(place: str, tokenizer: str, dtype: torch.dtype) -> CLIPReward:
     if not file.is_file():
         file = Path(huggingface_hub.hf_hub_download(place, HPS_FILE))
     tensors = read_original(file).components.get("unet", {})  # as a bare U-Net's: tensors by name, without a prefix
-    return CLIPReward(clip_model(tensors).to(dtype), _tokenizer(tokenizer), "pad")
+    model: Any = clip_model(tensors)
+    return CLIPReward(model.to(dtype), _tokenizer(tokenizer), "pad")
 
 
 def _xclip(place: str, num_frames: int, dtype: torch.dtype) -> XCLIPReward:
