@@ -233,9 +233,10 @@ def _write_index(teacher: Teacher, family: Family, folder: Path) -> None:
     for name, component in family.layout.components.items():
         if component.own is not None and name not in family.denoisers and component.is_own(entries[name]):
             entries[name] = publish_class(component.own, folder / name)
+    source, class_name = publish_class(family.pipeline, folder)
     index = {
         **entries,
-        "_class_name": publish_class(family.pipeline, folder),
+        "_class_name": class_name if source == "diffusers" else (source, class_name),
         "_diffusers_version": diffusers.__version__,
         **{name: publish_class(kinds.student, folder / name) for name, kinds in family.denoisers.items()},
     }

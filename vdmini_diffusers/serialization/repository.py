@@ -1,15 +1,28 @@
 """Repositories on the Hub: what is read from them, and what is uploaded."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 
 # Defined there because a pipeline that was loaded without this package publishes its classes as well.
-from vdmini_diffusers.pipelines.pipeline_vdmini_i2v import publish_class
+from vdmini_diffusers.pipelines import pipeline_vdmini_i2v
 
 
 __all__ = ["download", "fetch_file", "publish_class", "push_folder"]
+
+
+def publish_class(cls: type, folder: str | os.PathLike) -> tuple[str, str]:
+    """The entry of a class in `model_index.json`: `("diffusers", class name)`, or for a class of ours `(file stem, class
+    name)`, whose source file is then copied into `folder`.
+
+    Raises:
+        OSError: if `folder` cannot be written.
+    """
+    if cls.__module__.partition(".")[0] == "diffusers":
+        return "diffusers", cls.__name__
+    return pipeline_vdmini_i2v.publish_class(cls, folder)
 
 
 def download(name: str, revision: str | None, patterns: list[str], **download_kwargs: Any) -> Path:
