@@ -3,6 +3,7 @@
 import filecmp
 
 import pytest
+from diffusers import UNetSpatioTemporalConditionModel
 
 from vdmini_diffusers import VDMiniI2VPipeline, VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.models import unet_spatio_temporal_vdmini
@@ -42,3 +43,11 @@ def test_a_write_that_fails_half_way_leaves_the_older_copy_whole(tmp_path):
 def test_a_class_without_a_python_file_is_refused(tmp_path):
     with pytest.raises(TypeError):
         publish_class(int, tmp_path)
+
+
+def test_a_stock_class_is_named_by_its_library_and_brings_no_file(tmp_path):
+    assert publish_class(UNetSpatioTemporalConditionModel, tmp_path) == (
+        "diffusers",
+        "UNetSpatioTemporalConditionModel",
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -14,8 +14,9 @@ __all__ = ["download", "fetch_file", "publish_class", "push_folder"]
 
 
 def publish_class(cls: type, folder: str | os.PathLike) -> tuple[str, str]:
-    """The entry of a class in `model_index.json`: `("diffusers", class name)`, or for a class of ours `(file stem, class
-    name)`, whose source file is then copied into `folder`.
+    """The entry of a class in `model_index.json`: `("diffusers", class name)`, or `(file stem, class name)` for ours.
+
+    The source file of a class of ours is copied into `folder`.
 
     Raises:
         OSError: if `folder` cannot be written.
