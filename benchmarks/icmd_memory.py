@@ -12,7 +12,7 @@ Per GPU of N, with precomputed latents and the student divided by FSDP2:
     + what lives besides                 activations, features, what backward makes on its way
 
 The last does not depend on N. It is counted while a step runs with fake tensors, which have shapes and no memory. The
-same count of a real step, of the embedded teacher's size, is printed beside it, and what the process grew by.
+same count of a real step, of the demo teacher's size, is printed beside it, and what the process grew by.
 """
 
 import weakref
@@ -203,7 +203,7 @@ def main(args: Arguments) -> None:
     real = peak_besides(parts, inputs, False)
     grown -= 4 * num_values(parts.student)  # its gradients, which the count leaves out
     print(
-        f"embedded teacher, {args.tiny_batch_size} clips: counted {fake / 2**20:.1f} MiB of fake and"
+        f"demo teacher, {args.tiny_batch_size} clips: counted {fake / 2**20:.1f} MiB of fake and"
         f" {real / 2**20:.1f} MiB of real tensors; the process grew by {grown / 2**20:.1f} MiB"
     )
 

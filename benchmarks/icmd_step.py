@@ -5,7 +5,7 @@
 
 The floor is what no loop can leave out, each part timed alone: the teacher's forward pass, the student's forward and
 backward pass, and the critics' (backbone and heads, on the student's, the teacher's and the real videos). Each step of
-the loop is followed by one turn of each part. Models: the embedded teacher and its pruned student; latents at random.
+the loop is followed by one turn of each part. Models: the demo teacher and its pruned student; latents at random.
 """
 
 import statistics

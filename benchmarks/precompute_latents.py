@@ -4,7 +4,7 @@
     python benchmarks/precompute_latents.py
 
 Writes synthetic videos, then prepares the same batches both ways, in turns, in one process; all files are then in the
-page cache. By default with the embedded teacher's VAE and image encoder, at its size. A real teacher:
+page cache. By default with the demo teacher's VAE and image encoder, at its size. A real teacher:
 `--pretrained_model_name_or_path ... --height 448 --width 576 --num_frames 14`.
 """
 

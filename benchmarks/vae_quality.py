@@ -3,8 +3,8 @@
 
     python benchmarks/vae_quality.py --pruned outputs/vae-pruned --fine_tuned outputs/vae
 
-Without options it is about the embedded VAE. `--data_dir` takes videos instead of the embedded clips, whose
-photographs no embedded model was trained on. All decode the same latents, those of the original's encoder. PSNR and
+Without options it is about the demo VAE. `--data_dir` takes videos instead of the demo clips, whose
+photographs no demo model was trained on. All decode the same latents, those of the original's encoder. PSNR and
 SSIM are means over clips and frames, of 8-bit pictures; `--lpips` adds LPIPS. Prints a table and writes it, with the
 numbers of each clip (`report.json`). Of the clips on which the last decoder loses most, `worst_frames.png` has the
 worst frame each: input, original decoder, last decoder, eight times their difference.
@@ -47,7 +47,7 @@ class Arguments:
     output_dir: Path = field(default=Path("outputs/vae_quality"), metadata={"help": "Where report and sheet go."})
     num_clips: int = field(default=48, metadata={"help": "Held-out clips."})
     seed: int = field(default=2, metadata={"help": "Of the clips."})
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of videos, instead of the embedded clips."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of videos, instead of the demo clips."})
     num_frames: int = field(default=14, metadata={"help": "Frames of a clip out of --data_dir."})
     height: int = field(default=256, metadata={"help": "Height of such a clip."})
     width: int = field(default=320, metadata={"help": "Width of such a clip."})

@@ -3,7 +3,7 @@
 
     python benchmarks/vae_tiling.py
 
-The embedded teacher's VAE decodes a camera movement over photographs, larger than its training clips; whole, and in
+The demo teacher's VAE decodes a camera movement over photographs, larger than its training clips; whole, and in
 tiles whose norms go by
 
 - each tile's own statistics, as tiling does elsewhere;

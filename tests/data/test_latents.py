@@ -225,7 +225,7 @@ class TestShards:
         refused = pytest.raises(ValueError, match=r"Another run is writing into .*a: wait")
         with first, lock_for_writing(tmp_path / "b"), refused, second:
             pass
-        (tmp_path / "a/latents-00000.json.7f.partial").touch()  # as a killed run leaves it
+        (tmp_path / "a/.latents-00000.json.tmp-7f").touch()  # as a killed run leaves it
         with lock_for_writing(tmp_path / "a"):
             assert [path.name for path in (tmp_path / "a").iterdir() if path.name != ".lock"] == []
 

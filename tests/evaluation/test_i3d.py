@@ -1,4 +1,5 @@
 import importlib
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -229,11 +230,10 @@ class TestFindingAndKeeping:
             load_i3d(tmp_path / "missing.ckpt")
 
     def test_a_conversion_that_fails_leaves_nothing(self, package, tmp_path, monkeypatch):
-        def disk_full(tensors, path, metadata):
-            Path(path).write_bytes(b"half")
+        def disk_full(descriptor):
             raise OSError("No space left on device")
 
-        monkeypatch.setattr(safetensors.torch, "save_file", disk_full)
+        monkeypatch.setattr(os, "fsync", disk_full)
         with pytest.raises(OSError, match="No space"):
             convert_checkpoint(package, tmp_path / "cache" / "i3d.safetensors")
         assert list((tmp_path / "cache").iterdir()) == []

@@ -19,7 +19,7 @@ from vdmini_diffusers.serialization.cards import render_card
 
 
 ROOT = Path(__file__).parents[2]
-CARDS = {  # the folders that a card's `path/or/id` may stand for
+CARDS = {  # the folders that a card's `$repository` may stand for
     "sf_v.md": ["svd"],
     "t2v_turbo.md": ["t2v-teacher"],
     "t2v_turbo_converted.md": ["t2v-teacher"],
@@ -77,7 +77,9 @@ def run(code: str, names: dict[str, Path]) -> dict:
 def card(template: str, **fields: str) -> str:
     text = (ROOT / "model_cards" / template).read_text("utf-8")
     known = {name: "..." for name in string.Template(text).get_identifiers() if name != "front_matter"}
-    return render_card(template, front_matter={}, **{**known, "variant_argument": "", **fields})
+    return render_card(
+        template, front_matter={}, **{**known, "repository": "path/or/id", "variant_argument": "", **fields}
+    )
 
 
 def test_no_card_is_left_out():
@@ -103,7 +105,7 @@ def test_the_blocks_of_a_pipelines_card_write_a_video(template, folders, tmp_pat
 def test_the_block_of_a_vaes_card_puts_it_into_the_pipeline_that_it_was_made_from(vae, pipeline, folders):
     cls = VDMiniAutoencoderKLTemporalDecoder if vae == "i2v-vae" else VDMiniAutoencoderKL
     (snippet,) = blocks(card("vdmini_vae.md", class_name=cls.__name__))
-    names = {"path/or/id": folders / vae, "path/or/id/of/the/pipeline": folders / pipeline}
+    names = {"path/or/id": folders / vae, "path/to/the/pipeline": folders / pipeline}
     pipe = run(snippet, names)["pipe"]
     assert type(pipe.vae) is cls
     assert isinstance(pipe, StableVideoDiffusionPipeline) == (vae == "i2v-vae")

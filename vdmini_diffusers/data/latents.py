@@ -7,7 +7,6 @@ tensors of some samples, stacked, and `latents-00000.json` with the names and ca
 import json
 import os
 import re
-import uuid
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,11 +25,11 @@ from torch.utils.data import default_collate
 from vdmini_diffusers.data.skipped_videos import SkipLog, SkippedVideo
 from vdmini_diffusers.data.video_dataset import ClipReader
 from vdmini_diffusers.data.video_decoding import UnusableVideo
+from vdmini_diffusers.serialization.atomic import write_file
 
 
 MANIFEST = "manifest.json"
 LOCK_NAME = ".lock"
-PARTIAL_ENDING = ".partial"
 MAX_COUNT = 2**53  # of bytes and samples: larger numbers in a manifest are no counts
 SHARD_NAME = re.compile(r"latents-\d{5,}\.safetensors")
 
@@ -55,7 +54,7 @@ def lock_for_writing(folder: str | os.PathLike) -> Iterator[None]:
             f"Another run is writing into {folder}: wait until it has finished, or choose another folder."
         ) from error
     try:
-        for partial in folder.glob(f"*{PARTIAL_ENDING}"):
+        for partial in folder.glob(".*.tmp-*"):  # as `write_file` names them
             partial.unlink(missing_ok=True)
         yield
     finally:
@@ -85,7 +84,7 @@ class LatentShards:
             if foreign:
                 raise ValueError(f"{self.folder} has no {MANIFEST} but holds {foreign[0]}: choose another folder.")
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_aside(manifest, _to_json({"settings": settings, "complete": False}))
+            write_file(manifest, _to_json({"settings": settings, "complete": False}))
             return
         old = _checked(manifest, _read_json(manifest), settings=dict)["settings"]
         keys = [key for key in {**old, **settings} if old.get(key) != settings.get(key)]
@@ -114,8 +113,8 @@ class LatentShards:
         names = samples[0] if samples else {}
         tensors = {name: torch.stack([sample[name] for sample in samples]).cpu().contiguous() for name in names}
         content = safetensors.torch.save(tensors)
-        _write_aside(self._path(shard, "safetensors"), content)
-        _write_aside(self._path(shard, "json"), _to_json({"num_bytes": len(content), "samples": infos}))
+        write_file(self._path(shard, "safetensors"), content)
+        write_file(self._path(shard, "json"), _to_json({"num_bytes": len(content), "samples": infos}))
 
     def finish(self, skipped: list[SkippedVideo]) -> int:
         """To be called by one process, when all have written their shards. Returns the number of samples."""
@@ -126,7 +125,7 @@ class LatentShards:
             shards.append({**file, "num_samples": len(info["samples"])})
         manifest = _read_json(self.folder / MANIFEST)
         manifest |= {"complete": True, "shards": shards, "skipped": [video._asdict() for video in skipped]}
-        _write_aside(self.folder / MANIFEST, _to_json(manifest))
+        write_file(self.folder / MANIFEST, _to_json(manifest))
         return sum(shard["num_samples"] for shard in shards)
 
     def _path(self, shard: int, suffix: str) -> Path:
@@ -295,13 +294,3 @@ def _checked(path: Path, content: Any, **types: type) -> dict[str, Any]:
 
 def _to_json(content: dict[str, Any]) -> bytes:
     return json.dumps(content, indent=1).encode()
-
-
-def _write_aside(path: Path, content: bytes) -> None:
-    """Under its name the file appears whole, also after a power cut."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_ENDING}")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -1,11 +1,13 @@
 """What the scripts that train the demo teachers have in common."""
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from vdmini_diffusers.serialization.atomic import write_file
 
 
 def to_tensor(frames: np.ndarray) -> torch.Tensor:
@@ -15,5 +17,6 @@ def to_tensor(frames: np.ndarray) -> torch.Tensor:
 
 def save_state(state: dict[str, Any], path: Path) -> None:
     """Written aside and renamed, so that a kill leaves the last whole state."""
-    torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_file(path, buffer.getvalue())

@@ -20,6 +20,7 @@ from vdmini_diffusers.distillation.arguments import RunArguments
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
 from vdmini_diffusers.distillation.critics import Critic
 from vdmini_diffusers.distillation.losses import GeneratorLoss
+from vdmini_diffusers.serialization.atomic import write_file
 
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def report_settings(record: Mapping[str, Any], output_dir: Path | None) -> None:
     logger.info("settings: %s", json.dumps(record, indent=2, default=str))
     if output_dir is not None:
         text = json.dumps({name: without_folders(value) for name, value in record.items()}, indent=2)
-        (output_dir / "training.json").write_text(text + "\n", encoding="utf-8")
+        write_file(output_dir / "training.json", f"{text}\n".encode())
 
 
 def without_folders(value: Any) -> Any:

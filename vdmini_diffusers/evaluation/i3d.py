@@ -7,7 +7,6 @@ dimensions, RGB stream. The weights are DeepMind's (Apache-2.0), as distributed 
 import hashlib
 import importlib.util
 import io
-import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import cached_assets_path
 from torch import nn
+
+from vdmini_diffusers.serialization.atomic import write_file
 
 
 RESOLUTION = 224  # pixels, height and width
@@ -255,12 +256,7 @@ def convert_checkpoint(checkpoint: Path, target: Path) -> None:
     """
     state = read_i3d_checkpoint(checkpoint)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        safetensors.torch.save_file(state, partial, metadata={"converted_from_sha256": CHECKPOINT_SHA256})
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(target, safetensors.torch.save(state, metadata={"converted_from_sha256": CHECKPOINT_SHA256}))
 
 
 def load_i3d(weights: str | Path | None = None, cache_folder: str | Path | None = None) -> I3D:

@@ -153,6 +153,7 @@ def teacher_card(args: UNetTrainingArguments, teacher_name: str, family: Trainab
             "tags": list(family.teacher_tags),
         },
         teacher_card=source,
+        repository=args.output_dir.resolve().name,
         teacher=Path(teacher_name).resolve().name if is_folder else teacher_name,
         max_train_steps=f"{args.max_train_steps:,}",
         package_version=__version__,
