@@ -69,7 +69,7 @@ def main(args: PruningArguments) -> None:
         for block, num_parameters in survey.dropped_blocks.items():
             print(f"removes {block} ({num_parameters:,} parameters)")
         return
-    check_apart(args.output_dir, [args.train_data_dir] if args.train_data_dir else [])
+    check_apart(args.output_dir, {"the folder of videos": args.train_data_dir})
     folder = prune_vae_decoder(
         args.pretrained_model_name_or_path,
         args.output_dir,

@@ -200,7 +200,7 @@ def test_failed_overwriting_keeps_the_old_folder(kind, tmp_path, parent):
 def test_the_teacher_is_never_replaced_by_its_student(kind, tmp_path, output):
     (tmp_path / "model_index.json").write_text("{}")
     teacher = shutil.copytree(kind.folder, tmp_path / "teacher")
-    with pytest.raises(ValueError, match="is or holds the input"):
+    with pytest.raises(ValueError, match=r"(is|holds) the teacher"):
         kind.prune(teacher, teacher / output, overwrite=True)
     assert (teacher / "unet" / UNET_FILE).exists()
 

@@ -91,14 +91,14 @@ class TestOutputApartFromInputs:
         shutil.copytree(teacher_folder, old)
         plan = old / "plan.json"
         plan.write_text(VDMINI_UNET.to_json_string())
-        with pytest.raises(ValueError, match=r"holds the input .*plan\.json"):
+        with pytest.raises(ValueError, match=r"holds the plan, .*plan\.json"):
             prune_pipeline(teacher_folder, old, plan, overwrite=True)
         assert plan.exists()
 
     def test_an_output_within_the_teacher(self, teacher):
-        with pytest.raises(ValueError, match="lies in the input"):
+        with pytest.raises(ValueError, match="lies in the"):
             prune_pipeline(teacher, teacher / "student")
-        with pytest.raises(ValueError, match="lies in the input"):
+        with pytest.raises(ValueError, match="lies in the"):
             prune_vae_decoder(teacher, teacher / "student")
         assert not (teacher / "student").exists()
 

@@ -1,5 +1,6 @@
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -59,24 +60,36 @@ def test_name_with_a_nul_character_is_refused(tmp_path):
         pass
 
 
-class TestCheckApart:
-    @pytest.mark.parametrize("output", ["in", ".", "link", "in/../in"])
-    def test_an_output_that_is_or_holds_an_input(self, tmp_path, output):
-        (tmp_path / "in").mkdir()
-        (tmp_path / "link").symlink_to("in")
-        with pytest.raises(ValueError, match="is or holds the input"):
-            check_apart(tmp_path / output, [tmp_path / "in"])
+@pytest.mark.parametrize(
+    "what", ["the teacher", "the student", "the ODE teacher", "the folder of precomputed latents"]
+)
+def test_an_output_folder_that_is_in_or_holds_what_is_read_is_refused(tmp_path, what):
+    source = tmp_path / "models" / "student"
+    source.mkdir(parents=True)
+    places = {"is": source, "lies in": source / "trained", "holds": tmp_path / "models"}
+    for relation, output_dir in places.items():
+        with pytest.raises(ValueError, match=f"`--output_dir` .* {relation} {what}, .*: choose another folder"):
+            check_apart(output_dir, {what: str(source)})
+    check_apart(tmp_path / "models" / "student-2", {what: str(source)})
+    check_apart(tmp_path, {what: None})
 
-    def test_an_output_that_holds_an_input_file(self, tmp_path):
-        (tmp_path / "student").mkdir()
-        (tmp_path / "student" / "plan.json").touch()
-        with pytest.raises(ValueError, match=r"holds the input .*plan\.json"):
-            check_apart(tmp_path / "student", ["org/name", tmp_path / "student" / "plan.json"])
 
-    def test_an_output_within_an_input(self, tmp_path):
-        with pytest.raises(ValueError, match="lies in the input"):
-            check_apart(tmp_path / "new" / "student", [tmp_path])
+def test_an_output_folder_is_known_by_any_name(tmp_path, monkeypatch):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "student")
+    monkeypatch.chdir(tmp_path)
+    for name in ("student", "./student/", "link", "student/../link"):
+        with pytest.raises(ValueError, match="is the student"):
+            check_apart(Path(name), {"the student": str(tmp_path / "student")})
 
-    def test_an_output_beside_the_inputs(self, tmp_path):
-        (tmp_path / "in").mkdir()
-        check_apart(tmp_path / "in2", [tmp_path / "in", tmp_path / "missing", "vdmini"])
+
+def test_a_hub_id_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_apart(Path("vdmini-i2v"), {"the teacher": "org/vdmini-i2v"})
+
+
+def test_an_output_folder_that_holds_an_input_file_is_refused(tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "plan.json").touch()
+    with pytest.raises(ValueError, match=r"holds the plan, .*plan\.json"):
+        check_apart(tmp_path / "student", {"the teacher": "org/name", "the plan": tmp_path / "student" / "plan.json"})

@@ -15,39 +15,10 @@ from vdmini_diffusers.distillation.arguments import RunArguments
 from vdmini_diffusers.distillation.engine import check_optimizer, check_tracker, report_settings, without_folders
 from vdmini_diffusers.trainers.before_training import (
     check_images,
-    check_output_dir,
     check_push,
     only_run_in,
     warn_of_late_start,
 )
-
-
-@pytest.mark.parametrize(
-    "what", ["the teacher", "the student", "the ODE teacher", "the folder of precomputed latents"]
-)
-def test_an_output_folder_that_is_in_or_holds_what_is_read_is_refused(tmp_path, what):
-    source = tmp_path / "models" / "student"
-    source.mkdir(parents=True)
-    places = {"is": source, "lies in": source / "trained", "holds": tmp_path / "models"}
-    for relation, output_dir in places.items():
-        with pytest.raises(ValueError, match=f"`--output_dir` .* {relation} {what}, .*: choose another folder"):
-            check_output_dir(output_dir, {what: str(source)})
-    check_output_dir(tmp_path / "models" / "student-2", {what: str(source)})
-    check_output_dir(tmp_path, {what: None})
-
-
-def test_an_output_folder_is_known_by_any_name(tmp_path, monkeypatch):
-    (tmp_path / "student").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "student")
-    monkeypatch.chdir(tmp_path)
-    for name in ("student", "./student/", "link", "student/../link"):
-        with pytest.raises(ValueError, match="is the student"):
-            check_output_dir(Path(name), {"the student": str(tmp_path / "student")})
-
-
-def test_a_hub_id_is_no_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    check_output_dir(Path("vdmini-i2v"), {"the teacher": "org/vdmini-i2v"})
 
 
 @given(st.binary(max_size=64))

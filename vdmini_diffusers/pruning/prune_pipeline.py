@@ -107,7 +107,8 @@ def prune_pipeline(
         PruningPlanError: a `ValueError`; if the plan does not fit the teacher.
     """
     name, weight_files = pretrained_model_name_or_path, WeightFiles(variant, max_shard_size, allow_pickle)
-    check_apart(output_dir, [name, *([plan] if isinstance(plan, (str, os.PathLike)) and plan not in PLANS else [])])
+    plan_file = plan if isinstance(plan, (str, os.PathLike)) and plan not in PLANS else None
+    check_apart(output_dir, {"the teacher": name, "the plan": plan_file})
     with new_folder(output_dir, overwrite) as folder:
         # Open
         family = _recognise(name, family, revision, **download_kwargs)

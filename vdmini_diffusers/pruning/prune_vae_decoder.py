@@ -104,7 +104,8 @@ def prune_vae_decoder(
         ValueError: for an unknown importance, or `"taylor"` without clips.
     """
     name = pretrained_model_name_or_path
-    check_apart(output_dir, [name, *([] if isinstance(plan, PruningPlan) or plan in DECODER_PLANS else [plan])])
+    plan_file = None if isinstance(plan, PruningPlan) or plan in DECODER_PLANS else plan
+    check_apart(output_dir, {"the teacher": name, "the plan": plan_file})
     plan = find_plan(plan, DECODER_PLANS)
     with new_folder(output_dir, overwrite, kind="pruned VAE", marker="pruning_provenance.json") as folder:
         patterns = weight_patterns("diffusers", variant, allow_pickle)

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -64,27 +64,30 @@ def new_folder(
         raise
 
 
-def check_apart(output_dir: str | os.PathLike, inputs: Iterable[str | os.PathLike]) -> None:
+def check_apart(output_dir: str | os.PathLike, inputs: Mapping[str, str | os.PathLike | None]) -> None:
     """Refuse an output folder that is, holds, or lies in something that is read to make it.
 
+    Args:
+        inputs: folders, files or Hub ids, by what they are. None, and names under which there is nothing on this
+            machine, are fine.
+
     Raises:
-        ValueError: naming the input. Names of inputs that do not exist, such as those on the Hub, are fine.
+        ValueError: naming the input.
     """
     target = Path(os.path.realpath(output_dir))
-    for source in inputs:
-        if not os.path.exists(source):
+    for what, name in inputs.items():
+        if name is None or not os.path.exists(name):
             continue
-        path = Path(os.path.realpath(source))
-        if path.is_relative_to(target):
-            raise ValueError(
-                f"The output folder {output_dir} is or holds the input {source}, which would be replaced: choose"
-                " another folder (--output_dir)."
-            )
-        if target.is_relative_to(path):
-            raise ValueError(
-                f"The output folder {output_dir} lies in the input {source}, which would be changed: choose a folder"
-                " outside it (--output_dir)."
-            )
+        source = Path(os.path.realpath(name))
+        if source == target:
+            relation = "is"
+        elif source in target.parents:
+            relation = "lies in"
+        elif target in source.parents:
+            relation = "holds"
+        else:
+            continue
+        raise ValueError(f"`--output_dir` {output_dir} {relation} {what}, {name}: choose another folder.")
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -80,7 +80,9 @@ def convert_t2v_turbo(
     files = {"checkpoint": Path(checkpoint_path)}
     if unet_checkpoint_path is not None:
         files["unet_checkpoint"] = Path(unet_checkpoint_path)
-    check_apart(output_dir, [*files.values(), tokenizer])
+    check_apart(
+        output_dir, {"the checkpoint": checkpoint_path, "the U-Net": unet_checkpoint_path, "the tokenizer": tokenizer}
+    )
     with new_folder(output_dir, overwrite) as folder:
         checkpoint = read_original(files["checkpoint"])
         if not checkpoint.is_whole:

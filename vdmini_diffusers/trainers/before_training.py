@@ -2,17 +2,15 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from os import PathLike
 from pathlib import Path
 
 import huggingface_hub
-from diffusers.utils import load_image
 from filelock import FileLock, Timeout
-from PIL import Image
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.distillation.arguments import RunArguments
 
 
@@ -22,33 +20,8 @@ LOCK_NAME = ".training.lock"
 LOCK_SECONDS = 15.0  # data loader workers of a killed run hold its lock for some seconds
 
 
-def check_output_dir(output_dir: Path, sources: Mapping[str, str | PathLike | None]) -> None:
-    """Refuse an output folder that would overwrite what is read, or would be read or uploaded together with it.
-
-    Args:
-        sources: folders, files or Hub ids that training reads, by what they are.
-
-    Raises:
-        ValueError: if one of them is the output folder, lies in it or holds it.
-    """
-    target = output_dir.resolve()
-    for what, name in sources.items():
-        if name is None or not Path(name).exists():  # a repository on the Hub
-            continue
-        source = Path(name).resolve()
-        if source == target:
-            relation = "is"
-        elif source in target.parents:
-            relation = "lies in"
-        elif target in source.parents:
-            relation = "holds"
-        else:
-            continue
-        raise ValueError(f"`--output_dir` {output_dir} {relation} {what}, {name}: choose another folder.")
-
-
 def data_sources(data_args: VideoDataArguments) -> dict[str, str | None]:
-    """Where training reads its samples, as `check_output_dir` takes it."""
+    """Where training reads its samples, as `check_apart` takes it."""
     return {
         "the data set": data_args.dataset_name,
         "the folder of training data": data_args.train_data_dir,
@@ -62,9 +35,9 @@ def check_images(paths: Sequence[Path]) -> None:
         if not path.is_file():
             raise ValueError(f"`--validation_images`: there is no file {path}.")
         try:
-            load_image(str(path))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"`--validation_images`: {path} cannot be read as a picture: {error}") from error
+            read_image(path)
+        except ValueError as error:
+            raise ValueError(f"`--validation_images`: {error}") from error
 
 
 def check_push(args: RunArguments) -> None:

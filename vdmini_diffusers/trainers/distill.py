@@ -54,9 +54,9 @@ from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
 from vdmini_diffusers.distillation.tasks.base import Encode, Generators, Task
 from vdmini_diffusers.families import TrainableFamily, find_trainable_family
 from vdmini_diffusers.pruning import PruningPlan
+from vdmini_diffusers.serialization.atomic import check_apart
 from vdmini_diffusers.trainers.before_training import (
     check_images,
-    check_output_dir,
     check_push,
     data_sources,
     only_run_in,
@@ -197,7 +197,7 @@ def check_run(
     checkpoints: Checkpoints,
 ) -> None:
     """Check all that is known without loading a model. Raises as `train_denoiser`."""
-    check_output_dir(args.output_dir, pair.sources() | data_sources(data_args))
+    check_apart(args.output_dir, pair.sources() | data_sources(data_args))
     check_images(getattr(args, "validation_images", ()))
     check_optimizer(args)
     if args.rank is not None:

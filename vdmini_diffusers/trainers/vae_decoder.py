@@ -40,9 +40,9 @@ from vdmini_diffusers.distillation.engine import (
 from vdmini_diffusers.distillation.patch_discriminator import PatchDiscriminator
 from vdmini_diffusers.pruning.student_folder import check_student
 from vdmini_diffusers.pruning.vae_folder import COMPRESSED, find_vae, read_decoder_plan
+from vdmini_diffusers.serialization.atomic import check_apart
 from vdmini_diffusers.trainers.before_training import (
     check_images,
-    check_output_dir,
     check_push,
     data_sources,
     only_run_in,
@@ -94,9 +94,7 @@ def train_vae_decoder(
     """
     accelerator = make_accelerator(args)
     checkpoints = make_checkpoints(args)
-    check_output_dir(
-        args.output_dir, {"the pruned VAE": vae_name, "the teacher": teacher_name} | data_sources(data_args)
-    )
+    check_apart(args.output_dir, {"the pruned VAE": vae_name, "the teacher": teacher_name} | data_sources(data_args))
     check_images(args.validation_images)
     check_optimizer(args)
     checkpoints.choose()
