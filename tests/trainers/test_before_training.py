@@ -25,7 +25,7 @@ from vdmini_diffusers.trainers.before_training import (
 def test_any_bytes_as_validation_image_are_taken_or_refused_with_the_file_s_name(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "picture.png"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"`--validation_images`: .*picture.png cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"`--validation_images`: .*picture.png' cannot be read as a picture"):
         check_images([path])
 
 
