@@ -18,7 +18,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vdmini_diffusers" / "versi
 # torch, it breaks the import of diffusers and transformers as well.
 EXTRAS = {
     "train": [
-        "av>=14.1",  # the first whose frames have a `rotation`
+        "av>=18.1",  # older ones ignore the tags of a video's colours when they convert it
         "datasets>=4.0",  # before it, videos were decoded by decord
         "peft>=0.18",  # older ones import a class that transformers 5 has no more
     ],
