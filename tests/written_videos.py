@@ -42,7 +42,8 @@ def write_video(
         if pixel_aspect:
             stream.codec_context.sample_aspect_ratio = pixel_aspect
         for index, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(format=pix_fmt)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = frame.reformat(format=pix_fmt, threads=1)
             if times is not None:
                 frame.pts, frame.time_base = round(1000 * times[index]), Fraction(1, 1000)
             container.mux(stream.encode(frame))

@@ -550,3 +550,19 @@ def test_a_file_object_is_closed(tmp_path, monkeypatch):
     with pytest.raises(UnusableVideo):
         clip_of(b"no video")
     assert opened[0].closed
+
+
+def test_a_frame_that_was_converted_can_be_freed_in_a_forked_process(tmp_path, monkeypatch):
+    # As by a DataLoader worker, where a cycle has kept the frame alive.
+    frames, convert = [], video_decoding._to_array
+    monkeypatch.setattr(
+        video_decoding, "_to_array", lambda frame, *args: (frames.append(frame), convert(frame, *args))[1]
+    )
+    clip_of(write_video(tmp_path / "v.mp4", 20, 5, size=(480, 640)), height=480, width=640)
+    assert frames
+    process = multiprocessing.get_context("fork").Process(target=frames.clear)
+    process.start()
+    process.join(20)
+    hangs = process.is_alive()
+    process.kill()
+    assert not hangs and process.exitcode == 0

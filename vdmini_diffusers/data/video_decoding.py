@@ -331,7 +331,9 @@ def _to_array(frame: Any, transfer: int, primaries: int) -> np.ndarray:
     name = "rgba" if transparent else "rgb"
     name += ("64le" if transparent else "48le") if is_wide(transfer, primaries) else ""
     frame.colorspace = _colour_matrix(frame)
-    pixels = frame.to_ndarray(format="rgb24" if name == "rgb" else name)
+    # One thread: others do not live on in a forked process, such as a DataLoader worker, which would wait for them
+    # when it frees the frame.
+    pixels = frame.to_ndarray(format="rgb24" if name == "rgb" else name, threads=1)
     if frame.interlaced_frame:
         pixels = pixels[::2].repeat(2, axis=0)[: len(pixels)]
     return pixels

@@ -48,7 +48,7 @@ def write_video(
         for picture in pixels:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             frame = frame.reformat(
-                format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
+                format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG", threads=1
             )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
