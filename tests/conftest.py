@@ -27,6 +27,12 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def gradients_stay_on():
+    yield
+    assert torch.is_grad_enabled(), "a test has left gradients off for those after it"
+
+
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory):
     """A tiny SVD-style pipeline folder with every tensor random, one safetensors file per model. Read only."""

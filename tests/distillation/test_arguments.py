@@ -58,7 +58,7 @@ def test_no_number_may_be_nan_or_infinite(kind, name):
         (UNetTrainingArguments, "rank", 0, "at least 1, not 0"),
         (ICMDArguments, "lambda_icd", -0.1, "at least 0, not -0.1"),
         (ICMDArguments, "mca_start_step", -1, "at least 0, not -1"),
-        (CriticArguments, "discriminator_width", 3, "at least 4, not 3"),
+        (CriticArguments, "discriminator_width", 0, "at least 1, not 0"),
         (ConsistencyArguments, "motion_percentage", 1.5, "at least 0 and at most 1, not 1.5"),
         (DecoderLossArguments, "perceptual_weight", -1.0, "at least 0, not -1.0"),
     ],

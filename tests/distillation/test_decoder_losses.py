@@ -62,7 +62,7 @@ def test_the_adaptive_weight_makes_both_gradients_equally_long_at_the_last_layer
 
 def test_without_lpips_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)  # as where it is not installed
-    with pytest.raises(ImportError, match=r"vdmini_diffusers\[lpips\].*--perceptual_loss none"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[lpips\]'.*--perceptual_loss none"):
         lpips_distance()
 
 

@@ -7,20 +7,20 @@ from diffusers import UNetSpatioTemporalConditionModel
 
 from vdmini_diffusers import VDMiniI2VPipeline, VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.models import unet_spatio_temporal_vdmini
-from vdmini_diffusers.serialization.repository import publish_class
+from vdmini_diffusers.serialization.repository import model_index_entry
 
 
 def test_a_class_is_published_as_its_source_file_and_the_entry_that_names_it(tmp_path):
-    entry = publish_class(VDMiniUNetSpatioTemporalConditionModel, tmp_path / "new" / "unet")
+    entry = model_index_entry(VDMiniUNetSpatioTemporalConditionModel, tmp_path / "new" / "unet")
     assert entry == ("unet_spatio_temporal_vdmini", "VDMiniUNetSpatioTemporalConditionModel")
     published = tmp_path / "new" / "unet" / "unet_spatio_temporal_vdmini.py"
     assert filecmp.cmp(published, unet_spatio_temporal_vdmini.__file__, shallow=False)
-    assert publish_class(VDMiniI2VPipeline, tmp_path) == ("pipeline_vdmini_i2v", "VDMiniI2VPipeline")
+    assert model_index_entry(VDMiniI2VPipeline, tmp_path) == ("pipeline_vdmini_i2v", "VDMiniI2VPipeline")
 
 
 def test_an_older_copy_is_replaced_and_nothing_else_is_left(tmp_path):
     (tmp_path / "unet_spatio_temporal_vdmini.py").write_text("older")
-    publish_class(VDMiniUNetSpatioTemporalConditionModel, tmp_path)
+    model_index_entry(VDMiniUNetSpatioTemporalConditionModel, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["unet_spatio_temporal_vdmini.py"]
     assert (tmp_path / "unet_spatio_temporal_vdmini.py").read_text().startswith('"""')
 
@@ -33,7 +33,7 @@ def test_a_write_that_fails_half_way_leaves_the_older_copy_whole(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
         with pytest.raises(OSError):
-            publish_class(VDMiniUNetSpatioTemporalConditionModel, tmp_path)
+            model_index_entry(VDMiniUNetSpatioTemporalConditionModel, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert older.read_text() == "older"
@@ -42,11 +42,11 @@ def test_a_write_that_fails_half_way_leaves_the_older_copy_whole(tmp_path):
 
 def test_a_class_without_a_python_file_is_refused(tmp_path):
     with pytest.raises(TypeError):
-        publish_class(int, tmp_path)
+        model_index_entry(int, tmp_path)
 
 
 def test_a_stock_class_is_named_by_its_library_and_brings_no_file(tmp_path):
-    assert publish_class(UNetSpatioTemporalConditionModel, tmp_path) == (
+    assert model_index_entry(UNetSpatioTemporalConditionModel, tmp_path) == (
         "diffusers",
         "UNetSpatioTemporalConditionModel",
     )

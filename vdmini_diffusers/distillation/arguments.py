@@ -69,7 +69,7 @@ class Settings:
                 if not isinstance(value, (list, tuple)):
                     raise ValueError(f"`--{name}` must be a list, not {value!r}.")
                 setattr(self, name, [get_args(kind)[0](item) for item in value])
-            elif kind is Path:
+            elif kind is Path and isinstance(value, str):
                 setattr(self, name, Path(value))
 
     def _check_number(self, name: str, value: Any, kind: type) -> None:
@@ -170,7 +170,7 @@ class CriticArguments(Settings):
 
     discriminator_learning_rate: float = setting(1e-5, "Learning rate of the critics' heads (section 4.2).", above=0)
     discriminator_adam_beta1: float = setting(0.5, "First beta of the heads' optimiser (SF-V).", least=0, below=1)
-    discriminator_width: int = setting(256, "Channels of the heads' hidden layers. The paper does not say.", least=4)
+    discriminator_width: int = setting(256, "Channels of the heads' hidden layers. The paper does not say.", least=1)
     temporal_kernel_size: int = setting(
         3, "Kernel size of the temporal heads; 1 makes them the learnable MLP of section 3.3.", least=1
     )

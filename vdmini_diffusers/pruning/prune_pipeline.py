@@ -30,7 +30,7 @@ from vdmini_diffusers.serialization.pipeline_folder import (
     read_model_index,
     sha256_of,
 )
-from vdmini_diffusers.serialization.repository import publish_class
+from vdmini_diffusers.serialization.repository import model_index_entry
 from vdmini_diffusers.serialization.safetensors_copy import FileHash, copy_checkpoint
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor
 from vdmini_diffusers.version import __version__
@@ -233,13 +233,13 @@ def _write_index(teacher: Teacher, family: Family, folder: Path) -> None:
     entries = {name: entry for name, entry in teacher.index.items() if not name.startswith("_")}
     for name, component in family.layout.components.items():
         if component.own is not None and name not in family.denoisers and component.is_own(entries[name]):
-            entries[name] = publish_class(component.own, folder / name)
-    source, class_name = publish_class(family.pipeline, folder)
+            entries[name] = model_index_entry(component.own, folder / name)
+    source, class_name = model_index_entry(family.pipeline, folder)
     index = {
         **entries,
         "_class_name": class_name if source == "diffusers" else (source, class_name),
         "_diffusers_version": diffusers.__version__,
-        **{name: publish_class(kinds.student, folder / name) for name, kinds in family.denoisers.items()},
+        **{name: model_index_entry(kinds.student, folder / name) for name, kinds in family.denoisers.items()},
     }
     write_file(folder / "model_index.json", (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
 

@@ -10,10 +10,10 @@ import huggingface_hub
 from vdmini_diffusers.pipelines import pipeline_vdmini_i2v
 
 
-__all__ = ["download", "fetch_file", "publish_class", "push_folder"]
+__all__ = ["download", "fetch_file", "model_index_entry", "push_folder"]
 
 
-def publish_class(cls: type, folder: str | os.PathLike) -> tuple[str, str]:
+def model_index_entry(cls: type, folder: str | os.PathLike) -> tuple[str, str]:
     """The entry of a class in `model_index.json`: `("diffusers", class name)`, or `(file stem, class name)` for ours.
 
     The source file of a class of ours is copied into `folder`.

@@ -45,8 +45,8 @@ def read_tokenizer(name: str | os.PathLike, text_encoder_config: Mapping[str, An
         )
     tokenizer = CLIPTokenizer(
         vocab=vocabulary,
-        merges=merges,
-        model_max_length=text_encoder_config["max_position_embeddings"],  # pyright: ignore[reportArgumentType] - it takes pairs
+        merges=merges,  # pyright: ignore[reportArgumentType] - it takes pairs
+        model_max_length=text_encoder_config["max_position_embeddings"],
     )
     for mark in ("bos_token_id", "eos_token_id"):
         if getattr(tokenizer, mark) != text_encoder_config[mark]:

@@ -81,7 +81,7 @@ def test_what_training_saves_loads_onto_the_student_and_equals_the_fused_result(
         return type(pipe)(**{**pipe.components, "unet": denoiser})
 
     args = TrainingArguments(output_dir=tmp_path / "out", rank=2)
-    save_trained_pipeline(args, pipeline_with, student, state_dict, None, "unet", "a card")
+    save_trained_pipeline(args, pipeline_with, student, state_dict, {}, "a card")
     plain = video(pipe)
     pipe.load_lora_weights(tmp_path / "out" / "lora")
     fused = type(pipe).from_pretrained(tmp_path / "out")
