@@ -96,7 +96,7 @@ print(json.dumps(results))
 class BenchmarkArguments:
     work_dir: str = field(metadata={"help": "A folder on the disk to measure, with 10 GB free."})
     rounds: int = field(default=7, metadata={"help": "Rounds per setting."})
-    teacher: Literal["svd", "t2v"] = field(default="svd", metadata={"help": "Of which kind."})
+    teacher: Literal["svd", "t2v"] = field(default="svd", metadata={"help": "Kind of teacher."})
 
 
 def write_svd(folder: Path) -> ModelMixin:

@@ -98,7 +98,7 @@ STEPS = {"i2v": 1, "t2v": 16}
 
 @dataclass
 class Arguments:
-    num_frames: int = field(default=4, metadata={"help": "Of the clip."})
+    num_frames: int = field(default=4, metadata={"help": "Frames in the clip."})
     height: int = field(default=288, metadata={"help": "Pixels."})
     width: int = field(default=512, metadata={"help": "Pixels."})
     chunk_sizes: list[int] = field(default_factory=lambda: [4], metadata={"help": "Frames that are decoded at once."})
@@ -227,7 +227,7 @@ def without_encoder(vae: Any) -> nn.Module:
 def components(
     args: Arguments, variant: str, device: str
 ) -> dict[str, tuple[list[Callable[[], nn.Module]], Callable[[Any], object]]]:
-    """Of each name the makers of the two pipelines' models (one, if they share it), and what such a model does."""
+    """For each name, the makers of the two pipelines' models (one, if they share it), and what such a model does."""
     frames, height, width = args.num_frames, args.height // 8, args.width // 8
     latents = inputs((frames, 4, height, width), variant, device)
     if args.end_to_end == "t2v":
@@ -265,7 +265,7 @@ def components(
 
 
 def tera_macs_of(make: Callable[[], nn.Module], work: Callable[[Any], object]) -> float:
-    """Of work on meta inputs. Fused attention of the CPU would not be counted; that of the meta device is."""
+    """Counts the work on meta inputs. It would miss the CPU's fused attention; it counts that of the meta device."""
     with torch.device("meta"):
         model = make().to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():

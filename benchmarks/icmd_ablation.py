@@ -113,8 +113,8 @@ class Arguments:
         default=300, metadata={"help": "Optimiser steps of each run. MCA starts after 30 %% of them, as in the paper."}
     )
     train_batch_size: int = field(default=4, metadata={"help": "Clips per step."})
-    learning_rate: float = field(default=3e-4, metadata={"help": "Of the U-Net, before its cosine (paper: 1e-4)."})
-    discriminator_learning_rate: float = field(default=1e-4, metadata={"help": "Of the heads (paper: 1e-5)."})
+    learning_rate: float = field(default=3e-4, metadata={"help": "The U-Net's rate, before its cosine (paper: 1e-4)."})
+    discriminator_learning_rate: float = field(default=1e-4, metadata={"help": "The heads' rate (paper: 1e-5)."})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
     num_train_clips: int = field(default=1024, metadata={"help": "Clips to train on."})
     num_clips: int = field(default=256, metadata={"help": "Held-out clips to measure on, and as many as reference."})

@@ -48,7 +48,7 @@ SVD_CONFIG = {"num_attention_heads": (5, 10, 20, 20), "num_frames": 14, "sample_
 
 @dataclass
 class Arguments:
-    num_frames: int = field(default=14, metadata={"help": "Of a clip."})
+    num_frames: int = field(default=14, metadata={"help": "Frames in a clip."})
     height: int = field(default=448, metadata={"help": "Pixels (paper: 448 x 576)."})
     width: int = field(default=576, metadata={"help": "Pixels."})
     train_batch_size: int = field(default=1, metadata={"help": "Clips per GPU."})

@@ -40,7 +40,7 @@ from vdmini_diffusers.trainers.distill import make_critics
 class Arguments:
     steps: int = field(default=10, metadata={"help": "Steps that are measured, after two that are not."})
     train_batch_size: int = field(default=4, metadata={"help": "Videos a step."})
-    mixed_precision: Literal["no", "fp16", "bf16"] = field(default="no", metadata={"help": "Of the student."})
+    mixed_precision: Literal["no", "fp16", "bf16"] = field(default="no", metadata={"help": "The student's precision."})
 
 
 class Stopwatch:

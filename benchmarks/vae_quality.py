@@ -43,10 +43,10 @@ class Arguments:
     original: str = field(default=str(I2V_TEACHER), metadata={"help": "Folder or Hub id of the VAE, or a pipeline."})
     pruned: str | None = field(default=None, metadata={"help": "The same, pruned."})
     fine_tuned: str | None = field(default=None, metadata={"help": "The same, fine-tuned."})
-    variant: str | None = field(default=None, metadata={"help": "Of the original's weight files, e.g. fp16."})
+    variant: str | None = field(default=None, metadata={"help": "Variant of the original's weight files, e.g. fp16."})
     output_dir: Path = field(default=Path("outputs/vae_quality"), metadata={"help": "Where report and sheet go."})
     num_clips: int = field(default=48, metadata={"help": "Held-out clips."})
-    seed: int = field(default=2, metadata={"help": "Of the clips."})
+    seed: int = field(default=2, metadata={"help": "The clips' seed."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder of videos, instead of the demo clips."})
     num_frames: int = field(default=14, metadata={"help": "Frames of a clip out of --data_dir."})
     height: int = field(default=256, metadata={"help": "Height of such a clip."})
@@ -88,7 +88,7 @@ def count_macs(vae: Any, latents: Tensor) -> int:
 def measure(
     decoded: np.ndarray, frames: np.ndarray, perceptual: Callable[[Tensor, Tensor], Tensor] | None
 ) -> dict[str, list[float]]:
-    """Of each frame."""
+    """Gives one figure of each kind for each frame."""
     from skimage.metrics import structural_similarity
 
     pairs = list(zip(decoded, frames, strict=True))

@@ -44,7 +44,7 @@ class Arguments:
     photos: list[str] = field(
         default_factory=lambda: ["coffee", "flower.jpg", "astronaut"], metadata={"help": "Names."}
     )
-    num_frames: int = field(default=8, metadata={"help": "Of a clip."})
+    num_frames: int = field(default=8, metadata={"help": "Frames in a clip."})
     height: int = field(default=128, metadata={"help": "Pixels."})
     width: int = field(default=192, metadata={"help": "Pixels."})
     tile: int = field(default=80, metadata={"help": "Pixels, in height and width."})

@@ -61,7 +61,7 @@ def run_python(script: str, *arguments: Any, home: Path, endpoint: str | None = 
 
 
 def video_digest(pipe: DiffusionPipeline) -> str:
-    """Of one video of `pipe`, to compare bit by bit across processes."""
+    """The digest of one video of `pipe`, to compare bit by bit across processes."""
     for model in pipe.components.values():
         for parameter in model.parameters() if isinstance(model, torch.nn.Module) else ():
             # Loaded tensors start wherever they start in their file, and the last bits of a matrix product depend on

@@ -49,7 +49,7 @@ def tiny_t2v_teacher(**config: Any) -> VDMiniUNet3DConditionModel:
 def tiny_t2v_inputs(
     model: Any = None, batch: int = 2, frames: int = 3, height: int = 8, width: int = 8, dtype: Any = torch.float32
 ) -> dict[str, torch.Tensor]:
-    """Of the forward pass, as far as `model` takes them; each sample with its own."""
+    """The forward pass's inputs, as far as `model` takes them; each sample has its own."""
     generator = torch.Generator().manual_seed(1)
     config = getattr(model, "config", TEACHER_CONFIG)
 
@@ -75,7 +75,7 @@ def tiny_t2v_student(**config: Any) -> VDMiniUNet3DConditionModel:
 
 
 def tiny_t2v_components(unet: Any = None) -> dict[str, Any]:
-    """Of a pipeline with `unet`, by default the student; 16 x 16 pixels. Its scheduler is that of the U-Net's kind."""
+    """A pipeline's components with `unet`, by default the student; 16 x 16 pixels. The scheduler fits its kind."""
     unet = tiny_t2v_student() if unet is None else unet
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,

@@ -46,7 +46,7 @@ def train(old: Path, output_dir: Path) -> str:
 
 
 def difference_to_the_old_training(old: Path, trained: Path) -> float:
-    """Of the weights, in all, as a part of how far the old training moved them.
+    """How far apart the weights are, in all, as a part of how far the old training moved them.
 
     Not the largest one: by Adam, a gradient of nothing but rounding moves a weight as far as any other.
     """

@@ -372,7 +372,7 @@ class TestHighDynamicRange:
     """Light in cd/m2 by SMPTE ST 2084's and ARIB STD-B67's own formulas, shown by BT.1886's power of 2.4."""
 
     def grey(self, tmp_path, code, transfer):
-        """Of a full-range 10-bit code, 0 to 1."""
+        """What a full-range 10-bit code, 0 to 1, is shown as."""
         values = (round(code * 1023), 512, 512)
         tags = {"colorspace": 9, "color_primaries": 9, "color_trc": transfer, "color_range": JPEG}
         r, g, b = colour_of(write_plain(tmp_path / "v.mkv", values, "yuv444p10le", **tags))

@@ -12,7 +12,7 @@ def clips() -> CaptionedClips:
 
 
 def centre_of_change(frames: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Of each frame, `(x, y)`: where it differs from the place without the thing."""
+    """Where each frame differs from the place without the thing: `(x, y)`."""
     difference = np.abs(frames.astype(float) - background).sum(axis=-1)
     difference[difference < 60] = 0
     y, x = np.indices(difference.shape[1:])

@@ -18,7 +18,7 @@ def prompts():
 
 @pytest.fixture
 def measure():
-    """Of noise, with features as if I3D had been there."""
+    """It measures noise, with features as if I3D had been there."""
     measure = VideoMeasure(noise(0, 3, 4, 8, 8, 3), noise(1, 3, 4, 8, 8, 3), detector=None)
     measure.real, measure.reference = (
         Videos(videos.frames, np.random.default_rng(seed).normal(size=(3, 5)))

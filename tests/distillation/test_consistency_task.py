@@ -79,7 +79,7 @@ def epsilon(kind, output, z, ab):
 
 
 def reference_target(task, inputs, i, kind, base_kind):
-    """Of sample `i`, alone, in the layout of the U-Net: `(1, channels, frames, h, w)`."""
+    """The target of sample `i`, alone, in the layout of the U-Net: `(1, channels, frames, h, w)`."""
     alphas = scheduler().alphas_cumprod.tolist()
     t = int(inputs.noise_levels[i])
     end = max(t - 1000 // task.num_ddim_steps, 0)

@@ -86,7 +86,7 @@ def stop_after(last: int):
 
 
 def embedding(value: float, size: int) -> torch.Tensor:
-    """Of a guidance weight, in double precision: 1000 times it, at falling frequencies, sines first."""
+    """A guidance weight's embedding, in double precision: 1000 times it, at falling frequencies, sines first."""
     phases = 1000 * value * np.exp(-math.log(10000) * np.arange(size // 2) / (size // 2 - 1))
     return torch.tensor(np.concatenate([np.sin(phases), np.cos(phases)]))[None]
 

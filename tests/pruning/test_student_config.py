@@ -55,7 +55,7 @@ def test_a_student_of_a_student():
 
 
 class TestForcedChoices:
-    """Of SVD's layers, which one may go is mostly decided by the widths (paper, Table A4)."""
+    """The widths decide mostly which of SVD's layers may go (paper, Table A4)."""
 
     @pytest.mark.parametrize("stage", [0, 1])
     def test_down_0_keeps_any_of_its_layers_and_down_1_only_the_first(self, stage):

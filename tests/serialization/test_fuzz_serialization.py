@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import struct
+from functools import partial
 
 import pytest
 import safetensors.torch
@@ -125,7 +126,7 @@ def test_model_index(data, spoilt, teacher_folder):
 @given(data=st.data())
 def test_configs_of_a_denoiser(data, spoilt, teacher_folder):
     def read():
-        survey = lambda: survey_denoiser(spoilt / "unet", VDMINI_UNET, SVD.denoisers["unet"])  # noqa: E731
+        survey = partial(survey_denoiser, spoilt / "unet", VDMINI_UNET, SVD.denoisers["unet"])
         only_own_errors(survey, spoilt, "M ", "D.", "U.", "stages", "The plan")
 
     with_damage(data, spoilt, teacher_folder, "unet/config.json", read)

@@ -49,7 +49,7 @@ class DrawnWeights(dict[str, Tensor]):
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Of (batch, tokens, width), written out; `mask` is added to the scores."""
+    """Attention on (batch, tokens, width), written out; `mask` is added to the scores."""
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     scores = scores if mask is None else scores + mask

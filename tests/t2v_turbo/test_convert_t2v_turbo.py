@@ -170,7 +170,7 @@ def test_files_from_before_zip_archives_are_read(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(originals, tokenizer_folder, tmp_path_factory):
-    """Of the merged first T2V-Turbo, in single precision."""
+    """The merged first T2V-Turbo's folder, in single precision."""
     parts = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model.model."}
     whole = {f"{parts[name]}{key}": t.float() for name in parts for key, t in originals[0][name].items()}
     whole["model.diffusion_model.time_cond_proj.weight"] = normal(32, 12).float()

@@ -60,7 +60,7 @@ class Recogniser:
         margin = max(SIZES) - min(SIZES)  # the smallest sprites reach the border as well
         pixels = F.pad(pixels, (0, margin, 0, margin))
         background = F.pad(background, (0, margin, 0, margin))
-        # Of opaque pixels: (I - B)^2 - (I - S)^2 = B^2 - S^2 - 2 I (B - S)
+        # Opaque pixels add: (I - B)^2 - (I - S)^2 = B^2 - S^2 - 2 I (B - S)
         masks, coloured = self.masks.expand(-1, 3, -1, -1), self.masks * self.colours
         explained = F.conv2d((background**2 - 2 * pixels * background), masks) + 2 * F.conv2d(pixels, coloured)
         explained = explained - (coloured * self.colours).sum(dim=(1, 2, 3))[:, None, None]

@@ -63,7 +63,7 @@ def clip_model(tensors: Mapping[str, Tensor]) -> CLIPModel:
 
 
 def clip_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Of [`CLIPModel`]. Raises as `clip_model`."""
+    """The config of [`CLIPModel`]. Raises as `clip_model`."""
     size = partial(axis_size, tensors, "OpenCLIP model")
     patch = size("visual.conv1.weight", 2)
     return {
