@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vdmini_diffusers.cli.prune_command import print_command, print_parameters
+from vdmini_diffusers.cli.prune_command import FolderArguments, print_command, print_parameters, print_survey
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.skipped_videos import SkipLog
@@ -43,31 +43,14 @@ class PruningArguments:
     height: int = field(default=448, metadata={"help": "Height of a clip in pixels."})
     width: int = field(default=576, metadata={"help": "Width of a clip in pixels."})
     subfolder: str = field(default="vae", metadata={"help": "Subfolder of the VAE. Empty if the VAE lies at the top."})
-    variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher on the Hub."})
-    max_shard_size: str = field(default="10GB", metadata={"help": "Larger weights are split into files of this size."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace output_dir if this script wrote it."})
-    allow_pickle: bool = field(
-        default=False,
-        metadata={"help": "Read .bin files where there are no safetensors. Only do this for people you trust."},
-    )
-    push_to_hub: bool = field(default=False, metadata={"help": "Upload the folder to the Hub as well."})
-    hub_model_id: str | None = field(
-        default=None,
-        metadata={"help": "Repository to upload to, e.g. org/vdmini-vae. By default the name of output_dir."},
-    )
-    dry_run: bool = field(default=False, metadata={"help": "Print what would be removed; write nothing."})
 
 
-def main(args: PruningArguments) -> None:
-    if args.dry_run:
+def main(args: PruningArguments, files: FolderArguments) -> None:
+    if files.dry_run:
         survey = survey_vae_decoder(
-            args.pretrained_model_name_or_path, args.plan, subfolder=args.subfolder, revision=args.revision
+            args.pretrained_model_name_or_path, args.plan, subfolder=args.subfolder, revision=files.revision
         )
-        print(f"teacher's decoder {survey.num_teacher_parameters:,} parameters")
-        print(f"student's decoder {survey.num_student_parameters:,} parameters")
-        for block, num_parameters in survey.dropped_blocks.items():
-            print(f"removes {block} ({num_parameters:,} parameters)")
+        print_survey(survey, "'s decoder")
         return
     check_apart(args.output_dir, {"the folder of videos": args.train_data_dir})
     folder = prune_vae_decoder(
@@ -77,11 +60,11 @@ def main(args: PruningArguments) -> None:
         importance=args.importance,
         clips=clips(args) if args.train_data_dir else (),
         subfolder=args.subfolder,
-        variant=args.variant,
-        revision=args.revision,
-        max_shard_size=args.max_shard_size,
-        overwrite=args.overwrite,
-        allow_pickle=args.allow_pickle,
+        variant=files.variant,
+        revision=files.revision,
+        max_shard_size=files.max_shard_size,
+        overwrite=files.overwrite,
+        allow_pickle=files.allow_pickle,
     )
     print_parameters(folder, "decoder")
     print(f"The VAE is in {folder}; its README.md shows how to open it. The next step is training its decoder:")
@@ -89,13 +72,13 @@ def main(args: PruningArguments) -> None:
         "accelerate launch training/train_vae_decoder.py",
         pretrained_vae_model_name_or_path=args.output_dir,
         pretrained_teacher_model_name_or_path=args.pretrained_model_name_or_path,
-        variant=args.variant,
-        teacher_variant=args.variant,
+        variant=files.variant,
+        teacher_variant=files.variant,
         train_data_dir="FOLDER_OF_VIDEOS",
         output_dir=f"{args.output_dir}-trained",
     )
-    if args.push_to_hub:
-        repository = push_folder(folder, args.hub_model_id, "VDMini VAE")
+    if files.push_to_hub:
+        repository = push_folder(folder, files.hub_model_id, "VDMini VAE")
         print(f"It is on the Hub as {repository}.")
 
 
@@ -116,4 +99,4 @@ def clips(args: PruningArguments) -> Iterator[Tensor]:
 
 
 if __name__ == "__main__":
-    run(lambda: main(*parse_arguments((PruningArguments,))))
+    run(lambda: main(*parse_arguments((PruningArguments, FolderArguments))))

@@ -9,6 +9,7 @@ from vdmini_diffusers.cli.script import parse_arguments
 from vdmini_diffusers.families import Family
 from vdmini_diffusers.pruning import PLANS
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
+from vdmini_diffusers.pruning.survey import Survey
 from vdmini_diffusers.serialization.repository import push_folder
 
 
@@ -21,10 +22,16 @@ class ConversionArguments:
     plan: str = field(
         default="vdmini", metadata={"help": f"What to keep: one of {', '.join(PLANS)}, or a JSON file with a plan."}
     )
+
+
+@dataclass
+class FolderArguments:
+    """How every script that prunes reads the teacher's folder and writes the student's."""
+
     variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher on the Hub."})
     max_shard_size: str = field(default="10GB", metadata={"help": "Larger weights are split into files of this size."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace output_dir if it is a pipeline folder."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace output_dir if it is what this script writes."})
     allow_pickle: bool = field(
         default=False,
         metadata={"help": "Read .bin files where there are no safetensors. Only do this for people you trust."},
@@ -42,26 +49,25 @@ def prune_command(description: str, family: Family) -> None:
     Args:
         description: the script's, for `--help`.
     """
-    (args,) = parse_arguments((ConversionArguments,), description)
-    if args.dry_run:
-        surveys = survey_pipeline(args.pretrained_model_name_or_path, args.plan, family=family, revision=args.revision)
+    args, files = parse_arguments((ConversionArguments, FolderArguments), description)
+    if files.dry_run:
+        surveys = survey_pipeline(
+            args.pretrained_model_name_or_path, args.plan, family=family, revision=files.revision
+        )
         for name, survey in surveys.items():
             print(f"{name}:")
-            print(f"teacher {survey.num_teacher_parameters:,} parameters")
-            print(f"student {survey.num_student_parameters:,} parameters")
-            for block, num_parameters in survey.dropped_blocks.items():
-                print(f"removes {block} ({num_parameters:,} parameters)")
+            print_survey(survey)
         return
     folder = prune_pipeline(
         args.pretrained_model_name_or_path,
         args.output_dir,
         args.plan,
         family=family,
-        variant=args.variant,
-        revision=args.revision,
-        max_shard_size=args.max_shard_size,
-        overwrite=args.overwrite,
-        allow_pickle=args.allow_pickle,
+        variant=files.variant,
+        revision=files.revision,
+        max_shard_size=files.max_shard_size,
+        overwrite=files.overwrite,
+        allow_pickle=files.allow_pickle,
     )
     for name in family.denoisers:
         print_parameters(folder / name, name)
@@ -71,15 +77,23 @@ def prune_command(description: str, family: Family) -> None:
         task={"image": "i2v", "text": "t2v"}[family.given],
         pretrained_teacher_model_name_or_path=args.pretrained_model_name_or_path,
         pretrained_student_model_name_or_path=args.output_dir,
-        variant=args.variant,
-        revision=args.revision,
-        student_variant=args.variant,
+        variant=files.variant,
+        revision=files.revision,
+        student_variant=files.variant,
         train_data_dir="FOLDER_OF_VIDEOS",
         output_dir=f"{args.output_dir}-distilled",
     )
-    if args.push_to_hub:
-        repository = push_folder(folder, args.hub_model_id, "Pruned student")
+    if files.push_to_hub:
+        repository = push_folder(folder, files.hub_model_id, "Pruned student")
         print(f"It is on the Hub as {repository}.")
+
+
+def print_survey(survey: Survey, part: str = "") -> None:
+    """Print what a plan would leave of a network, or of its `part` ("'s decoder"), and what it would remove."""
+    print(f"teacher{part} {survey.num_teacher_parameters:,} parameters")
+    print(f"student{part} {survey.num_student_parameters:,} parameters")
+    for block, num_parameters in survey.dropped_blocks.items():
+        print(f"removes {block} ({num_parameters:,} parameters)")
 
 
 def print_parameters(folder: Path, what: str) -> None:
