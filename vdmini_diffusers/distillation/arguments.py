@@ -189,6 +189,14 @@ class CriticArguments(Settings):
     instance_noise_mean: float = setting(-1.0, "P_mean of the instance noise sigma_t' (Eq. 5, SF-V).")
     instance_noise_std: float = setting(1.0, "P_std of the instance noise sigma_t' (Eq. 5, SF-V).", above=0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.discriminator_backbone == "none" and self.discriminator_width < 4:  # its first layer is a quarter
+            raise ValueError(
+                f"`--discriminator_width` must be at least 4 with `--discriminator_backbone none`, not"
+                f" {self.discriminator_width}."
+            )
+
 
 @dataclass
 class ICMDArguments(Settings):
