@@ -233,13 +233,13 @@ def components(
     if args.end_to_end == "t2v":
         noisy = inputs((1, 4, frames, height, width), variant, device)
         text, guidance = inputs((1, 77, 1024), variant, device), inputs((1, 256), variant, device)
-        told = {"timestep_cond": guidance, "motion_cond": guidance, "fps": 8}
+        conditions = {"timestep_cond": guidance, "motion_cond": guidance, "fps": 8}
         tokens = torch.zeros(1, 77, dtype=torch.long, device=device)
         return {
             "text encoder": ([lambda: CLIPTextModel(OPENCLIP_H)], lambda model: model(tokens)),
             "U-Net, one step": (
                 [lambda: VDMiniUNet3DConditionModel(**T2V_TURBO_UNET), VDMiniUNet3DConditionModel],
-                lambda model: model(noisy, 999, text, **told),
+                lambda model: model(noisy, 999, text, **conditions),
             ),
             "VAE decoder": (
                 [lambda: without_encoder(AutoencoderKL(**SD_VAE))],

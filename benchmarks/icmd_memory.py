@@ -42,7 +42,7 @@ from vdmini_diffusers.pruning import VDMINI_UNET
 
 
 GIB = 2**30
-STUDENT_UNITS = ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel")  # what FSDP is told to wrap
+STUDENT_UNITS = ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel")  # what FSDP wraps
 SVD_CONFIG = {"num_attention_heads": (5, 10, 20, 20), "num_frames": 14, "sample_size": 96}
 
 
@@ -97,19 +97,19 @@ def step(parts: Parts, inputs: ModelInputs, autocast: bool) -> None:
         teacher_denoised = task.denoise(parts.teacher, *given)
     losses = list(task.losses(denoised, inputs).values())
     losses.append(icd_loss(student_features, teacher_features, parts.pairs))
-    told = task.critic_condition(noise.levels, inputs.conditioning)
+    critic_condition = task.critic_condition(noise.levels, inputs.conditioning)
     with mixed:
         fake = critic_features(denoised, noise, inputs)
     for critic in parts.critics:
         critic.requires_grad_(False)
-        losses.append(generator_loss(critic(fake, *told)))
+        losses.append(generator_loss(critic(fake, *critic_condition)))
     torch.stack(losses).sum().backward()
     with torch.no_grad(), mixed:
         real = [critic_features(latents, noise, inputs) for latents in (teacher_denoised, inputs.clean_latents)]
     fake = {name: feature.detach() for name, feature in fake.items()}
     for critic, features in zip(parts.critics, real, strict=True):
         critic.requires_grad_(True)
-        discriminator_loss(critic(features, *told), critic(fake, *told)).backward()
+        discriminator_loss(critic(features, *critic_condition), critic(fake, *critic_condition)).backward()
 
 
 class LiveBytes(TorchDispatchMode):

@@ -162,7 +162,7 @@ def floor_parts(
     generators = [torch.Generator().manual_seed(i) for i in range(len(batch["latents"]))]
     inputs = task.prepare(batch, generators)
     noise = draw_instance_noise(task, inputs, generators)
-    told = task.critic_condition(noise.levels, inputs.conditioning)
+    critic_condition = task.critic_condition(noise.levels, inputs.conditioning)
     given = inputs.noisy_latents, inputs.noise_levels, inputs.conditioning
 
     def teacher_forward() -> None:
@@ -179,11 +179,11 @@ def floor_parts(
         video = inputs.clean_latents.clone().requires_grad_()
         with accelerator.autocast():
             fake = critic_features(video, noise, inputs)
-        torch.stack([critic.loss_for_student(fake, *told) for critic in critics]).sum().backward()
+        torch.stack([critic.loss_for_student(fake, *critic_condition) for critic in critics]).sum().backward()
         with torch.no_grad(), accelerator.autocast():
             real = [critic_features(inputs.clean_latents, noise, inputs) for _ in critics]  # the teacher's, the data
         for critic, features in zip(critics, real, strict=True):
-            critic.loss_for_heads(features, fake, *told).backward()
+            critic.loss_for_heads(features, fake, *critic_condition).backward()
             critic.heads.zero_grad()
 
     return {

@@ -34,7 +34,7 @@ TEACHER_CONFIG = {
     "fps_cond": True,
     "motion_cond_proj_dim": 10,
 }
-# What the members of the family are told, as fields of the config and as arguments of the forward pass.
+# What the members of the family are conditioned on, as fields of the config and as arguments of the forward pass.
 MODELSCOPE = {"time_cond_proj_dim": None, "fps_cond": False, "motion_cond_proj_dim": None}
 VIDEOCRAFTER2 = {"time_cond_proj_dim": None, "motion_cond_proj_dim": None}
 T2V_TURBO = {"motion_cond_proj_dim": None}

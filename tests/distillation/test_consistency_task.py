@@ -90,14 +90,14 @@ def reference_target(task, inputs, i, kind, base_kind):
     z = inputs.noisy_latents[i : i + 1].transpose(1, 2)
 
     unet = task.ode_teacher.unet
-    told = {"fps": fps} if unet.config.get("fps_cond") else {}
+    conditions = {"fps": fps} if unet.config.get("fps_cond") else {}
     if unet.config.time_cond_proj_dim:
-        told["timestep_cond"] = sinusoid(torch.tensor([w]), unet.config.time_cond_proj_dim)
-        told["motion_cond"] = sinusoid(motion, unet.config.motion_cond_proj_dim)
-    x, eps = (read(base_kind, unet(z, t, text, **told).sample, z, alphas[t]) for read in (x_0, epsilon))
+        conditions["timestep_cond"] = sinusoid(torch.tensor([w]), unet.config.time_cond_proj_dim)
+        conditions["motion_cond"] = sinusoid(motion, unet.config.motion_cond_proj_dim)
+    x, eps = (read(base_kind, unet(z, t, text, **conditions).sample, z, alphas[t]) for read in (x_0, epsilon))
     if not unet.config.time_cond_proj_dim:
         x_without, eps_without = (
-            read(base_kind, unet(z, t, UNCOND, **told).sample, z, alphas[t]) for read in (x_0, epsilon)
+            read(base_kind, unet(z, t, UNCOND, **conditions).sample, z, alphas[t]) for read in (x_0, epsilon)
         )
         x, eps = x + w * (x - x_without), eps + w * (eps - eps_without)
     if inputs.motion_score is not None:
@@ -172,7 +172,7 @@ def test_a_student_at_the_end_of_the_trajectory_has_no_loss():
             super().__init__()
             self.video = torch.nn.Parameter(video.transpose(1, 2), requires_grad=False)
 
-        def forward(self, sample, timestep, text, return_dict, **told):
+        def forward(self, sample, timestep, text, return_dict, **conditions):
             return (self.video,)
 
     values = batch()
@@ -225,7 +225,7 @@ def test_a_precomputed_motion_score_guides_the_samples_that_have_one_in_the_nois
     assert not task.prepare(values, sample_generators(5, 0, 0, 2)).conditioning["motion_guidance"].any()
 
 
-def test_a_teacher_that_embeds_motion_guidance_is_asked_for_it_in_the_noisy_half():
+def test_a_teacher_that_embeds_motion_guidance_gets_it_in_the_noisy_half():
     task = make_task(base={})
     inputs = [task.prepare(batch(1), sample_generators(5, step, 0, 1)) for step in range(50)]
     for one in inputs:
@@ -283,7 +283,7 @@ def test_critics_see_the_four_down_blocks_as_frames():
     assert shapes == [(6, 16, 4, 4), (6, 32, 2, 2), (6, 64, 1, 1), (6, 64, 1, 1)]
 
 
-def test_a_network_in_half_precision_is_told_guidance_exactly_and_the_arithmetic_about_it_stays_in_float32():
+def test_a_network_in_half_precision_gets_guidance_exactly_and_the_arithmetic_about_it_stays_in_float32():
     task = make_task(base={})
     inputs = task.prepare(batch(), sample_generators(5, 0, 0, 2))
     guidance, z = torch.tensor([7.53, 12.01]), inputs.noisy_latents.transpose(1, 2)
@@ -316,6 +316,6 @@ def test_an_ode_teacher_of_other_noise_is_refused():
         )
 
 
-def test_an_ode_teacher_that_is_not_told_guidance_needs_the_empty_prompt():
+def test_an_ode_teacher_without_guidance_embedding_needs_the_empty_prompt():
     with pytest.raises(ValueError, match="needs `uncond_prompt_embeds`"):
         ODETeacher(VIDEOCRAFTER.predict, tiny_t2v_teacher(**VIDEOCRAFTER2), DiffusionSchedule.of(scheduler()))

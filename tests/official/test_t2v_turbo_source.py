@@ -77,8 +77,8 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def their_unet(theirs, **told) -> nn.Module:
-    unet = randomised(theirs.unet(**SETTINGS, **told)).double()
+def their_unet(theirs, **dims) -> nn.Module:
+    unet = randomised(theirs.unet(**SETTINGS, **dims)).double()
     unet.dtype = torch.float64
     return unet
 
@@ -87,11 +87,11 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def inputs(**told) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+def inputs(**dims) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
     torch.manual_seed(1)
     latents, text = torch.randn(2, 4, 5, 16, 24).double(), torch.randn(2, 7, 48).double()
     names = {"time_cond_proj_dim": "timestep_cond", "motion_cond_proj_dim": "motion_cond"}
-    return (latents, torch.tensor([459, 19]), text), {names[n]: torch.randn(2, d).double() for n, d in told.items()}
+    return (latents, torch.tensor([459, 19]), text), {names[n]: torch.randn(2, d).double() for n, d in dims.items()}
 
 
 def assert_same(ours: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
@@ -100,10 +100,10 @@ def assert_same(ours: torch.Tensor, expected: torch.Tensor, tolerance: float) ->
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("told", [{}, GUIDED, MOTION_GUIDED], ids=["VideoCrafter2", "v1", "v2"])
-def test_the_converted_unet_computes_what_theirs_computes(theirs, told):
-    unet = their_unet(theirs, **told)
-    (latents, timesteps, text), conditions = inputs(**told)
+@pytest.mark.parametrize("dims", [{}, GUIDED, MOTION_GUIDED], ids=["VideoCrafter2", "v1", "v2"])
+def test_the_converted_unet_computes_what_theirs_computes(theirs, dims):
+    unet = their_unet(theirs, **dims)
+    (latents, timesteps, text), conditions = inputs(**dims)
     expected = unet(latents, timesteps, context=text, fps=8, **conditions)
     assert_same(convert_unet(tensors_of(unet))(latents, timesteps, text, fps=8, **conditions).sample, expected, 1e-12)
 

@@ -96,14 +96,14 @@ def turbo_chain(pipe, num_steps, w, motion, percentage, fps, v_prediction, dtype
     """T2V-Turbo's sampling: noise, one call a step, the boundary condition, noise again."""
     generator, unet = seeded(), pipe.unet
     context = pipe.text_encoder(pipe.tokenize([PROMPT])).last_hidden_state.to(unet.dtype)
-    told = {"timestep_cond": embedding(w, unet.config.time_cond_proj_dim).to(unet.dtype), "fps": fps}
+    conditions = {"timestep_cond": embedding(w, unet.config.time_cond_proj_dim).to(unet.dtype), "fps": fps}
     x = torch.randn(1, 4, 3, 8, 8, generator=generator, dtype=dtype)
     steps = TURBO_STEPS[num_steps]
     for i, t in enumerate(steps):
         if unet.config.motion_cond_proj_dim is not None:
             strength = motion if t >= 1000 * (1 - percentage) else 0.0
-            told["motion_cond"] = embedding(strength, unet.config.motion_cond_proj_dim).to(unet.dtype)
-        output = unet(x.to(unet.dtype), t, context, **told).sample.to(dtype)
+            conditions["motion_cond"] = embedding(strength, unet.config.motion_cond_proj_dim).to(unet.dtype)
+        output = unet(x.to(unet.dtype), t, context, **conditions).sample.to(dtype)
         signal, noise = math.sqrt(ALPHAS_CUMPROD[t]), math.sqrt(1 - ALPHAS_CUMPROD[t])
         x0 = signal * x - noise * output if v_prediction else (x - noise * output) / signal
         c_skip, c_out = 0.25 / ((10 * t) ** 2 + 0.25), 10 * t / math.sqrt((10 * t) ** 2 + 0.25)
@@ -156,11 +156,11 @@ def test_with_weights_in_bfloat16_the_steps_are_still_of_float32():
 
 
 @torch.no_grad()
-def guided_ddim_chain(pipe, steps, scale, context, negative_context, told, signal_scales):
+def guided_ddim_chain(pipe, steps, scale, context, negative_context, conditions, signal_scales):
     """Two calls a step."""
     x = torch.randn(1, 4, 3, 8, 8, generator=seeded())
     for t in steps:
-        output, away = (pipe.unet(x, t, embeds, **told).sample for embeds in (context, negative_context))
+        output, away = (pipe.unet(x, t, embeds, **conditions).sample for embeds in (context, negative_context))
         output = away + scale * (output - away)
         now, then = ALPHAS_CUMPROD[t], ALPHAS_CUMPROD[t - 250] if t >= 250 else 1.0
         x0 = (x - math.sqrt(1 - now) * output) / math.sqrt(now)
@@ -186,9 +186,9 @@ def test_without_embedded_guidance_it_is_ddim_guided_at_run_time(kind, negative)
     ).frames
     with torch.no_grad():
         context = [pipe.text_encoder(pipe.tokenize([text])).last_hidden_state for text in (PROMPT, negative or "")]
-    told = {"fps": 8} if kind is VIDEOCRAFTER2 else {}
+    conditions = {"fps": 8} if kind is VIDEOCRAFTER2 else {}
     scales = np.append(np.linspace(1.0, 0.7, 400), np.full(600, 0.7)) if kind is VIDEOCRAFTER2 else np.ones(1000)
-    expected = guided_ddim_chain(pipe, [751, 501, 251, 1], 5.0, *context, told, scales)
+    expected = guided_ddim_chain(pipe, [751, 501, 251, 1], 5.0, *context, conditions, scales)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.std()))
 
 
@@ -251,8 +251,8 @@ def test_defaults_are_t2v_turbos_with_embedded_guidance_and_the_stock_pipelines_
     assert {call["fps"] for call in calls} == {8}
     assert {tuple(call["sample"].shape) for call in calls} == {(1, 4, 16, 8, 8)}
     assert all(torch.equal(call["timestep_cond"], guidance_embedding(torch.tensor([7.5]), 12)) for call in calls)
-    told, zero = guidance_embedding(torch.tensor([0.05, 0.0]), 10).split(1)
-    strengths = [[torch.equal(call["motion_cond"], x) for x in (told, zero)] for call in calls]
+    asked, zero = guidance_embedding(torch.tensor([0.05, 0.0]), 10).split(1)
+    strengths = [[torch.equal(call["motion_cond"], x) for x in (asked, zero)] for call in calls]
     assert strengths == [[True, False]] * 9 + [[False, True]] * 7
 
     with Calls(modelscope) as calls:
@@ -263,14 +263,14 @@ def test_defaults_are_t2v_turbos_with_embedded_guidance_and_the_stock_pipelines_
     assert modelscope.guidance_scale == 9.0
 
 
-@pytest.mark.parametrize(("percentage", "last_told"), [(0.0, None), (0.251, 749), (1.0, 249)])
-def test_motion_guidance_ends_after_its_part_of_the_noise_levels(percentage, last_told, turbo):
+@pytest.mark.parametrize(("percentage", "last"), [(0.0, None), (0.251, 749), (1.0, 249)])
+def test_motion_guidance_ends_after_its_part_of_the_noise_levels(percentage, last, turbo):
     arguments = {"num_frames": 1, "num_inference_steps": 4, "motion_guidance_percentage": percentage}
     with Calls(turbo) as calls:
         turbo(PROMPT, motion_guidance_scale=0.2, output_type="latent", **arguments)
     strength = guidance_embedding(torch.tensor([0.2]), 10)
-    told = [call["timestep"] for call in calls if torch.equal(call["motion_cond"], strength)]
-    assert told == [t for t in TURBO_STEPS[4] if last_told is not None and t >= last_told]
+    guided = [call["timestep"] for call in calls if torch.equal(call["motion_cond"], strength)]
+    assert guided == [t for t in TURBO_STEPS[4] if last is not None and t >= last]
 
 
 def test_each_condition_changes_the_video(turbo):

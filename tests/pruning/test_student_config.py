@@ -231,7 +231,7 @@ def test_a_mid_block_that_the_kept_stages_do_not_describe_is_refused(change):
         vdmini_with(keep_mid=True).student_config({**SVD_CONFIG, **change})
 
 
-def test_a_stock_text_to_video_teacher_s_student_says_what_it_is_not_told():
+def test_a_stock_text_to_video_teacher_s_student_says_which_conditions_it_lacks():
     stock = {
         "down_block_types": ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
         "up_block_types": ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3,
@@ -239,7 +239,7 @@ def test_a_stock_text_to_video_teacher_s_student_says_what_it_is_not_told():
         "layers_per_block": 2,
         "attention_head_dim": 64,
     }
-    told = {"fps_cond": False, "motion_cond_proj_dim": None}
+    conditions = {"fps_cond": False, "motion_cond_proj_dim": None}
     assert VDMINI_UNET.student_config(stock) == {
         "down_block_types": ("CrossAttnDownBlock3D",) * 3,
         "up_block_types": ("CrossAttnUpBlock3D",) * 3,
@@ -247,11 +247,11 @@ def test_a_stock_text_to_video_teacher_s_student_says_what_it_is_not_told():
         "layers_per_block": (1, 1, 2),
         "attention_head_dim": 64,
         "mid_block_type": None,
-        **told,
+        **conditions,
     }
     mid = {"mid_block_type": "UNetMidBlock3DCrossAttn"}
     whole = UNetPruningPlan.keep_everything(stock).student_config(stock)
-    assert whole == {**stock, "layers_per_block": (2,) * 4, **told, **mid}
+    assert whole == {**stock, "layers_per_block": (2,) * 4, **conditions, **mid}
     # What a teacher does say is taken over.
     turbo = {**stock, "fps_cond": True, "motion_cond_proj_dim": 256}
     assert VDMINI_UNET.student_config(turbo).items() >= {"fps_cond": True, "motion_cond_proj_dim": 256}.items()

@@ -41,7 +41,7 @@ def test_tensors_of_many_buffers_are_copied_whole_and_a_fault_in_a_late_one_is_f
     tensors = {"a": torch.arange(1001.0), "b": torch.arange(77.0), "left out": torch.arange(5.0)}
     safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
     source = read_checkpoint(tmp_path, "model", None)
-    for known in (None, "0" * 64):  # computed and told: the first reads all, the second skips
+    for known in (None, "0" * 64):  # computed and known: the first reads all, the second skips
         out = tmp_path / f"copied-{known is None}"
         hashes = copy_checkpoint(
             source, {"x": "b", "y": "a"}, out, "model", known_sha256={tmp_path / "model.safetensors": known}

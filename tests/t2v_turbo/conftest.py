@@ -29,10 +29,10 @@ def originals():
         patch.setattr(original_vae, "WIDTHS", (32, 32, 64, 64))
         patch.setattr(original_text_encoder, "VOCABULARY", 514)
         weights = {name: DrawnWeights(seed=i) for i, name in enumerate(("unet", "unet_mg", "vae", "text_encoder"))}
-        told = {"guidance": normal(1, 12), "motion": normal(1, 10)}
+        conditions = {"guidance": normal(1, 12), "motion": normal(1, 10)}
         outputs = {
             "unet": original_unet.unet(weights["unet"], **UNET_INPUTS),
-            "unet_mg": original_unet.unet(weights["unet_mg"], **UNET_INPUTS, **told),
+            "unet_mg": original_unet.unet(weights["unet_mg"], **UNET_INPUTS, **conditions),
             "vae": original_vae.encode(weights["vae"], PIXELS)[:, :4],
             "text_encoder": original_text_encoder.text_encoder(weights["text_encoder"], TOKENS),
         }

@@ -22,7 +22,7 @@ from vdmini_diffusers.t2v_turbo.checkpoint import read_original
 from vdmini_diffusers.t2v_turbo.convert import convert_t2v_turbo, scheduler
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError
 from vdmini_diffusers.t2v_turbo.tokenizer import read_tokenizer
-from vdmini_diffusers.t2v_turbo.variants import describe
+from vdmini_diffusers.t2v_turbo.variants import recognise_variant
 
 
 SCRIPT = Path(__file__).parents[2] / "conversion" / "convert_t2v_turbo_to_diffusers.py"
@@ -72,8 +72,8 @@ def test_the_u_net_of_t2v_turbo_v2_takes_the_place_of_the_checkpoint_s(whole, or
     assert len(list((tmp_path / "out" / "unet").glob("*.safetensors"))) > 1
     unet = VDMiniUNet3DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet", torch_dtype=torch.float64)
     inputs = [UNET_INPUTS[name] for name in ("latents", "timesteps", "context")]
-    told = {"timestep_cond": normal(1, 12), "motion_cond": normal(1, 10), "fps": UNET_INPUTS["fps"]}
-    torch.testing.assert_close(unet(*inputs, **told).sample, expected["unet_mg"], rtol=0, atol=1e-10)
+    conditions = {"timestep_cond": normal(1, 12), "motion_cond": normal(1, 10), "fps": UNET_INPUTS["fps"]}
+    torch.testing.assert_close(unet(*inputs, **conditions).sample, expected["unet_mg"], rtol=0, atol=1e-10)
     scheduler = LCMScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
     scheduler.set_timesteps(8)
     assert scheduler.timesteps.tolist() == [999, 874, 749, 624, 499, 374, 249, 124]
@@ -159,7 +159,7 @@ def test_the_tokenizer_made_anew_makes_the_words_of_open_clip(form, tmp_path):
 )
 def test_what_a_u_net_is_called_by_its_layers_its_file_and_the_user(guidance, motion, file, expect, title):
     config = {"time_cond_proj_dim": guidance, "motion_cond_proj_dim": motion}
-    assert describe(config, file, expect) == (title, "")
+    assert recognise_variant(config, file, expect) == (title, "")
 
 
 def test_files_from_before_zip_archives_are_read(tmp_path):
@@ -299,7 +299,7 @@ class TestRefusals:
     def test_a_u_net_that_is_not_what_the_user_says(self, expect):
         config = {"time_cond_proj_dim": 256, "motion_cond_proj_dim": 256}
         with pytest.raises(OriginalCheckpointError, match=r"as `expect` .* It has layers for guidance and motion"):
-            describe(config, "unet.pt", expect)
+            recognise_variant(config, "unet.pt", expect)
 
     def test_an_expectation_that_there_is_not(self, tmp_path):
         with pytest.raises(ValueError, match="`expect` is one of videocrafter2, v1, v2-no-mg, v2-mg, not 'v3'"):

@@ -111,10 +111,10 @@ def test_what_t2v_turbo_begins_as_pays_no_attention_to_guidance_and_learns_to(mo
     base = tiny_t2v_teacher(**VIDEOCRAFTER2)
     unet = with_guidance(base, 16, motion_cond_proj_dim).eval()
     inputs = tiny_t2v_inputs(base)
-    told = {"timestep_cond": torch.randn(2, 16)}
+    conditions = {"timestep_cond": torch.randn(2, 16)}
     if motion_cond_proj_dim:
-        told["motion_cond"] = torch.randn(2, motion_cond_proj_dim)
-    output = unet(**inputs, **told).sample
+        conditions["motion_cond"] = torch.randn(2, motion_cond_proj_dim)
+    output = unet(**inputs, **conditions).sample
     assert torch.equal(output, base(**inputs).sample)
     output.square().mean().backward()
     first = unet.time_embedding.combine_proj or unet.time_embedding.cond_proj

@@ -219,7 +219,7 @@ def test_t2v_turbo_is_not_made_of_itself(folders, tmp_path):
     assert "it was distilled already" in output
 
 
-def test_a_teacher_that_is_not_told_guidance_is_refused(folders, tmp_path):
+def test_a_teacher_without_guidance_embedding_is_refused(folders, tmp_path):
     _, student, latents, base = folders
     output = run(command((base, student, latents, base), tmp_path / "out"), tmp_path / "log", fails=True)
     assert "does not embed guidance" in output and "train_t2v_turbo.py" in output

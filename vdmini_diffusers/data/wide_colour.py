@@ -17,7 +17,7 @@ TO_BT_709 = {
     BT_2020: ((1.660491, -0.587641, -0.072850), (-0.124550, 1.132900, -0.008349), (-0.018151, -0.100579, 1.118730)),
     DISPLAY_P3: ((1.224940, -0.224940, 0.0), (-0.042057, 1.042057, 0.0), (-0.019638, -0.078636, 1.098274)),
 }
-WHITE, PEAK = 203.0, 1000.0  # cd/m2: a white page (BT.2408), and the brightest that is told apart from brighter
+WHITE, PEAK = 203.0, 1000.0  # cd/m2: a white page (BT.2408), and the brightest that is not clipped
 GAMMA = 2.4  # of a display of standard range (BT.1886)
 
 

@@ -135,9 +135,9 @@ class VDMiniTimestepEmbedding(TimestepEmbedding):
 
 class VDMiniUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
     r"""
-    A [`UNet3DConditionModel`] whose stages, layers and mid block may have been pruned, and which may be told guidance,
-    motion guidance and frame rate, as T2V-Turbo-v2 is. Built without arguments it is the paper's VDMini-T2V U-Net
-    (Tables A3 and A4): 817,019,780 parameters.
+    A [`UNet3DConditionModel`] whose stages, layers and mid block may have been pruned, and which may be conditioned on
+    guidance, motion guidance and frame rate, as T2V-Turbo-v2 is. Built without arguments it is the paper's VDMini-T2V
+    U-Net (Tables A3 and A4): 817,019,780 parameters.
 
     With four stages of two layers and a mid block it is a teacher: T2V-Turbo-v2 (1,413,653,060 parameters); without
     motion guidance T2V-Turbo, without guidance VideoCrafter2, without frame rate ModelScope's.
@@ -151,13 +151,13 @@ class VDMiniUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
         layers_per_block (`int` or `tuple[int]`, *optional*, defaults to `(1, 1, 2)`):
             Layers of each down block; the up block that mirrors it has one more.
         time_cond_proj_dim (`int`, *optional*, defaults to 256):
-            Channels of the embedding of the guidance weight; `None` if the model is not told it.
+            Channels of the embedding of the guidance weight; `None` without this condition.
         mid_block_type (`str`, *optional*, defaults to `None`):
             `None` for no mid block, or `"UNetMidBlock3DCrossAttn"`.
         fps_cond (`bool`, *optional*, defaults to `True`):
-            Whether the model is told the frame rate.
+            Whether the model is conditioned on the frame rate.
         motion_cond_proj_dim (`int`, *optional*, defaults to 256):
-            Channels of the embedding of the strength of motion guidance; `None` if the model is not told it.
+            Channels of the embedding of the strength of motion guidance; `None` without this condition.
 
     Raises:
         ValueError: if the arguments contradict each other.
@@ -272,7 +272,7 @@ class VDMiniUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
                 Embedding of the strength of motion guidance. Its absence is another input than a strength of 0.
 
         Raises:
-            ValueError: for a condition that the model is not told, and for one that it needs and does not get.
+            ValueError: for a condition that the model does not take, and for one that it needs and does not get.
         """
         embedding = self.time_embedding
         for name, value, layer in (
@@ -285,7 +285,7 @@ class VDMiniUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
         if motion_cond is not None and timestep_cond is None:
             raise ValueError("`motion_cond` needs `timestep_cond`: the two are combined.")
         if fps is None and embedding.fps_embedding is not None:
-            raise ValueError("`fps` is required: this model is told the frame rate (`fps_cond` in its config).")
+            raise ValueError("`fps` is required: this model is conditioned on it (`fps_cond` in its config).")
         if fps is not None:
             fps = self.time_proj(torch.as_tensor(fps, device=sample.device).expand(sample.shape[0]))
         condition: Any = tuple(x if x is None else x.to(self.dtype) for x in (timestep_cond, motion_cond, fps))

@@ -1,9 +1,9 @@
 """Tensors go from the files of one checkpoint to those of another without being held in memory.
 
 Every source file is read once, in order: the chosen tensors are checked for NaN and infinity and written to their
-place. All bytes of the file are hashed on the way, unless the Hub has told its hash already: hashing costs more than
-the rest together. A few small buffers take turns, so that hashing runs beside reading and writing; the sizes of the
-tensors do not matter.
+place. All bytes of the file are hashed on the way, unless the Hub has given its hash: hashing costs more than the rest
+together. A few small buffers take turns, so that hashing runs beside reading and writing; the sizes of the tensors do
+not matter.
 """
 
 import hashlib

@@ -28,7 +28,7 @@ from vdmini_diffusers.t2v_turbo.text_encoder import (
 from vdmini_diffusers.t2v_turbo.tokenizer import TOKENIZER, read_tokenizer
 from vdmini_diffusers.t2v_turbo.unet import original_unet_key, unet_config
 from vdmini_diffusers.t2v_turbo.vae import original_vae_key, vae_config
-from vdmini_diffusers.t2v_turbo.variants import VARIANTS, Variant, describe
+from vdmini_diffusers.t2v_turbo.variants import VARIANTS, Variant, recognise_variant
 from vdmini_diffusers.version import __version__
 
 
@@ -104,7 +104,7 @@ def convert_t2v_turbo(
         if factors:
             models["unet"] = convert_unet(merge_lora(components["unet"], factors, time_cond_proj_seed))
         config = models["unet"].config
-        title, doubt = describe(config, files.get("unet_checkpoint", files["checkpoint"]).name, expect)
+        title, doubt = recognise_variant(config, files.get("unet_checkpoint", files["checkpoint"]).name, expect)
         check_free_space(folder, sum(_num_bytes(model) for model in models.values()))
         for name, model in models.items():
             _check_finite(model, name)
@@ -159,7 +159,7 @@ BUILDERS = {"unet": convert_unet, "vae": convert_vae, "text_encoder": convert_te
 
 
 def scheduler(unet_config: Mapping[str, Any]) -> LCMScheduler | VDMiniVideoCrafterDDIMScheduler:
-    """T2V-Turbo's, for a U-Net that is told the guidance, with its grid of 200 timesteps; else VideoCrafter2's."""
+    """T2V-Turbo's, with its grid of 200 timesteps, for a U-Net with a guidance embedding; else VideoCrafter2's."""
     if unet_config["time_cond_proj_dim"] is None:
         return VDMiniVideoCrafterDDIMScheduler(
             **NOISE_SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1

@@ -69,7 +69,7 @@ def _inside(part: str, rest: list[str]) -> list[str]:
 def unet_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The config of [`VDMiniUNet3DConditionModel`] that these tensors, under their original names, fill.
 
-    The conditions that the network is told are recognised by their layers: VideoCrafter2 has a frame rate, T2V-Turbo
+    The network's conditions are recognised by their layers: VideoCrafter2 has a frame rate, T2V-Turbo
     guidance as well, T2V-Turbo-v2 with motion guidance all three.
 
     Raises:

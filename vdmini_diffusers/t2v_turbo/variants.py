@@ -34,7 +34,7 @@ FILES: dict[str, Variant] = {
 }
 
 
-def describe(config: Mapping[str, Any], file_name: str, expected: Variant | None) -> tuple[str, str]:
+def recognise_variant(config: Mapping[str, Any], file_name: str, expected: Variant | None) -> tuple[str, str]:
     """What a U-Net is, for people, and what is doubtful of that (or nothing).
 
     Args:
