@@ -59,7 +59,7 @@ def main(args: Arguments) -> None:
             "the same, pruned, 4 steps": measure.generate(pruned, 4, guidance_scale=GUIDANCE_SCALE),
             "real clips": measure.real,
         }
-    headings = ["thing_as_said", "place_as_said", "way_as_said", *(["fvd", "kvd"] if args.fvd else [])]
+    headings = ["object_accuracy", "background_accuracy", "direction_accuracy", *(["fvd", "kvd"] if args.fvd else [])]
     lines = [
         f"{args.num_clips} held-out captions, seed {args.seed}",
         "",

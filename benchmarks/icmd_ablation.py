@@ -48,9 +48,9 @@ SENSITIVITY = {
     "lambda_MCA 0.5": {"lambda_mca": 0.5},
 }
 MEASURES = {  # of results.json: heading, decimals
-    "thing_as_said": ("object accuracy", 2),
-    "place_as_said": ("background accuracy", 2),
-    "way_as_said": ("direction accuracy", 2),
+    "object_accuracy": ("object accuracy", 2),
+    "background_accuracy": ("background accuracy", 2),
+    "direction_accuracy": ("direction accuracy", 2),
     "fvd": ("FVD", 1),
     "kvd": ("KVD", 1),
     "i3d_cosine_to_teacher": ("I3D cosine to the teacher's", 3),
@@ -98,7 +98,7 @@ KINDS = {
             "temporal_dropout": 0.0,
         },
         {"num_inference_steps": 4, "guidance_scale": GUIDANCE_SCALE},
-        ("fvd", "psnr_to_teacher", "thing_as_said", "place_as_said"),
+        ("fvd", "psnr_to_teacher", "object_accuracy", "background_accuracy"),
         "a real clip",
     ),
 }

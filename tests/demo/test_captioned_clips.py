@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vdmini_diffusers.demo.captioned_clips import PLACES, THINGS, CaptionedClips, Scene, all_scenes
+from vdmini_diffusers.demo.captioned_clips import BACKGROUNDS, OBJECTS, CaptionedClips, Scene, all_scenes
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_scenes_to_train_on_are_never_those_that_are_held_out(clips):
     assert not drawn & held_out
     assert drawn | held_out <= set(all_scenes())
     assert len(drawn) > 300
-    assert {(scene.thing, scene.place) for scene in held_out} == set(zip(THINGS, PLACES, strict=True))
+    assert {(scene.object, scene.background) for scene in held_out} == set(zip(OBJECTS, BACKGROUNDS, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,14 @@ def measure():
 def test_real_clips_show_what_their_captions_say_and_those_of_others_or_backwards_do_not(prompts):
     assert all(scene.is_held_out for scene in prompts.scenes)
     right = prompts(prompts.real)
-    assert [right[f"{what}_as_said"] for what in ("thing", "place", "way")] == [1, 1, 1]
+    assert [right[f"{what}_accuracy"] for what in ("object", "background", "direction")] == [1, 1, 1]
     backwards = prompts(Videos(prompts.real.frames[:, ::-1].copy(), None))
-    assert [backwards[f"{what}_as_said"] for what in ("thing", "place", "way")] == [1, 1, 0]
+    assert [backwards[f"{what}_accuracy"] for what in ("object", "background", "direction")] == [1, 1, 0]
     swapped = prompts(Videos(np.roll(prompts.real.frames, 1, axis=0), None))
     pairs = list(zip(prompts.scenes, [prompts.scenes[-1], *prompts.scenes[:-1]], strict=True))
-    for what in ("thing", "place"):
+    for what in ("object", "background"):
         share = np.mean([getattr(said, what) == getattr(shown, what) for said, shown in pairs])
-        assert swapped[f"{what}_as_said"] == share < 1
+        assert swapped[f"{what}_accuracy"] == share < 1
     assert not {"fvd", "psnr_to_teacher"} & set(right)
 
 

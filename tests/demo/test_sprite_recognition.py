@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vdmini_diffusers.demo.captioned_clips import PLACES, THINGS, CaptionedClips, Scene
+from vdmini_diffusers.demo.captioned_clips import BACKGROUNDS, OBJECTS, CaptionedClips, Scene
 from vdmini_diffusers.demo.sprite_recognition import Recogniser, direction
 
 
@@ -14,12 +14,12 @@ def clips() -> CaptionedClips:
 
 @pytest.fixture(scope="module")
 def recognise(clips) -> Recogniser:
-    return Recogniser(clips.sprites, {place: clips.view(place) for place in PLACES})
+    return Recogniser(clips.sprites, {place: clips.view(place) for place in BACKGROUNDS})
 
 
-@pytest.mark.parametrize(("thing", "place"), list(zip(THINGS, PLACES, strict=True)))
+@pytest.mark.parametrize(("thing", "place"), list(zip(OBJECTS, BACKGROUNDS, strict=True)))
 def test_thing_place_and_way_of_real_clips_are_recognised(clips, recognise, thing, place):
-    rng = np.random.default_rng(THINGS.index(thing))
+    rng = np.random.default_rng(OBJECTS.index(thing))
     way = {"balloon": "up", "water drop": "down"}.get(thing, "right")
     frames = clips.frames(Scene(thing, place, way, ""), rng)
     assert recognise(frames, thing) == (thing, place, way)

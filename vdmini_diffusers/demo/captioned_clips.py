@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vdmini_diffusers.demo.moving_pictures import (
+    DIRECTIONS,
     HEIGHT,
     SPRITES,
-    WAYS,
     WIDTH,
     drive,
     load_photos,
@@ -23,8 +23,8 @@ from vdmini_diffusers.demo.moving_pictures import (
 
 
 FPS = 8  # T2V-Turbo's
-THINGS = ("red car", "bus", "tractor", "elephant", "blue fish", "duck", "balloon", "water drop")
-PLACES = {  # photographs as `load_photos` names them, in words
+OBJECTS = ("red car", "bus", "tractor", "elephant", "blue fish", "duck", "balloon", "water drop")
+BACKGROUNDS = {  # photographs as `load_photos` names them, in words
     "astronaut": "an astronaut",
     "chelsea": "a cat",
     "hubble_deep_field": "the stars",
@@ -44,46 +44,46 @@ class Scene:
     """The content of one caption.
 
     Attributes:
-        thing: the object, out of `THINGS`, or `None` if the camera moves instead.
-        place: the background, a key of `PLACES`.
-        way: the direction. `"left"`, `"right"`, `"up"` or `"down"` for an object, if it moves so; `"in on"` or
-            `"away from"` for the camera.
+        object: one of `OBJECTS`, or `None` if the camera moves instead.
+        background: a key of `BACKGROUNDS`.
+        direction: `"left"`, `"right"`, `"up"` or `"down"` for an object, if it moves so; `"in on"` or `"away from"`
+            for the camera.
         speed: `"slowly "`, `""` or `"quickly "`.
     """
 
-    thing: str | None
-    place: str
-    way: str
+    object: str | None
+    background: str
+    direction: str
     speed: str
 
     @property
     def caption(self) -> str:
-        if self.thing is None:
-            return f"the camera moves {self.speed}{self.way} {PLACES[self.place]}"
-        article = "an" if self.thing[0] in "aeiou" else "a"
-        return f"{article} {self.thing} moves {self.speed}{self.way} past {PLACES[self.place]}"
+        if self.object is None:
+            return f"the camera moves {self.speed}{self.direction} {BACKGROUNDS[self.background]}"
+        article = "an" if self.object[0] in "aeiou" else "a"
+        return f"{article} {self.object} moves {self.speed}{self.direction} past {BACKGROUNDS[self.background]}"
 
     @property
     def is_held_out(self) -> bool:
         """Each object is held out on one background, and each background with one object."""
-        return self.thing is not None and THINGS.index(self.thing) == list(PLACES).index(self.place)
+        return self.object is not None and OBJECTS.index(self.object) == list(BACKGROUNDS).index(self.background)
 
 
 def ways_of(thing: str) -> tuple[str, ...]:
     """The directions of an object: objects that point sideways move to either side, mirrored."""
     dx, dy = SPRITES[thing]
-    return ("left", "right") if dx else (WAYS[dx, dy],)
+    return ("left", "right") if dx else (DIRECTIONS[dx, dy],)
 
 
 def all_scenes() -> list[Scene]:
     things = [
         Scene(thing, place, way, speed)
-        for thing, place, speed in product(THINGS, PLACES, PIXELS_PER_FRAME)
+        for thing, place, speed in product(OBJECTS, BACKGROUNDS, PIXELS_PER_FRAME)
         for way in ways_of(thing)
     ]
     return things + [
         Scene(None, place, way, speed)
-        for place, way, speed in product(PLACES, ("in on", "away from"), GROWTH_PER_FRAME)
+        for place, way, speed in product(BACKGROUNDS, ("in on", "away from"), GROWTH_PER_FRAME)
     ]
 
 
@@ -91,17 +91,17 @@ class CaptionedClips:
     """Draws clips at random, 8 frames of 64 x 64 pixels; the same generator gives the same clips."""
 
     def __init__(self):
-        self.photos = load_photos(tuple(PLACES))
+        self.photos = load_photos(tuple(BACKGROUNDS))
         sprites = dict(zip(SPRITES, load_sprites(), strict=True))
-        self.sprites = {thing: sprites[thing] for thing in THINGS}
+        self.sprites = {thing: sprites[thing] for thing in OBJECTS}
 
     def scene(self, rng: np.random.Generator, held_out: bool = False) -> Scene:
         """A scene to train on, or a held-out one."""
         while True:
             camera = not held_out and rng.random() < CAMERA_SHARE
-            thing = None if camera else str(rng.choice(THINGS))
+            thing = None if camera else str(rng.choice(OBJECTS))
             way = str(rng.choice(("in on", "away from") if thing is None else ways_of(thing)))
-            scene = Scene(thing, str(rng.choice(list(PLACES))), way, str(rng.choice(list(PIXELS_PER_FRAME))))
+            scene = Scene(thing, str(rng.choice(list(BACKGROUNDS))), way, str(rng.choice(list(PIXELS_PER_FRAME))))
             if scene.is_held_out == held_out:
                 return scene
 
@@ -113,18 +113,18 @@ class CaptionedClips:
 
     def frames(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
         """uint8 `(8, 64, 64, 3)`, RGB. The view of the background varies a little, the object's start widely."""
-        photo = self.photos[scene.place]
+        photo = self.photos[scene.background]
         side = rng.uniform(0.85, 1.0) * min(photo.size)
         left, top = (0.5 * (length - side) + rng.uniform(-0.04, 0.04) * side for length in photo.size)
         left, top = np.clip(left, 0, photo.width - side), np.clip(top, 0, photo.height - side)
-        if scene.thing is None:
+        if scene.object is None:
             frames = push_in(photo, left, top, side, GROWTH_PER_FRAME[scene.speed])
-            frames = frames if scene.way == "in on" else frames[::-1]
+            frames = frames if scene.direction == "in on" else frames[::-1]
         else:
             box = (left, top, left + side, top + side)
             background = photo.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, box=box)
-            dx, dy = next(step for step, way in WAYS.items() if way == scene.way)
-            sprite = self.sprites[scene.thing]
-            sprite = sprite if (dx, dy) == SPRITES[scene.thing] else ImageOps.mirror(sprite)
+            dx, dy = next(step for step, way in DIRECTIONS.items() if way == scene.direction)
+            sprite = self.sprites[scene.object]
+            sprite = sprite if (dx, dy) == SPRITES[scene.object] else ImageOps.mirror(sprite)
             frames = drive(rng, background, sprite, dx, dy, PIXELS_PER_FRAME[scene.speed])
         return np.stack([np.asarray(frame) for frame in frames])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from vdmini_diffusers.demo.captioned_clips import PLACES, CaptionedClips, Scene
+from vdmini_diffusers.demo.captioned_clips import BACKGROUNDS, CaptionedClips, Scene
 from vdmini_diffusers.demo.moving_pictures import DEFAULT_MOTION_BUCKET_ID, HELD_OUT_PHOTOS, Clip, MovingPictures
 from vdmini_diffusers.demo.sprite_recognition import Recogniser
 from vdmini_diffusers.evaluation.continuation import motion_cosine, motion_ratio, psnr
@@ -148,7 +148,7 @@ class HeldOutPrompts(VideoMeasure):
     def __init__(self, num_clips: int, seed: int = 0, detector: I3D | None = None):
         self.seed = seed
         self.pictures = CaptionedClips()
-        self.recognise = Recogniser(self.pictures.sprites, {name: self.pictures.view(name) for name in PLACES})
+        self.recognise = Recogniser(self.pictures.sprites, {name: self.pictures.view(name) for name in BACKGROUNDS})
         self.scenes, real = self._draw(num_clips, seed)
         self.captions = [scene.caption for scene in self.scenes]
         super().__init__(real, self._draw(num_clips, seed + 1)[1], detector)
@@ -190,16 +190,17 @@ class HeldOutPrompts(VideoMeasure):
         return self.extract_features(np.concatenate(videos))
 
     def __call__(self, videos: Videos, teacher: Videos | None = None) -> dict[str, float]:
-        """Measures by name: object, background and direction accuracy, which are shares of the videos that show what
-        their captions name (`thing_as_said`, `place_as_said`, `way_as_said`), and those of `common`."""
+        """Measures by name: `object_accuracy`, `background_accuracy` and `direction_accuracy`, which are shares of the
+        videos that show what their captions name, and those of `common`."""
         seen = [
-            self.recognise(frames, scene.thing or "") for frames, scene in zip(videos.frames, self.scenes, strict=True)
+            self.recognise(frames, scene.object or "")
+            for frames, scene in zip(videos.frames, self.scenes, strict=True)
         ]
         return {
-            f"{what}_as_said": float(
+            f"{what}_accuracy": float(
                 np.mean([getattr(s, what) == getattr(scene, what) for s, scene in zip(seen, self.scenes, strict=True)])
             )
-            for what in ("thing", "place", "way")
+            for what in ("object", "background", "direction")
         } | self.common(videos, teacher, given_frames=0)
 
 

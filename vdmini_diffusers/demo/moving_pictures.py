@@ -44,7 +44,7 @@ SPRITES = {
     "balloon": (0, -1),
     "water drop": (0, 1),
 }
-WAYS = {(-1, 0): "left", (1, 0): "right", (0, -1): "up", (0, 1): "down"}
+DIRECTIONS = {(-1, 0): "left", (1, 0): "right", (0, -1): "up", (0, 1): "down"}
 TRAIN_PHOTOS = (
     *("astronaut", "chelsea", "hubble_deep_field", "immunohistochemistry", "retina", "rocket", "china.jpg"),
     *("brick", "camera", "coins", "grass", "gravel"),  # grey
@@ -144,7 +144,7 @@ class MovingPictures:
             if dx and rng.random() < 0.5:
                 dx, sprite = -dx, ImageOps.mirror(sprite)
             frames = drive(rng, background, sprite, dx, dy, DRIVE_PIXELS_PER_FRAME * speed)
-            caption = f"a {thing} moves {WAYS[dx, dy]} over {place}"
+            caption = f"a {thing} moves {DIRECTIONS[dx, dy]} over {place}"
         return Clip(np.stack([np.asarray(frame) for frame in frames]), motion_bucket_id, kind, caption)
 
 

@@ -15,12 +15,11 @@ SPEED_FLOOR = 2.0  # pixels in a clip; what moves less is taken to stand still
 
 
 class Seen(NamedTuple):
-    """The likeliest object (`thing`) and background (`place`), and the direction (`way`) of the object asked for,
-    `"left"`, ... or `"nowhere"`."""
+    """The likeliest object and background, and the given object's direction: `"left"`, ... or `"nowhere"`."""
 
-    thing: str
-    place: str
-    way: str
+    object: str
+    background: str
+    direction: str
 
 
 class Recogniser:
@@ -44,7 +43,7 @@ class Recogniser:
         self.places = dict(places)
 
     def __call__(self, frames: np.ndarray, thing: str) -> Seen:
-        """Recognise a clip, uint8 `(frames, height, width, 3)`. `thing` is the object whose direction is asked for."""
+        """Recognise a clip, uint8 `(frames, height, width, 3)`. `thing` is the object whose direction is taken."""
         nearest = min(self.places, key=lambda name: np.median(np.abs(frames.astype(float) - self.places[name])))
         explained, positions = self._fit(frames, self.places[nearest])
         best = self.names[int(explained.argmax())][0]
