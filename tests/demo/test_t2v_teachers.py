@@ -131,6 +131,7 @@ def test_the_papers_plan_applies_to_the_teacher_unchanged():
     assert VDMINI_UNET.feature_pairs(unet.config)
 
 
+@pytest.mark.slow  # 16 videos
 def test_the_teacher_films_what_captions_say_of_pairs_it_was_not_shown(measure, teacher_videos):
     numbers = measure(teacher_videos)
     assert numbers["background_accuracy"] >= 0.6  # by chance 0.13
@@ -152,6 +153,7 @@ def test_the_same_noise_becomes_other_videos_by_other_captions(measure):
     assert seen == ["retina", "hubble_deep_field"]
 
 
+@pytest.mark.slow  # 32 videos
 def test_pruned_and_unpruned_can_be_told_apart_by_number(measure, teacher_videos, tmp_path):
     pruned = measure.generate(prune_pipeline(T2V_TEACHER, tmp_path / "student"), **SAMPLING)
     assert measure(pruned)["background_accuracy"] < measure(teacher_videos)["background_accuracy"] - 0.3
