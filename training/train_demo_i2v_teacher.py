@@ -43,7 +43,7 @@ from vdmini_diffusers.demo.image_to_video_networks import (
     build_vae,
 )
 from vdmini_diffusers.demo.moving_pictures import FPS, NUM_FRAMES, TRAIN_PHOTOS, MovingPictures
-from vdmini_diffusers.demo.training_state import save_state, to_tensor
+from vdmini_diffusers.demo.training_state import load_state, picture_loss, save_state, to_tensor, write_tensors
 
 
 logger = get_logger(__name__, log_level="INFO")
@@ -89,13 +89,8 @@ def train_vae(args: Arguments, device: torch.device, stop: int) -> AutoencoderKL
     vae.to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.vae_learning_rate, weight_decay=1e-4, fused=True)
     lr_scheduler = get_cosine_schedule_with_warmup(optimizer, 50, total)
-    start = 0
-    if path.exists():
-        state = torch.load(path, weights_only=True, map_location=device)
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
-        lr_scheduler.load_state_dict(state["lr_scheduler"])
-        start = state["step"]
+    parts = {"vae": vae, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+    start = load_state(path, parts, device)
     pictures, psnrs = MovingPictures(TRAIN_PHOTOS, recolour=True), []
     for step in tqdm(range(start, stop), initial=start, total=stop, desc="vae"):
         if step >= args.vae_steps:
@@ -111,11 +106,9 @@ def train_vae(args: Arguments, device: torch.device, stop: int) -> AutoencoderKL
         pixels = to_tensor(clips[..., top : top + side, left : left + side, :]).flatten(0, 1).to(device)
         posterior = vae.encode(pixels).latent_dist
         decoded = vae.decode(posterior.sample(), num_frames=num_frames).sample
-        l1_loss = F.l1_loss(decoded, pixels)
-        gradient_loss = F.l1_loss(decoded.diff(dim=-1), pixels.diff(dim=-1))
-        gradient_loss = gradient_loss + F.l1_loss(decoded.diff(dim=-2), pixels.diff(dim=-2))
+        l1_loss, gradient_loss = picture_loss(decoded, pixels)
         kl_loss = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = l1_loss + 0.5 * gradient_loss + args.vae_kl_weight * kl_loss
+        loss = l1_loss + gradient_loss + args.vae_kl_weight * kl_loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
@@ -125,8 +118,7 @@ def train_vae(args: Arguments, device: torch.device, stop: int) -> AutoencoderKL
         if (step + 1) % args.checkpointing_steps == 0 or step + 1 == stop:
             logger.info("vae step %d: l1 %.4f, kl %.2f, psnr %.1f dB", step + 1, l1_loss, kl_loss, np.mean(psnrs))
             psnrs.clear()
-            state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            save_state({**state, "lr_scheduler": lr_scheduler.state_dict()}, path)
+            save_state(path, step + 1, parts)
     return vae.eval().requires_grad_(False)
 
 
@@ -152,7 +144,7 @@ def cache_latents(args: Arguments, vae: Any, device: torch.device) -> dict[str, 
         rows["first_frames"].append(torch.from_numpy(clip.frames[0]))
         rows["motion_bucket_ids"].append(torch.tensor(clip.motion_bucket_id))
     latents = {name: torch.stack(values) for name, values in rows.items()}
-    save_state(latents, path)
+    write_tensors(latents, path)
     return latents
 
 
@@ -182,15 +174,11 @@ def train_unet(
     optimizer = torch.optim.AdamW(parameters, lr=args.unet_learning_rate, weight_decay=1e-3, fused=True)
     lr_scheduler = get_cosine_schedule_with_warmup(optimizer, 100, args.unet_steps)
     ema = EMAModel(parameters, decay=0.998)
-    start = 0
-    if path.exists():
-        state = torch.load(path, weights_only=True, map_location=device)
-        unet.load_state_dict(state["unet"])
-        image_encoder.load_state_dict(state["image_encoder"])
-        optimizer.load_state_dict(state["optimizer"])
-        lr_scheduler.load_state_dict(state["lr_scheduler"])
-        ema.load_state_dict(state["ema"])
-        start = state["step"]
+    parts: dict[str, Any] = {
+        **{"unet": unet, "image_encoder": image_encoder},
+        **{"optimizer": optimizer, "lr_scheduler": lr_scheduler, "ema": ema},
+    }
+    start = load_state(path, parts, device)
     feature_extractor = CLIPImageProcessor()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (feature_extractor.image_mean, feature_extractor.image_std))
 
@@ -246,15 +234,7 @@ def train_unet(
             pace = (time.monotonic() - started) / (step + 1 - start)
             logger.info("unet step %d: loss %.4f, %.2f s a step", step + 1, np.mean(losses), pace)
             losses.clear()
-            state = {
-                "unet": unet.state_dict(),
-                "image_encoder": image_encoder.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "lr_scheduler": lr_scheduler.state_dict(),
-                "ema": ema.state_dict(),
-                "step": step + 1,
-            }
-            save_state(state, path)
+            save_state(path, step + 1, parts)
     ema.copy_to(parameters)
     return unet.eval(), image_encoder.eval()
 

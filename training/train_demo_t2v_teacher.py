@@ -38,7 +38,7 @@ from vdmini_diffusers.demo.text_to_video_networks import (
     frame_by_frame,
     start_from_image_to_video,
 )
-from vdmini_diffusers.demo.training_state import save_state, to_tensor
+from vdmini_diffusers.demo.training_state import load_state, picture_loss, save_state, to_tensor, write_tensors
 from vdmini_diffusers.models import VDMiniUNet3DConditionModel
 from vdmini_diffusers.pipelines import VDMiniT2VPipeline
 
@@ -82,7 +82,7 @@ def cache_latents(args: Arguments, vae: Any, device: torch.device) -> dict[str, 
         rows["frames"].append(torch.from_numpy(frames))
         rows["input_ids"].append(tokenize(tokenizer, scene.caption))
     latents = {name: torch.stack(values) for name, values in rows.items()}
-    save_state(latents, path)
+    write_tensors(latents, path)
     return latents
 
 
@@ -110,15 +110,11 @@ def train_unet(
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=1e-3, fused=True)
     lr_scheduler = get_cosine_schedule_with_warmup(optimizer, 100, total)
     ema = EMAModel(parameters, decay=0.998)
-    start = 0
-    if path.exists():
-        state = torch.load(path, weights_only=True, map_location=device)
-        unet.load_state_dict(state["unet"])
-        text_encoder.load_state_dict(state["text_encoder"])
-        optimizer.load_state_dict(state["optimizer"])
-        lr_scheduler.load_state_dict(state["lr_scheduler"])
-        ema.load_state_dict(state["ema"])
-        start = state["step"]
+    parts: dict[str, Any] = {
+        **{"unet": unet, "text_encoder": text_encoder},
+        **{"optimizer": optimizer, "lr_scheduler": lr_scheduler, "ema": ema},
+    }
+    start = load_state(path, parts, device)
     no_words = tokenize(tokenizer, "")
 
     losses, started = [], time.monotonic()
@@ -155,15 +151,7 @@ def train_unet(
             pace = (time.monotonic() - started) / (step + 1 - start)
             logger.info("unet step %d: loss %.4f, %.2f s a step", step + 1, np.mean(losses), pace)
             losses.clear()
-            state = {
-                "unet": unet.state_dict(),
-                "text_encoder": text_encoder.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "lr_scheduler": lr_scheduler.state_dict(),
-                "ema": ema.state_dict(),
-                "step": step + 1,
-            }
-            save_state(state, path)
+            save_state(path, step + 1, parts)
     ema.copy_to(parameters)
     return unet, text_encoder
 
@@ -179,13 +167,8 @@ def train_decoder(
         vae.decoder.parameters(), lr=args.decoder_learning_rate, weight_decay=1e-4, fused=True
     )
     lr_scheduler = get_cosine_schedule_with_warmup(optimizer, 20, args.decoder_steps)
-    start = 0
-    if path.exists():
-        state = torch.load(path, weights_only=True, map_location=device)
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
-        lr_scheduler.load_state_dict(state["lr_scheduler"])
-        start = state["step"]
+    parts = {"vae": vae, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+    start = load_state(path, parts, device)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     psnrs = []
     for step in tqdm(range(start, args.decoder_steps), initial=start, total=args.decoder_steps, desc="decoder"):
@@ -202,10 +185,8 @@ def train_decoder(
             pixels = pixels[..., top : top + side, left : left + side]
         pixels = pixels.to(device)
         decoded = vae.decode(z.to(device)).sample  # pyright: ignore[reportArgumentType] - any tensor
-        l1_loss = F.l1_loss(decoded, pixels)
-        gradient_loss = F.l1_loss(decoded.diff(dim=-1), pixels.diff(dim=-1))
-        gradient_loss = gradient_loss + F.l1_loss(decoded.diff(dim=-2), pixels.diff(dim=-2))
-        (l1_loss + 0.5 * gradient_loss).backward()
+        l1_loss, gradient_loss = picture_loss(decoded, pixels)
+        (l1_loss + gradient_loss).backward()
         torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
         optimizer.step()
         lr_scheduler.step()
@@ -214,8 +195,7 @@ def train_decoder(
         if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.decoder_steps:
             logger.info("decoder step %d: psnr %.1f dB", step + 1, np.mean(psnrs))
             psnrs.clear()
-            state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            save_state({**state, "lr_scheduler": lr_scheduler.state_dict()}, path)
+            save_state(path, step + 1, parts)
     return vae
 
 
