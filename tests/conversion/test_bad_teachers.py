@@ -301,6 +301,13 @@ class TestArchitecture:
         refused(teacher, message)
 
     @BOTH
+    def test_a_value_of_any_length_is_refused_in_a_message_that_fits_on_a_screen(self, teacher):
+        edit_json(teacher / "unet/config.json", down_block_types={"x\ud800" * 100_000: 0})
+        with pytest.raises(CheckpointError, match="does not describe a U-Net: ") as refusal:
+            prune(teacher, teacher.parent / "student")
+        assert len(str(refusal.value).encode()) < 3000
+
+    @BOTH
     def test_field_of_another_version_of_diffusers_does_not_matter(self, teacher):
         edit_json(teacher / "unet/config.json", use_new_thing=True)
         student = prune(teacher, teacher.parent / "student")

@@ -122,7 +122,7 @@ def test_model_index(data, spoilt, teacher_folder):
     with_damage(data, spoilt, teacher_folder, "model_index.json", read)
 
 
-@fuzz(100)
+@fuzz(400)
 @given(data=st.data())
 def test_configs_of_a_denoiser(data, spoilt, teacher_folder):
     def read():
@@ -132,7 +132,7 @@ def test_configs_of_a_denoiser(data, spoilt, teacher_folder):
     with_damage(data, spoilt, teacher_folder, "unet/config.json", read)
 
 
-@fuzz(100)
+@fuzz(400)
 @given(data=st.data(), component=st.sampled_from(["vae", "image_encoder"]))
 def test_configs_of_other_components(data, component, spoilt, teacher_folder):
     def read():

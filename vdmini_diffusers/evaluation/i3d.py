@@ -20,6 +20,7 @@ from huggingface_hub import cached_assets_path
 from torch import nn
 
 from vdmini_diffusers.serialization.atomic import write_file
+from vdmini_diffusers.serialization.safetensors_reader import short_message
 
 
 RESOLUTION = 224  # pixels, height and width
@@ -284,7 +285,7 @@ def load_i3d(weights: str | Path | None = None, cache_folder: str | Path | None 
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{weights} does not hold I3D's tensors: {error}") from error
+        raise ValueError(f"{weights} does not hold I3D's tensors: {short_message(error)}") from error
     if (found := weights_sha256(model)) != WEIGHTS_SHA256:
         raise ValueError(f"{weights} holds other weights than I3D's: hash {found}. Delete it if it is in a cache.")
     return model.requires_grad_(False)

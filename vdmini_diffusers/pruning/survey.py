@@ -11,7 +11,13 @@ from torch.overrides import TorchFunctionMode
 from vdmini_diffusers.families import Denoiser
 from vdmini_diffusers.pruning.plans import PruningPlan, PruningPlanError
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS
-from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor, read_json, short_repr
+from vdmini_diffusers.serialization.safetensors_reader import (
+    CheckpointError,
+    StoredTensor,
+    read_json,
+    short_message,
+    short_repr,
+)
 
 
 MAX_CONFIG_NUMBER = 2**20
@@ -159,7 +165,7 @@ def build_empty(build: Callable[[], Any], config_file: Path, network: str) -> An
     except PruningPlanError:
         raise
     except Exception as error:  # whatever the config provokes in the constructors of all layers
-        raise CheckpointError(f"{config_file} does not describe a {network}: {error}") from error
+        raise CheckpointError(f"{config_file} does not describe a {network}: {short_message(error)}") from error
 
 
 def check_teacher_tensors(

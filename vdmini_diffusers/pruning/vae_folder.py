@@ -15,7 +15,7 @@ from vdmini_diffusers.pruning.presets import find_plan
 from vdmini_diffusers.pruning.survey import build_empty, check_numbers
 from vdmini_diffusers.serialization.pipeline_folder import check_links
 from vdmini_diffusers.serialization.repository import fetch_file
-from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_json, short_repr
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_json, short_message, short_repr
 
 
 STOCK = (AutoencoderKL, AutoencoderKLTemporalDecoder)
@@ -63,7 +63,9 @@ class VAEFolder:
         except OSError:
             raise
         except Exception as error:  # diffusers' and safetensors', for weights that do not fit or are damaged
-            raise ValueError(f"The weights of {self.name} are not a {self.class_name}'s: {error}") from error
+            raise ValueError(
+                f"The weights of {self.name} are not a {self.class_name}'s: {short_message(error)}"
+            ) from error
         for kind in ("missing_keys", "unexpected_keys"):
             if info[kind]:
                 names = ", ".join(sorted(info[kind])[:3])

@@ -18,6 +18,7 @@ from vdmini_diffusers.serialization.safetensors_reader import (
     StoredTensor,
     read_header,
     read_json,
+    short_message,
     short_repr,
 )
 
@@ -85,7 +86,7 @@ def load_pickle(file: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # the unpickler, zip reader and tensor rebuilding each raise their own
-        raise CheckpointError(f"{file} cannot be read as pickled weights: {error}") from error
+        raise CheckpointError(f"{file} cannot be read as pickled weights: {short_message(error)}") from error
 
 
 def named_tensors(state: Any, file: Path) -> dict[str, Tensor]:

@@ -43,6 +43,12 @@ short_repr = _short.repr
 JSONValue = TypeVar("JSONValue", dict[str, Any], list[Any])
 
 
+def short_message(error: BaseException) -> str:
+    """The message of another library's error on one line, cut: some repeat all that they were given."""
+    text = " ".join(str(error)[:4000].split())[:1000]
+    return text.encode("utf-8", "backslashreplace").decode()  # half a character cannot be printed
+
+
 class CheckpointError(ValueError):
     """Weights that cannot be used; the message names the file and, where there is one, the tensor."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import CLIPTokenizer
 
+from vdmini_diffusers.serialization.safetensors_reader import short_message
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError
 
 
@@ -34,7 +35,7 @@ def read_tokenizer(name: str | os.PathLike, text_encoder_config: Mapping[str, An
     except OSError:
         raise
     except Exception as error:  # transformers' and tokenizers', for files that hold something else
-        raise OriginalCheckpointError(f"{name} is not a tokenizer of CLIP: {error}") from error
+        raise OriginalCheckpointError(f"{name} is not a tokenizer of CLIP: {short_message(error)}") from error
     size = text_encoder_config["vocab_size"]
     # Without files, transformers makes a tokenizer of the two marks alone.
     if len(vocabulary) != size:
