@@ -147,6 +147,7 @@ def train(args: Arguments, student: Path, latents: Path, settings: dict[str, flo
         "lr_scheduler": "cosine",
         "discriminator_learning_rate": args.discriminator_learning_rate,
         "mca_start_step": round(0.3 * args.max_train_steps),
+        "critic_warmup_steps": round(0.2 * args.max_train_steps),
         "mixed_precision": args.mixed_precision,
         "checkpointing_steps": 100,
         "checkpoints_total_limit": 1,

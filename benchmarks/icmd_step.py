@@ -23,17 +23,18 @@ from torch.utils.data import DataLoader
 
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
+from vdmini_diffusers.distillation.adversary import Samples, draw_instance_noise
 from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, TrainingArguments
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
 from vdmini_diffusers.distillation.critics import CriticFeatures
 from vdmini_diffusers.distillation.engine import make_accelerator, make_optimizer
-from vdmini_diffusers.distillation.loop import LoopSettings, draw_instance_noise, icmd_training_loop
+from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.pruning import VDMINI_UNET
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
-from vdmini_diffusers.trainers.distill import make_critics
+from vdmini_diffusers.trainers.critics import make_critics
 
 
 @dataclass
@@ -98,8 +99,15 @@ def main(args: Arguments) -> None:
         teacher = teacher_pipe.unet.eval().requires_grad_(False).to(accelerator.device)
         task = SingleStepTask(SVD)
         condition_dim = teacher_pipe.image_encoder.config.projection_dim
+        channels = dict(zip(task.critic_taps, SVD.critic_channels(teacher.config), strict=True))
         critics = make_critics(
-            SVD, teacher.config, condition_dim, CriticArguments(), ICMDArguments(mca_start_step=0), accelerator.device
+            channels,
+            teacher.config.out_channels,
+            condition_dim,
+            CriticArguments(critic_warmup_steps=0),
+            ICMDArguments(mca_start_step=0),
+            None,
+            accelerator.device,
         )
         critic_features = CriticFeatures(task, teacher)
         optimizer = make_optimizer(training, student.parameters())
@@ -161,7 +169,8 @@ def floor_parts(
     """Each does its part of a step once, on the same batch, and leaves no gradient behind."""
     generators = [torch.Generator().manual_seed(i) for i in range(len(batch["latents"]))]
     inputs = task.prepare(batch, generators)
-    noise = draw_instance_noise(task, inputs, generators)
+    latents = inputs.clean_latents
+    noise = draw_instance_noise(critic_features, Samples(latents, {}, inputs, generators))
     critic_condition = task.critic_condition(noise.levels, inputs.conditioning)
     given = inputs.noisy_latents, inputs.noise_levels, inputs.conditioning
 
@@ -179,11 +188,11 @@ def floor_parts(
         video = inputs.clean_latents.clone().requires_grad_()
         with accelerator.autocast():
             fake = critic_features(video, noise, inputs)
-        torch.stack([critic.loss_for_student(fake, *critic_condition) for critic in critics]).sum().backward()
+        torch.stack([critic.loss_for_student(fake, [], *critic_condition) for critic in critics]).sum().backward()
         with torch.no_grad(), accelerator.autocast():
             real = [critic_features(inputs.clean_latents, noise, inputs) for _ in critics]  # the teacher's, the data
         for critic, features in zip(critics, real, strict=True):
-            critic.loss_for_heads(features, fake, *critic_condition).backward()
+            critic.loss_for_heads(fake, [features], *critic_condition).loss.backward()
             critic.heads.zero_grad()
 
     return {

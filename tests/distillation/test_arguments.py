@@ -70,9 +70,9 @@ def test_bounds_are_said_in_the_error(kind, name, value, expected):
 
 def test_a_light_critic_is_wide_enough_for_the_quarter_of_its_first_layer():
     CriticArguments(discriminator_width=1)
-    CriticArguments(discriminator_backbone="none", discriminator_width=4)
-    with pytest.raises(ValueError, match="at least 4 with `--discriminator_backbone none`, not 3"):
-        CriticArguments(discriminator_backbone="none", discriminator_width=3)
+    CriticArguments(critic_backbone="none", discriminator_width=4)
+    with pytest.raises(ValueError, match="at least 4 with `--critic_backbone none`, not 3"):
+        CriticArguments(critic_backbone="none", discriminator_width=3)
 
 
 def test_a_range_of_guidance_weights_is_not_empty():

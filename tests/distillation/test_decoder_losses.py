@@ -7,14 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from vdmini_diffusers.distillation.decoder_losses import (
-    MAX_ADAPTIVE_WEIGHT,
-    adaptive_weight,
-    lpips_distance,
-    perceptual_loss,
-    pixel_loss,
-    stage_loss,
-)
+from vdmini_diffusers.distillation.decoder_losses import lpips_distance, perceptual_loss, pixel_loss, stage_loss
+from vdmini_diffusers.distillation.losses import MAX_ADAPTIVE_WEIGHT, adaptive_weight
 
 
 def test_pixel_loss_is_the_mean_absolute_or_squared_difference():

@@ -9,7 +9,7 @@ from tiny import randomise, student_of, tiny_teacher_unet
 from torch.utils.data import DataLoader
 
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
-from vdmini_diffusers.distillation.critics import Critic, CriticFeatures
+from vdmini_diffusers.distillation.critics import Critic, CriticFeatures, CriticSettings
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, LatentDiscriminator
 from vdmini_diffusers.distillation.engine import whole_state_dict
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
@@ -67,13 +67,14 @@ class Run:
         self.pairs = VDMINI_UNET.feature_pairs(self.teacher.config)
         self.checkpoints = Checkpoints(output_dir)
         self.learning_rate = 1e-3
-        self.critics = [self.critic("mca", "teacher", start_step=1), self.critic("sf_v", "data", r1_weight=1e-2)]
+        self.critics = [self.critic("mca", {"teacher": 1}), self.critic("sf_v", {"data": 0}, r1_weight=1e-2)]
         self.critic_features = None
 
     def critic(self, name, real, **options):
         channels = dict(zip(self.task.critic_taps, self.teacher.config.block_out_channels, strict=True))
         heads = DiscriminatorHeads(channels, condition_dim=16, width=32)
-        return Critic(name, heads, torch.optim.AdamW(heads.parameters(), lr=1e-3), real, **options)
+        optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-3)
+        return Critic(name, heads, optimizer, CriticSettings(real=real, **options))
 
     def start(self):
         accelerator = Accelerator(
@@ -170,7 +171,8 @@ def test_the_light_critic_needs_no_backbone(tmp_path):
     run = Run(tmp_path, max_train_steps=1)
     heads = LatentDiscriminator(4, condition_dim=16, widths=(32,))
     before = copy.deepcopy(heads)
-    run.critics = [Critic("mca", heads, torch.optim.AdamW(heads.parameters(), lr=1e-3), "teacher")]
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-3)
+    run.critics = [Critic("mca", heads, optimizer, CriticSettings(real={"teacher": 0}))]
     run.critic_features = CriticFeatures(run.task, None)
     run.start()
     assert not equal(heads, before)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vdmini_diffusers.distillation.critics import Critic
+from vdmini_diffusers.distillation.critics import Critic, CriticSettings
 from vdmini_diffusers.distillation.patch_discriminator import SMALLEST, PatchDiscriminator
 
 
@@ -56,17 +56,22 @@ def test_pictures_that_leave_no_patch_are_refused():
 
 def test_as_a_critic_it_learns_to_tell_two_kinds_of_clips_apart():
     heads = PatchDiscriminator(width=8)
-    critic = Critic("adversarial", heads, torch.optim.AdamW(heads.parameters(), 1e-3), "data", generator_loss="hinge")
+    optimizer = torch.optim.AdamW(heads.parameters(), 1e-3)
+    critic = Critic("adversarial", heads, optimizer, CriticSettings(generator_loss="hinge"))
     generator = torch.Generator().manual_seed(0)
 
     def clips():
         smooth = torch.randn(2, 2, 3, 1, 1, generator=generator).expand(2, 2, 3, 32, 32)
         return {"clips": smooth}, {"clips": smooth + 0.3 * torch.randn(smooth.shape, generator=generator)}
 
-    before = critic.loss_for_heads(*clips()).item()
+    def loss_for_heads():
+        real, fake = clips()
+        return critic.loss_for_heads(fake, [real]).loss
+
+    before = loss_for_heads().item()
     for _ in range(30):
-        critic.loss_for_heads(*clips()).backward()
+        loss_for_heads().backward()
         critic.step(1.0)
     real, fake = clips()
-    assert critic.loss_for_heads(real, fake).item() < 0.5 * before
-    assert critic.loss_for_student(fake) > critic.loss_for_student(real)
+    assert critic.loss_for_heads(fake, [real]).loss.item() < 0.5 * before
+    assert critic.loss_for_student(fake, []) > critic.loss_for_student(real, [])

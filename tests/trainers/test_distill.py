@@ -19,7 +19,13 @@ from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-FEW = {"max_train_steps": 1, "train_batch_size": 1, "gradient_accumulation_steps": 1, "discriminator_width": 32}
+FEW = {
+    "max_train_steps": 1,
+    "train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "discriminator_width": 32,
+    "critic_backbone": "teacher",
+}
 CARD = "---\nlicense: apache-2.0\n---\n# Student\n<!-- training -->pruned and not yet trained<!-- /training -->\n"
 
 
@@ -75,7 +81,8 @@ def test_one_step_of_image_to_video(i2v, tmp_path):
 
 def test_one_step_of_text_to_video(t2v, tmp_path):
     teacher, student, latents = t2v
-    out = distill(str(teacher), str(student), str(tmp_path), precomputed_data_dir=str(latents), w_max=7.0, **FEW)
+    settings = {**FEW, "ode_teacher_model_name_or_path": "teacher", "w_max": 7.0}
+    out = distill(str(teacher), str(student), str(tmp_path), precomputed_data_dir=str(latents), **settings)
     assert moved(student, out)
     assert json.loads((out / "training.json").read_text())["w_max"] == 7.0
     assert VDMiniT2VPipeline.from_pretrained(out)

@@ -47,6 +47,8 @@ def command(script: str, folders, output_dir: Path, **settings: object) -> list[
         "logging_steps": 1,
         "discriminator_width": 32,
         "mca_start_step": 1,
+        "critic_backbone": "teacher",
+        "critic_warmup_steps": 0,
         **settings,
     }
     return command_of(script, chosen)

@@ -63,6 +63,7 @@ def command(folders, output_dir: Path, **settings: object) -> list[object]:
         "logging_steps": 1,
         "discriminator_width": 32,
         "mca_start_step": 1,
+        "critic_warmup_steps": 0,
         **settings,
     }
     return command_of("train_icmd.py", chosen)
@@ -124,7 +125,10 @@ def test_the_settings_are_those_of_the_task(folders, tmp_path):
 
 def test_its_losses_are_consistency_icd_and_mca(trained):
     losses = logged_losses(trained[1])
-    assert set(losses[-1]) == {"consistency", "icd", "mca", "mca_discriminator", "lr"}
+    assert set(losses[-1]) == {
+        *("consistency", "icd", "mca", "mca_discriminator", "lr"),
+        *("consistency_gradient", "mca_gradient", "mca_accuracy", "mca_gap"),
+    }
 
 
 def test_killed_in_a_step_the_same_command_ends_bit_equal(folders, trained, tmp_path):
@@ -189,14 +193,16 @@ def test_a_reward_by_name_trains_lora_and_one_without_weights_stops_at_the_start
     assert "leave 'clip_score' out of `--image_rewards`" in output and not (tmp_path / "none").exists()
 
 
-def test_the_teacher_may_solve_the_ode_itself(folders, tmp_path):
-    settings = {"ode_teacher_model_name_or_path": None, "max_train_steps": 1}
+def test_the_teacher_solves_the_ode_itself_on_request_only(folders, tmp_path):
+    refused = command(folders, tmp_path / "out", ode_teacher_model_name_or_path=None)
+    assert "`--ode_teacher_model_name_or_path` is missing" in run(refused, tmp_path / "log", fails=True)
+    settings = {"ode_teacher_model_name_or_path": "teacher", "critic_backbone": "teacher", "max_train_steps": 1}
     assert logged_losses(run(command(folders, tmp_path, **settings), tmp_path / "log"))[0]["consistency"] > 0
 
 
 def test_t2v_turbo_is_made_of_a_model_that_is_guided_at_run_time(folders, tmp_path):
     output = run(turbo_command(folders, tmp_path, learning_rate=1e-3), tmp_path / "log")
-    assert set(logged_losses(output)[0]) == {"consistency", "lr"}
+    assert set(logged_losses(output)[0]) == {"consistency", "consistency_gradient", "lr"}
     pipe = VDMiniT2VPipeline.from_pretrained(tmp_path)
     assert type(pipe.scheduler).__name__ == "LCMScheduler" and pipe.scheduler.config.original_inference_steps == 200
     config = pipe.unet.config
@@ -227,7 +233,7 @@ def test_a_teacher_without_guidance_embedding_is_refused(folders, tmp_path):
 
 @pytest.mark.parametrize("task", ["i2v", "t2v"])
 def test_models_of_the_other_task_are_refused(folders, teacher_folder, tmp_path, task):
-    settings = {"ode_teacher_model_name_or_path": None, "task": task}
+    settings = {"ode_teacher_model_name_or_path": "teacher" if task == "t2v" else None, "task": task}
     if task == "t2v":
         settings["pretrained_teacher_model_name_or_path"] = teacher_folder
     output = run(command(folders, tmp_path / "out", **settings), tmp_path / "log", fails=True)

@@ -201,6 +201,7 @@ def distil(task: FromPictures | FromTexts, args: Arguments, pruned: Path) -> Pat
         "checkpointing_steps": args.max_train_steps,
         "resume_from_checkpoint": "none",
         "mca_start_step": round(0.3 * args.max_train_steps),
+        "critic_warmup_steps": round(0.2 * args.max_train_steps),
     }
     task.distil(pruned, latents, settings)
     return folder

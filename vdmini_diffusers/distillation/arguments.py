@@ -174,26 +174,69 @@ class CriticArguments(Settings):
     temporal_kernel_size: int = setting(
         3, "Kernel size of the temporal heads; 1 makes them the learnable MLP of section 3.3.", least=1
     )
-    discriminator_backbone: Literal["teacher", "none"] = setting(
-        "teacher", "Network whose features critics see. none: a light critic sees the latents themselves."
+    discriminator_model_name_or_path: str | None = setting(
+        None,
+        "Pipeline, folder or Hub id, whose `discriminator` the data critic starts from (section 3.3: the original"
+        " one). By default the teacher's, if it has one; none: new heads.",
+    )
+    mca_from_discriminator: bool = setting(False, "Let MCA's critic start from the same discriminator.")
+    discriminator_steps: int = setting(
+        1, "Optimiser steps of the heads for each of the student's (DMD2: 5), each with new instance noise.", least=1
+    )
+    critic_backbone: str | None = setting(
+        None,
+        "Pipeline, folder or Hub id, whose denoiser's features critics see. By default the multi-step model that the"
+        " teacher was made of (SF-V: pre-trained SVD), as the teacher's provenance names it. teacher: the teacher"
+        " itself. none: a light critic sees the latents themselves.",
+    )
+    critic_backbone_variant: str | None = setting(None, "Variant of the backbone's weight files, e.g. fp16.")
+    critic_backbone_revision: str | None = setting(None, "Revision of the backbone on the Hub.")
+    critic_taps: Literal["blocks", "before_downsampling"] = setting(
+        "blocks", "Features that critics see: what down blocks put out, or what their downsamplers take."
+    )
+    critic_warmup_steps: int = setting(
+        100,
+        "Steps in which new heads learn before the student is trained by them. The paper has none; heads that know"
+        " nothing yet push the student anywhere.",
+        least=0,
+    )
+    critic_loss: Literal["hinge", "relativistic"] = setting(
+        "hinge", "Loss of heads and student: hinge (SF-V), or of the difference of real and fake (RpGAN; R3GAN, 2024)."
+    )
+    adaptive_critic_weight: bool = setting(
+        False,
+        "Scale each critic's loss until its gradient at the student's output is as long as the task's (VQGAN).",
+    )
+    num_held_out_clips: int = setting(
+        0,
+        "Last clips of the data set that are not trained on. Every validation_steps, how each critic ranks them"
+        " against the student's videos of the same noise is logged.",
+        least=0,
     )
     generator_loss: Literal["non_saturating", "hinge"] = setting(
-        "non_saturating", "Student's loss by MCA's critic, a reading of Eq. 5's log D: -log sigmoid(D), or -D."
+        "non_saturating",
+        "Student's hinge loss by MCA's critic, a reading of Eq. 5's log D: -log sigmoid(D), or -D.",
     )
     data_generator_loss: Literal["non_saturating", "hinge"] = setting(
-        "hinge", "Student's loss by the task's own critic: -D as in SF-V, or -log sigmoid(D)."
+        "hinge", "Student's hinge loss by the task's own critic: -D as in SF-V, or -log sigmoid(D)."
     )
     r1_weight: float = setting(
         0.0, "Weight of the heads' R1 penalty (SF-V's gamma, whose value is not printed).", least=0
+    )
+    r1_sigma: float = setting(
+        0.0,
+        "Above 0: R1 by finite differences, with noise of this deviation on the real latents (APT, 2025). 0: by the"
+        " gradient at the features.",
+        least=0,
     )
     instance_noise_mean: float = setting(-1.0, "P_mean of the instance noise sigma_t' (Eq. 5, SF-V).")
     instance_noise_std: float = setting(1.0, "P_std of the instance noise sigma_t' (Eq. 5, SF-V).", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.discriminator_backbone == "none" and self.discriminator_width < 4:  # its first layer is a quarter
+        if self.critic_backbone == "none" and self.discriminator_width < 4:  # its first layer is a quarter
             raise ValueError(
-                f"`--discriminator_width` must be at least 4 with `--discriminator_backbone none`, not"
+                f"`--discriminator_width` must be at least 4 with `--critic_backbone none`, not"
                 f" {self.discriminator_width}."
             )
 
@@ -208,9 +251,19 @@ class ICMDArguments(Settings):
     lambda_mca: float = setting(1.0, "Weight of MCA (section 4.2); 0 turns it off.", least=0)
     mca_start_step: int = setting(
         3000,
-        "First step at which MCA's critic trains and contributes to the student's loss (section 4.2).",
+        "First step at which MCA's critic contributes to the student's loss (section 4.2).",
         least=0,
     )
     lambda_data_critic: float = setting(
         1.0, "Weight of the task's own critic, whose real samples are the data (section 3.3); 0 turns it off.", least=0
     )
+    joint_critic: bool = setting(
+        False,
+        "One critic in place of two, the other reading of section 3.3: to the data critic the teacher's output is real"
+        " as well, from mca_start_step on.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.joint_critic and self.lambda_data_critic == 0:
+            raise ValueError("`--joint_critic` is the data critic's: `--lambda_data_critic` must be above 0.")

@@ -17,7 +17,9 @@ def endless_batches(dataloader: DataLoader, progress: Progress) -> Iterator[Mapp
         ValueError: if an epoch has no batch.
     """
     while True:
-        for shuffled in (dataloader, dataloader.dataset):  # the first where accelerate has prepared it
+        dataset = dataloader.dataset
+        # The loader where accelerate has prepared it, and the data set behind a `Subset`.
+        for shuffled in (dataloader, dataset, getattr(dataset, "dataset", None)):
             if hasattr(shuffled, "set_epoch"):
                 shuffled.set_epoch(progress.epoch)
         taken = progress.batch

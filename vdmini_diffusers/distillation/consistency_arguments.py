@@ -38,8 +38,8 @@ class ConsistencyArguments(Settings):
 
     ode_teacher_model_name_or_path: str | None = setting(
         None,
-        "Pipeline whose U-Net solves the ODE, as VideoCrafter2 by guidance at run time (T2V-Turbo-v2's own recipe)."
-        " By default the teacher, with guidance embedded.",
+        "Pipeline whose U-Net solves the ODE: VideoCrafter2 for T2V-Turbo, by guidance at run time (T2V-Turbo-v2's own"
+        " recipe). teacher: the teacher, with guidance embedded. Required with a student.",
     )
     ode_teacher_variant: str | None = setting(None, "Variant of the ODE teacher's weight files, e.g. fp16.")
     num_ddim_steps: int = setting(

@@ -1,8 +1,8 @@
 """Critics of the student: trainable heads on frozen features, and which samples are real (Fig. 2)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed
@@ -11,11 +11,19 @@ from torch.distributed.fsdp import FSDPModule
 
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps, FirstFeatures
 from vdmini_diffusers.distillation.hyperparameters import keeping_hyperparameters
-from vdmini_diffusers.distillation.losses import GeneratorLoss, discriminator_loss, generator_loss, r1_penalty
+from vdmini_diffusers.distillation.losses import (
+    GeneratorLoss,
+    discriminator_loss,
+    finite_difference_penalty,
+    generator_loss,
+    r1_penalty,
+    relativistic_loss,
+)
 from vdmini_diffusers.distillation.tasks.base import ModelInputs, Task
 
 
 Features = dict[str, torch.Tensor]
+Real = Literal["teacher", "data"]
 
 
 @dataclass(frozen=True)
@@ -31,22 +39,75 @@ class CriticFeatures:
     """What critics see of latents: the backbone's features at the instance noise, or the noisy latents themselves.
 
     Attributes:
-        backbone: the frozen network whose features are taken, usually the teacher. Only its part up to the last tap
-            runs, unless it is sharded. None if critics see the latents themselves.
+        backbone: the frozen network whose features are taken. Only its part up to the last tap runs, unless it is
+            sharded. None if critics see the latents themselves.
+        taps: modules of the backbone, in the order in which they run; by default the task's.
     """
 
     task: Task
     backbone: nn.Module | None
+    taps: Sequence[str] | None = None
 
     def __call__(self, latents: torch.Tensor, instance_noise: InstanceNoise, inputs: ModelInputs) -> Features:
         """Features of `(batch, frames, ...)` latents, each `(batch * frames, channels, height, width)`."""
-        noisy_latents = self.task.add_noise(latents, instance_noise.noise, instance_noise.levels)
+        levels = instance_noise.levels
+        noisy_latents = self.task.add_noise(latents, instance_noise.noise, levels)
         if self.backbone is None:
-            return {"latents": self.task.scale(noisy_latents, instance_noise.levels).flatten(0, 1)}
+            return {"latents": self.task.scale(noisy_latents, levels).flatten(0, 1)}
         taps = FeatureTaps if isinstance(self.backbone, FSDPModule) else FirstFeatures
-        with taps(self.backbone, self.task.critic_taps) as features:
-            self.task.denoise(self.backbone, noisy_latents, instance_noise.levels, inputs.conditioning)
+        with taps(self.backbone, self.taps or self.task.critic_taps) as features:
+            conditioning = self.task.backbone_conditioning(levels, inputs)
+            self.task.denoise(self.backbone, noisy_latents, levels, conditioning)
         return features
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """How a critic is trained, and what it contributes.
+
+    Attributes:
+        real: the real samples, each with the first step at which the critic contributes by them to the student's
+            loss: the teacher's output (MCA), the data (SF-V's own critic), or both.
+        weight: weight of the student's loss (lambda_MCA).
+        warmup_steps: steps before that in which the heads learn, and the student is not trained by them.
+        loss: hinge as in SF-V, or relativistic (Huang et al., "The GAN is dead; long live the GAN!", 2024).
+        generator_loss: the student's part of the hinge loss.
+        num_discriminator_steps: optimiser steps of the heads for each of the student's (Yin et al., DMD2, 2024: 5).
+            Each but the first draws new instance noise.
+        adaptive_weight: multiply the student's loss by the ratio of the norms of the task's and the critic's
+            gradients at the student's output (Esser et al., VQGAN, 2021, at the last layer).
+        r1_weight: weight of the R1 penalty (SF-V's gamma).
+        r1_sigma: if above 0, the penalty is by finite differences: the squared change of the logits by Gaussian noise
+            of this deviation on the real latents (Lin et al., "Diffusion Adversarial Post-Training", 2025). Otherwise
+            it is the gradient by the backbone's features.
+    """
+
+    real: Mapping[Real, int] = field(default_factory=lambda: {"data": 0})
+    weight: float = 1.0
+    warmup_steps: int = 0
+    loss: Literal["hinge", "relativistic"] = "hinge"
+    generator_loss: GeneratorLoss = "non_saturating"
+    num_discriminator_steps: int = 1
+    adaptive_weight: bool = False
+    r1_weight: float = 0.0
+    r1_sigma: float = 0.0
+
+    @property
+    def start_step(self) -> int:
+        """First step at which the critic contributes to the student's loss."""
+        return min(self.real.values())
+
+    def real_samples(self, step: int) -> tuple[Real, ...]:
+        """What is real at this step; nothing as long as the critic does not train."""
+        return tuple(kind for kind, start in self.real.items() if step >= start - self.warmup_steps)
+
+
+class HeadsLoss(NamedTuple):
+    """The heads' loss, and the scores `(batch,)` of the fake clips and of each kind of real ones."""
+
+    loss: torch.Tensor
+    fake: torch.Tensor
+    real: list[torch.Tensor]
 
 
 class Critic:
@@ -56,47 +117,59 @@ class Critic:
     Args:
         name: name under which its losses are logged.
         heads: a [`DiscriminatorHeads`] or [`LatentDiscriminator`]; for a decoder's frames, a [`PatchDiscriminator`].
-        real: which samples are real: the teacher's output (MCA), or the data (SF-V's own critic).
-        weight: weight of the student's loss (lambda_MCA).
-        start_step: first step at which the critic trains and contributes to the student's loss.
-        r1_weight: weight of the R1 penalty (SF-V's gamma).
     """
 
-    def __init__(
-        self,
-        name: str,
-        heads: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        real: Literal["teacher", "data"],
-        weight: float = 1.0,
-        start_step: int = 0,
-        generator_loss: GeneratorLoss = "non_saturating",
-        r1_weight: float = 0.0,
-    ):
+    def __init__(self, name: str, heads: nn.Module, optimizer: torch.optim.Optimizer, settings: CriticSettings):
         self.name = name
         self.heads = heads
         self.optimizer = optimizer
-        self.real = real
-        self.weight = weight
-        self.start_step = start_step
-        self.generator_loss: GeneratorLoss = generator_loss
-        self.r1_weight = r1_weight
+        self.settings = settings
 
-    def loss_for_student(self, fake: Features, *condition: torch.Tensor) -> torch.Tensor:
-        """`weight * L_MCA^gen`. The heads take no gradient. `condition`: further inputs of the heads."""
+    def loss_for_student(self, fake: Features, real: Sequence[Features], *condition: torch.Tensor) -> torch.Tensor:
+        """`weight * L_MCA^gen`. The heads take no gradient.
+
+        Args:
+            real: features of each kind of real samples, for the relativistic loss.
+            condition: further inputs of the heads.
+        """
         self.heads.requires_grad_(False)
-        return self.weight * generator_loss(self.heads(fake, *condition), self.generator_loss)
+        logits = self.heads(fake, *condition)
+        if self.settings.loss == "hinge":
+            return self.settings.weight * generator_loss(logits, self.settings.generator_loss)
+        losses = [relativistic_loss(logits, self.heads(features, *condition)) for features in real]
+        return self.settings.weight * torch.stack(losses).mean()
 
-    def loss_for_heads(self, real: Features, fake: Features, *condition: torch.Tensor) -> torch.Tensor:
-        """`L_MCA^disc`. Only the heads take a gradient."""
+    def loss_for_heads(
+        self,
+        fake: Features,
+        real: Sequence[Features],
+        *condition: torch.Tensor,
+        perturbed: Sequence[Features] = (),
+    ) -> "HeadsLoss":
+        """`L_MCA^disc`, the mean over the kinds of real samples. Only the heads take a gradient.
+
+        Args:
+            perturbed: features of the real samples with noise on them, for the penalty by finite differences.
+        """
         self.heads.requires_grad_(True)
-        fake = {name: feature.detach() for name, feature in fake.items()}
-        real = {name: feature.detach().float().requires_grad_(self.r1_weight > 0) for name, feature in real.items()}
-        real_logits = self.heads(real, *condition)
-        loss = discriminator_loss(real_logits, self.heads(fake, *condition))
-        if self.r1_weight > 0:
-            loss = loss + self.r1_weight * r1_penalty(real_logits, real.values())
-        return loss
+        by_gradient = self.settings.r1_weight > 0 and not perturbed
+        fake_logits = self.heads({name: feature.detach() for name, feature in fake.items()}, *condition)
+        losses, real_scores = [], []
+        for i, features in enumerate(real):
+            leaves = {name: feature.detach().float().requires_grad_(by_gradient) for name, feature in features.items()}
+            real_logits = self.heads(leaves, *condition)
+            if self.settings.loss == "hinge":
+                loss = discriminator_loss(real_logits, fake_logits)
+            else:
+                loss = relativistic_loss(real_logits, fake_logits)
+            if by_gradient:
+                loss = loss + self.settings.r1_weight * r1_penalty(real_logits, leaves.values())
+            elif self.settings.r1_weight > 0:
+                penalty = finite_difference_penalty(real_logits, self.heads(perturbed[i], *condition))
+                loss = loss + self.settings.r1_weight * penalty
+            losses.append(loss)
+            real_scores.append(scores(real_logits))
+        return HeadsLoss(torch.stack(losses).mean(), scores(fake_logits), real_scores)
 
     def step(self, max_grad_norm: float) -> None:
         """One optimiser step on the gradients of all processes."""
@@ -118,3 +191,8 @@ class Critic:
         self.heads.load_state_dict(state["heads"])
         with keeping_hyperparameters(self.optimizer):
             self.optimizer.load_state_dict(dict(state["optimizer"]))
+
+
+def scores(logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One number for each clip, `(batch,)`, detached: the mean over heads of its mean logit."""
+    return torch.stack([logit.detach().float().mean(dim=1) for logit in logits]).mean(dim=0)

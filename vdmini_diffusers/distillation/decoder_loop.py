@@ -18,17 +18,12 @@ from vdmini_diffusers.distillation.batches import endless_batches
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
 from vdmini_diffusers.distillation.critics import Critic
 from vdmini_diffusers.distillation.decoder_arguments import DecoderLossArguments, DecoderTrainingArguments
-from vdmini_diffusers.distillation.decoder_losses import (
-    PerceptualLoss,
-    adaptive_weight,
-    perceptual_loss,
-    pixel_loss,
-    stage_loss,
-)
+from vdmini_diffusers.distillation.decoder_losses import PerceptualLoss, perceptual_loss, pixel_loss, stage_loss
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
 from vdmini_diffusers.distillation.hyperparameters import keeping_hyperparameters, set_learning_rate
 from vdmini_diffusers.distillation.loop import refuse_nan
 from vdmini_diffusers.distillation.loss_log import LossLog
+from vdmini_diffusers.distillation.losses import adaptive_weight
 
 
 # Maps a batch and the frames to take of each clip to the decoder's inputs and targets.
@@ -84,7 +79,7 @@ def decoder_training_loop(
 
     while progress.step < args.max_train_steps:
         rng = np.random.default_rng((args.seed, progress.step))  # the same in all processes
-        active = critic if critic is not None and progress.step >= critic.start_step else None
+        active = critic if critic is not None and progress.step >= critic.settings.start_step else None
 
         for _ in range(args.gradient_accumulation_steps):
             batch = next(batches)
@@ -114,7 +109,7 @@ def decoder_training_loop(
                     distance = stage_loss(features, teacher_features, pairs)
                     losses["feature_distillation"] = loss_args.feature_distillation_weight * distance
                 if active is not None:
-                    adversarial = active.loss_for_student({"clips": decoded})
+                    adversarial = active.loss_for_student({"clips": decoded}, [])
                     if loss_args.adaptive_adversarial_weight:
                         likeness = losses["reconstruction"] + losses.get("perceptual", 0)
                         adversarial = adversarial * adaptive_weight(likeness, adversarial, last_layer)
@@ -131,7 +126,7 @@ def decoder_training_loop(
 
             # Discriminator step, on the decoder's output from before its step
             if active is not None:
-                loss = active.loss_for_heads({"clips": target}, {"clips": decoded})
+                loss = active.loss_for_heads({"clips": decoded}, [{"clips": target}]).loss
                 losses["discriminator"] = loss
                 refuse_nan(loss, losses, progress.step)
                 (loss / args.gradient_accumulation_steps).backward()

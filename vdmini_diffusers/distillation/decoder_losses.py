@@ -12,7 +12,6 @@ from vdmini_diffusers.distillation.losses import icd_loss
 
 # Maps two sets of frames, (n, 3, height, width) each, -1 to 1, to n distances.
 PerceptualLoss = Callable[[Tensor, Tensor], Tensor]
-MAX_ADAPTIVE_WEIGHT = 1e4
 
 
 def pixel_loss(decoded: Tensor, target: Tensor, kind: Literal["l1", "l2"]) -> Tensor:
@@ -40,16 +39,6 @@ def stage_loss(
     kept = {teacher: teacher_features[teacher][:, list(channels)] for _, teacher, channels in pairs}
     names = [(student, teacher) for student, teacher, _ in pairs]
     return icd_loss(features, kept, names, reduction="mean", normalize=True)
-
-
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """VQGAN's lambda: the ratio of the norms of both losses' gradients at the decoder's last layer, detached.
-
-    The graphs of both losses are kept.
-    """
-    losses = (reconstruction, adversarial)
-    norms = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in losses]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(max=MAX_ADAPTIVE_WEIGHT).detach()
 
 
 def lpips_distance(net: Literal["vgg", "alex"] = "vgg", random_trunk: bool = False) -> Any:

@@ -22,7 +22,7 @@ class Head(nn.Module):
     """Features to logits: `(n, channels, ...)` to `(n, 1, ...)`, by 1D or 2D convolutions of one kernel size.
 
     With a condition `(n, width)` the logit gets the projection term of cGANs: the inner product of the last features
-    with the condition.
+    with the condition. The last layer starts at zero: a head is silent until it has learned something.
     """
 
     def __init__(self, dimensions: int, channels: int, width: int, kernel_size: int):
@@ -33,7 +33,7 @@ class Head(nn.Module):
         self.norm_in = nn.GroupNorm(groups, width)
         self.conv = convolution(width, width, kernel_size, padding=kernel_size // 2)
         self.norm = nn.GroupNorm(groups, width)
-        self.conv_out = convolution(width, 1, 1)
+        self.conv_out = zeroed(convolution(width, 1, 1))
         self.act = nn.LeakyReLU(0.2)
 
     def forward(self, features: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
@@ -73,9 +73,9 @@ class DiscriminatorHeads(ModelMixin, ConfigMixin):
         super().__init__()
         if not (spatial or temporal):
             raise ValueError("A discriminator needs spatial or temporal heads, or both.")
-        self.embed_noise = nn.Sequential(nn.Linear(NOISE_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        self.embed_condition = nn.Linear(condition_dim, width)
-        self.embed_frame = nn.Sequential(nn.Linear(NOISE_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.embed_noise = _embedding(width)
+        self.embed_condition = zeroed(nn.Linear(condition_dim, width))
+        self.embed_frame = _embedding(width)
         # Module names hold no dots.
         self.spatial_heads = nn.ModuleDict(
             {_key(name): Head(2, size, width, spatial_kernel_size) for name, size in channels.items() if spatial}
@@ -155,6 +155,17 @@ class LatentDiscriminator(ModelMixin, ConfigMixin):
             hidden = self.act(level(hidden.to(self.heads.dtype)))
             pyramid[str(i)] = hidden
         return self.heads(pyramid, noise_levels, condition)
+
+
+def _embedding(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(NOISE_FREQUENCIES, width), nn.SiLU(), zeroed(nn.Linear(width, width)))
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer, with all its parameters zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def _key(name: str) -> str:

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from vdmini_diffusers.distillation.arguments import RunArguments
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
-from vdmini_diffusers.distillation.critics import Critic
-from vdmini_diffusers.distillation.losses import GeneratorLoss
+from vdmini_diffusers.distillation.critics import Critic, CriticSettings
 from vdmini_diffusers.serialization.atomic import write_file
 
 
@@ -173,29 +172,16 @@ def make_checkpoints(args: RunArguments) -> Checkpoints:
 
 def make_critic(
     name: str,
-    real: Literal["teacher", "data"],
     heads: nn.Module,
+    settings: CriticSettings,
     device: torch.device,
     *,
-    weight: float,
-    start_step: int,
     learning_rate: float,
     adam_beta1: float,
-    generator_loss: GeneratorLoss,
-    r1_weight: float = 0.0,
 ) -> Critic:
     """A [`Critic`] whose heads learn by AdamW, at a constant rate."""
     heads = heads.to(device).train()
     optimizer = torch.optim.AdamW(
         heads.parameters(), lr=learning_rate, betas=(adam_beta1, 0.999), weight_decay=0.0, fused=True
     )
-    return Critic(
-        name,
-        heads,
-        optimizer,
-        real,
-        weight=weight,
-        start_step=start_step,
-        generator_loss=generator_loss,
-        r1_weight=r1_weight,
-    )
+    return Critic(name, heads, optimizer, settings)

@@ -12,15 +12,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from vdmini_diffusers.distillation.adversary import Adversary, Samples
 from vdmini_diffusers.distillation.batches import endless_batches, sample_generators
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
-from vdmini_diffusers.distillation.critics import Critic, CriticFeatures, InstanceNoise
+from vdmini_diffusers.distillation.critics import Critic, CriticFeatures
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
 from vdmini_diffusers.distillation.hyperparameters import keeping_hyperparameters, set_learning_rate
 from vdmini_diffusers.distillation.loss_log import LossLog
 from vdmini_diffusers.distillation.losses import icd_loss
-from vdmini_diffusers.distillation.noise import gaussian_like
-from vdmini_diffusers.distillation.tasks.base import Generators, ModelInputs, Task
+from vdmini_diffusers.distillation.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,12 @@ def icmd_training_loop(
         FloatingPointError: if a loss, or a weight that is about to be saved, is not finite; the last checkpoint is
             left as it is.
     """
-    critic_features = critic_features or CriticFeatures(task, teacher)
+    adversary = Adversary(
+        critics,
+        critic_features or CriticFeatures(task, teacher),
+        settings.gradient_accumulation_steps,
+        accelerator.autocast,
+    )
     bare_student = extract_model_from_parallel(student, keep_torch_compile=False)
     trained = [parameter for parameter in bare_student.parameters() if parameter.requires_grad]
     others: dict[str, Any] = {"lr_scheduler": lr_scheduler, **{critic.name: critic for critic in critics}}
@@ -86,8 +91,8 @@ def icmd_training_loop(
     )
 
     while progress.step < settings.max_train_steps:
-        active = [critic for critic in critics if progress.step >= critic.start_step]
-        uses_teacher = bool(pairs) or any(critic.real == "teacher" for critic in active)
+        uses_teacher = bool(pairs) or "teacher" in adversary.real_samples(progress.step)
+        reports = progress.step + 1 == settings.max_train_steps or (progress.step + 1) % settings.logging_steps == 0
 
         for micro_step in range(settings.gradient_accumulation_steps):
             batch = next(batches)
@@ -115,19 +120,16 @@ def icmd_training_loop(
 
                 # Losses of the student
                 losses = task.losses(denoised, inputs)
-                instance_noise = draw_instance_noise(task, inputs, generators)
-                critic_condition = task.critic_condition(instance_noise.levels, inputs.conditioning)
-                fake = {}
+                task_loss = torch.stack(list(losses.values())).sum()
                 if pairs:
                     icd = icd_loss(
                         student_features, teacher_features, pairs, settings.icd_reduction, settings.icd_normalize
                     )
                     losses["icd"] = settings.lambda_icd * icd
-                if active:
-                    with accelerator.autocast():
-                        fake = critic_features(denoised, instance_noise, inputs)
-                    for critic in active:
-                        losses[critic.name] = critic.loss_for_student(fake, *critic_condition)
+                clean_latents = {"teacher": teacher_denoised, "data": inputs.clean_latents}
+                samples = Samples(denoised, clean_latents, inputs, generators)
+                losses |= adversary.losses_for_student(progress.step, samples, task_loss)
+                norms = gradient_norms(losses, denoised) if reports else {}
 
                 # Generator step
                 total = torch.stack(list(losses.values())).sum()
@@ -139,30 +141,21 @@ def icmd_training_loop(
                 optimizer.zero_grad()
 
             # Discriminator step, on the student's output from before its step
-            with torch.no_grad(), accelerator.autocast():
-                clean = {"teacher": teacher_denoised, "data": inputs.clean_latents}
-                real = {
-                    kind: critic_features(clean[kind], instance_noise, inputs)
-                    for kind in {critic.real for critic in active}
-                }
-            for critic in active:
-                loss = critic.loss_for_heads(real[critic.real], fake, *critic_condition)
-                losses[f"{critic.name}_discriminator"] = loss
-                refuse_nan(loss, losses, progress.step)
-                (loss / settings.gradient_accumulation_steps).backward()
-            log.add(losses)
+            heads_losses, ranks = adversary.train_heads(progress.step, samples)
+            for loss in heads_losses.values():
+                refuse_nan(loss, losses | heads_losses, progress.step)
+            log.add(losses | heads_losses | ranks | norms)
 
         learning_rate = lr_scheduler.get_last_lr()[0]
         lr_scheduler.step()
-        for critic in active:
-            critic.step(settings.max_grad_norm)
+        adversary.step(progress.step, settings.max_grad_norm)
         if ema is not None:
             ema.step(trained)
 
         # Book-keeping
         progress.step += 1
         bar.update()
-        if progress.step % settings.logging_steps == 0 or progress.step == settings.max_train_steps:
+        if reports:
             log.report(progress.step, lr=learning_rate)
         if progress.step % settings.checkpointing_steps == 0 or progress.step == settings.max_train_steps:
             checkpoints.save(accelerator, progress)
@@ -171,9 +164,14 @@ def icmd_training_loop(
     return bare_student
 
 
-def draw_instance_noise(task: Task, inputs: ModelInputs, generators: Generators) -> InstanceNoise:
-    levels = task.instance_noise_levels(generators).to(inputs.clean_latents.device)
-    return InstanceNoise(gaussian_like(inputs.clean_latents, generators), levels)
+def gradient_norms(losses: dict[str, torch.Tensor], denoised: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The norm of each loss's gradient at the student's output, the mean over clips. ICD has none there."""
+    norms = {}
+    for name, loss in losses.items():
+        (gradient,) = torch.autograd.grad(loss, denoised, retain_graph=True, allow_unused=True)
+        if gradient is not None:
+            norms[f"{name}_gradient"] = len(gradient) * gradient.flatten(1).norm(dim=1).mean()
+    return norms
 
 
 def refuse_nan(loss: torch.Tensor, losses: dict[str, torch.Tensor], step: int) -> None:

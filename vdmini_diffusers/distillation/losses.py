@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 
 GeneratorLoss = Literal["non_saturating", "hinge"]
+MAX_ADAPTIVE_WEIGHT = 1e4
 
 
 def icd_loss(
@@ -74,6 +75,31 @@ def r1_penalty(real_logits: Sequence[torch.Tensor], real_features: Iterable[torc
     total = torch.stack([logits.float().flatten(1).mean(dim=1).sum() for logits in real_logits]).sum()
     gradients = torch.autograd.grad(total, list(real_features), create_graph=True)
     return torch.stack([gradient.float().square().sum() for gradient in gradients]).sum() / len(real_logits[0])
+
+
+def relativistic_loss(favoured: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`-log sigmoid(D(favoured) - D(other))` at every place, of pairs of one clip and noise.
+
+    RpGAN, as in Huang et al., 2024. Heads favour the real sample, the student its own.
+    """
+    return _mean(F.softplus(b.float() - a.float()) for a, b in zip(favoured, other, strict=True))
+
+
+def finite_difference_penalty(logits: Sequence[torch.Tensor], perturbed: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Squared change of the logits by a little noise on the samples: R1 without second derivatives (APT, 2025)."""
+    return _mean((a.float() - b.float()).square() for a, b in zip(logits, perturbed, strict=True))
+
+
+def adaptive_weight(likeness: torch.Tensor, adversarial: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """VQGAN's lambda: the ratio of the norms of both losses' gradients at a tensor, detached.
+
+    The graphs of both losses are kept.
+
+    Args:
+        at: weights of the last layer, or the output.
+    """
+    norms = [torch.autograd.grad(loss, at, retain_graph=True)[0].norm() for loss in (likeness, adversarial)]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(max=MAX_ADAPTIVE_WEIGHT).detach()
 
 
 def pseudo_huber_loss(predicted: torch.Tensor, target: torch.Tensor, c: float | None = None) -> torch.Tensor:

@@ -83,7 +83,8 @@ class TrainableFamily(Family):
         task: the objective, a key of `OBJECTIVES` in `vdmini_diffusers.trainers.distill`.
         teacher_card: template in `model_cards/` for a teacher that was distilled to few steps.
         teacher_tags: the tags of that card.
-        critic_taps: modules of the denoiser whose outputs the critics receive, in the order in which they run.
+        critic_taps: modules of a teacher's denoiser whose outputs the critics receive, in the order in which they run:
+            its down blocks (`"blocks"`), or the last layers of these before they downsample (`"before_downsampling"`).
         critic_channels: the number of channels of each of them, given the denoiser's config.
         sample_tensors: the tensors that every precomputed sample holds.
         exact_tensors: those of them that are stored in float32 whatever the dtype of the others.
@@ -104,7 +105,7 @@ class TrainableFamily(Family):
     task: Literal["single_step", "consistency"]
     teacher_card: str
     teacher_tags: tuple[str, ...]
-    critic_taps: tuple[str, ...]
+    critic_taps: Mapping[Literal["blocks", "before_downsampling"], tuple[str, ...]]
     critic_channels: Callable[[Mapping[str, Any]], tuple[int, ...]]
     sample_tensors: tuple[str, ...]
     exact_tensors: tuple[str, ...]

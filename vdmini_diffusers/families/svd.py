@@ -155,7 +155,13 @@ SVD = TrainableFamily(
     teacher_tags=("sf-v", "stable-video-diffusion", "video-diffusion", "image-to-video"),
     given="image",
     task="single_step",
-    critic_taps=("down_blocks.0", "down_blocks.1", "down_blocks.2", "down_blocks.3"),
+    critic_taps={
+        "blocks": ("down_blocks.0", "down_blocks.1", "down_blocks.2", "down_blocks.3"),
+        "before_downsampling": (
+            *("down_blocks.0.attentions.1", "down_blocks.1.attentions.1", "down_blocks.2.attentions.1"),
+            "down_blocks.3.resnets.1",
+        ),
+    },
     critic_channels=lambda config: tuple(config["block_out_channels"]),
     sample_tensors=("latents", "image_latents", "image_embeds", "added_time_ids"),
     exact_tensors=("added_time_ids",),

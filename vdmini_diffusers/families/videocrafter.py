@@ -164,7 +164,13 @@ VIDEOCRAFTER = TrainableFamily(
     teacher_tags=("t2v-turbo", "consistency-distillation", "video-diffusion", "text-to-video"),
     given="text",
     task="consistency",
-    critic_taps=("down_blocks.0", "down_blocks.1", "down_blocks.2", "down_blocks.3"),
+    critic_taps={
+        "blocks": ("down_blocks.0", "down_blocks.1", "down_blocks.2", "down_blocks.3"),
+        "before_downsampling": (
+            *("down_blocks.0.temp_attentions.1", "down_blocks.1.temp_attentions.1", "down_blocks.2.temp_attentions.1"),
+            "down_blocks.3.temp_convs.1",
+        ),
+    },
     critic_channels=lambda config: tuple(config["block_out_channels"]),
     sample_tensors=("latents", "prompt_embeds", "pooled_prompt_embeds", "fps"),
     exact_tensors=("fps",),

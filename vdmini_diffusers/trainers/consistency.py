@@ -22,6 +22,7 @@ from vdmini_diffusers.distillation.rewards import RewardMixture
 from vdmini_diffusers.distillation.tasks.base import Encode
 from vdmini_diffusers.distillation.tasks.consistency import MOTION_GUIDANCE, ConsistencyTask
 from vdmini_diffusers.pruning import PruningPlan
+from vdmini_diffusers.trainers.critics import ModelSource
 from vdmini_diffusers.trainers.reward_weights import load_rewards, reward_weights
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 
@@ -53,15 +54,34 @@ class ConsistencyPair(TeacherAndStudent):
         super().__init__(teacher_name, student_name, variant, revision, student_variant)
         self.consistency_args, self.reward_args, self.guidance_dims = consistency_args, reward_args, guidance_dims
 
+    @property
+    def ode_source(self) -> ModelSource:
+        """The pipeline whose network solves the ODE."""
+        name, variant = self.consistency_args.ode_teacher_model_name_or_path, self.consistency_args.ode_teacher_variant
+        return self.teacher_source if name in (None, "teacher") else ModelSource(name, variant)
+
+    def multi_step_model(self) -> ModelSource | None:
+        named = self.consistency_args.ode_teacher_model_name_or_path not in (None, "teacher")
+        return self.ode_source if named else super().multi_step_model()
+
+    def load_critic_backbone(self, source: ModelSource, dtype: torch.dtype) -> nn.Module:
+        return self.ode_teacher.unet if source == self.ode_source else super().load_critic_backbone(source, dtype)
+
     def sources(self) -> dict[str, str | None]:
-        return {**super().sources(), "the ODE teacher": self.consistency_args.ode_teacher_model_name_or_path}
+        return {**super().sources(), "the ODE teacher": self.ode_source.name}
 
     def check(self, args: TextToVideoTrainingArguments) -> None:
         if self.student_name is None and args.rank is not None:
             raise ValueError("`--rank` trains a pruned student: LoRA would leave the new layers of a teacher at zero.")
         super().check(args)
-        if self.consistency_args.ode_teacher_model_name_or_path is not None:
-            self.check_family(self.consistency_args.ode_teacher_model_name_or_path)
+        if self.student_name is not None and self.consistency_args.ode_teacher_model_name_or_path is None:
+            raise ValueError(
+                "`--ode_teacher_model_name_or_path` is missing: the model that the teacher was made of, whose ODE is"
+                " followed (VideoCrafter2 for T2V-Turbo-v2). `teacher` lets the teacher solve it, with guidance"
+                " embedded."
+            )
+        if self.ode_source != self.teacher_source:
+            self.check_family(self.ode_source.name)
         reward_weights(self.reward_args)
 
     def load_teacher(self, args: TextToVideoTrainingArguments, dtype: torch.dtype) -> list[nn.Module]:
@@ -83,16 +103,9 @@ class ConsistencyPair(TeacherAndStudent):
 
     def _load_ode_teacher(self, dtype: torch.dtype) -> ODETeacher:
         denoiser, schedule = self.teacher_denoiser, self.schedule
-        if (name := self.consistency_args.ode_teacher_model_name_or_path) is not None:
-            pipe = self.family.pipeline.from_pretrained(
-                name,
-                variant=self.consistency_args.ode_teacher_variant,
-                dtype=dtype,
-                **dict.fromkeys(("vae", "text_encoder", "tokenizer")),
-            )
-            denoiser, schedule = pipe.components[self.family.denoiser], DiffusionSchedule.of(pipe.scheduler)
-            if denoiser.config.cross_attention_dim != self.teacher_denoiser.config.cross_attention_dim:
-                raise ValueError(f"The U-Net of {name} takes embeddings of another text encoder than the teacher's.")
+        if self.ode_source != self.teacher_source:
+            denoiser, scheduler = self.load_denoiser(self.ode_source, dtype)
+            schedule = DiffusionSchedule.of(scheduler)
         assert self.family.encode_prompts is not None, f"{self.family.name} is not given text"
         uncond_prompt_embeds = self.family.encode_prompts([""], self.teacher)[0]
         return ODETeacher(self.family.predict, denoiser, schedule, uncond_prompt_embeds)

@@ -3,20 +3,22 @@
 The scripts in `training/` parse their arguments and call `train_denoiser`; `distill` is the same as a function.
 """
 
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from diffusers import ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from vdmini_diffusers.data.arguments import TextToVideoDataArguments, VideoDataArguments
 from vdmini_diffusers.data.skipped_videos import SkipLog
@@ -36,13 +38,11 @@ from vdmini_diffusers.distillation.consistency_arguments import (
     TextToVideoTrainingArguments,
 )
 from vdmini_diffusers.distillation.critics import Critic, CriticFeatures
-from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, LatentDiscriminator
 from vdmini_diffusers.distillation.engine import (
     DTYPES,
     check_optimizer,
     make_accelerator,
     make_checkpoints,
-    make_critic,
     make_dataloader,
     make_lr_scheduler,
     make_optimizer,
@@ -51,8 +51,9 @@ from vdmini_diffusers.distillation.engine import (
     whole_state_dict,
 )
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
+from vdmini_diffusers.distillation.ranking import rank_held_out
 from vdmini_diffusers.distillation.tasks.base import Encode, Generators, Task
-from vdmini_diffusers.families import TrainableFamily, find_trainable_family
+from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.pruning import PruningPlan
 from vdmini_diffusers.serialization.atomic import check_apart
 from vdmini_diffusers.trainers.before_training import (
@@ -63,12 +64,20 @@ from vdmini_diffusers.trainers.before_training import (
     warn_of_late_start,
 )
 from vdmini_diffusers.trainers.consistency import ConsistencyPair
+from vdmini_diffusers.trainers.critics import FoundDiscriminator, ModelSource, find_discriminator, make_critics
 from vdmini_diffusers.trainers.single_step import SingleStepPair
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 from vdmini_diffusers.trainers.trained_pipeline import push, show_on_trackers
 
 
 logger = logging.getLogger(__name__)
+
+
+class CriticSources(NamedTuple):
+    """What the critics are made of: the network that they stand on, and the heads that they start from."""
+
+    backbone: ModelSource | None
+    discriminator: FoundDiscriminator | None
 
 
 class Objective(NamedTuple):
@@ -159,32 +168,62 @@ def train_denoiser(
     """
     accelerator = make_accelerator(args)
     checkpoints = make_checkpoints(args)
-    check_run(pair, args, icmd_args, data_args, checkpoints)
+    sources = check_run(pair, args, critic_args, icmd_args, data_args, checkpoints)
     writes = accelerator.is_main_process and not args.dry_run
     with only_run_in(args.output_dir) if writes else nullcontext():
         if writes and args.push_to_hub:
             check_push(args)
         torch.manual_seed(args.seed)
         denoiser, plan = load_models(pair, args, accelerator)
+        backbone = load_backbone(pair, args, sources.backbone, accelerator)
         teacher = pair.teacher_denoiser
         pairs = plan.feature_pairs(teacher.config) if plan is not None and icmd_args.lambda_icd > 0 else ()
 
         dataset, encode = open_data(pair, args, data_args, accelerator)
+        dataset, held_out = split_held_out(dataset, critic_args.num_held_out_clips, args.train_batch_size)
         dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers)
         task = pair.make_task(denoiser, critic_args, encode)
         condition_dim = pair.family.critic_condition_dim(pair.teacher)
-        critics = make_critics(pair.family, teacher.config, condition_dim, critic_args, icmd_args, accelerator.device)
+        taps = pair.family.critic_taps[critic_args.critic_taps]
+        channels = None
+        if backbone is not None:
+            channels = dict(zip(taps, pair.family.critic_channels(backbone.config), strict=True))
+        critics = make_critics(
+            channels,
+            teacher.config.out_channels,
+            condition_dim,
+            critic_args,
+            icmd_args,
+            sources.discriminator,
+            accelerator.device,
+            args.seed,
+        )
         if accelerator.is_main_process:
             record = {"teacher": pair.teacher_name, "student": pair.student_name}
+            record |= {
+                "teacher_variant": pair.teacher_source.variant,
+                "teacher_revision": pair.teacher_source.revision,
+            }
             record |= {"plan": plan.name if plan is not None else None} | pair.settings()
             for group in (args, critic_args, icmd_args, data_args):
                 record |= asdict(group)
+            record["critic_backbone"] = sources.backbone.name if sources.backbone is not None else "none"
             report_run(record, denoiser, critics, pairs, None if args.dry_run else args.output_dir)
         if not args.dry_run:
-            backbone = teacher if critic_args.discriminator_backbone == "teacher" else None
-            features = CriticFeatures(task, backbone)
+            features = CriticFeatures(task, backbone, taps)
             run_training(
-                pair, args, icmd_args, accelerator, checkpoints, denoiser, task, dataloader, pairs, critics, features
+                pair,
+                args,
+                icmd_args,
+                accelerator,
+                checkpoints,
+                denoiser,
+                task,
+                dataloader,
+                pairs,
+                critics,
+                features,
+                held_out,
             )
     return args.output_dir
 
@@ -192,11 +231,15 @@ def train_denoiser(
 def check_run(
     pair: TeacherAndStudent,
     args: UNetTrainingArguments,
+    critic_args: CriticArguments,
     icmd_args: ICMDArguments,
     data_args: VideoDataArguments,
     checkpoints: Checkpoints,
-) -> None:
-    """Check all that is known without loading a model. Raises as `train_denoiser`."""
+) -> CriticSources:
+    """Check all that is known without loading a model, and find what the critics are made of.
+
+    Raises as `train_denoiser`.
+    """
     check_apart(args.output_dir, pair.sources() | data_sources(data_args))
     check_images(getattr(args, "validation_images", ()))
     check_optimizer(args)
@@ -204,8 +247,33 @@ def check_run(
         lora_config(args.rank)
     checkpoints.choose()
     pair.check(args)
+    if icmd_args.lambda_mca == 0 and icmd_args.lambda_data_critic == 0:
+        return CriticSources(None, None)
     if icmd_args.lambda_mca > 0:
         warn_of_late_start("MCA", "mca_start_step", icmd_args.mca_start_step, args.max_train_steps)
+    backbone = pair.find_critic_backbone(critic_args)
+    discriminator = find_discriminator(pair.teacher_source, critic_args)
+    if backbone is not None:
+        check_apart(args.output_dir, {"the critics' backbone": backbone.name})
+        logger.info("critics stand on %s%s", backbone.name, f" ({backbone.variant})" if backbone.variant else "")
+    if icmd_args.lambda_data_critic > 0 and discriminator is None:
+        late = critic_args.critic_warmup_steps
+        warn_of_late_start("The data critic", "critic_warmup_steps", late, args.max_train_steps)
+    return CriticSources(backbone, discriminator)
+
+
+def load_backbone(
+    pair: TeacherAndStudent, args: UNetTrainingArguments, source: ModelSource | None, accelerator: Accelerator
+) -> Any:
+    """Load the frozen network that carries the critics' features to the device; None if they see the latents."""
+    if source is None:
+        return None
+    backbone: Any = pair.load_critic_backbone(source, DTYPES[accelerator.mixed_precision])
+    if backbone is not pair.teacher_denoiser:
+        backbone.to(accelerator.device).eval().requires_grad_(False)
+        if args.shard_teacher:
+            shard_frozen(backbone)
+    return backbone
 
 
 def load_models(
@@ -237,6 +305,7 @@ def run_training(
     pairs: Sequence[tuple[str, str]],
     critics: Sequence[Critic],
     critic_features: CriticFeatures,
+    held_out: DataLoader | None,
 ) -> None:
     """Make optimiser and average, run the loop, and save the result."""
     optimizer = make_optimizer(args, trainable(denoiser.train()))
@@ -248,6 +317,15 @@ def run_training(
         accelerator.init_trackers("vdmini")
 
     def validate(step: int) -> None:
+        if held_out is not None and critics:
+            batches = (send_to_device(batch, accelerator.device) for batch in held_out)
+            measures = rank_held_out(
+                critics, critic_features, prepared, pair.teacher_denoiser, batches, accelerator.autocast, args.seed
+            )
+            accelerator.log({f"held_out/{name}": value for name, value in measures.items()}, step=step)
+            logger.info("step %d, held-out clips: %s", step, json.dumps(measures))
+        if not pair.validation_inputs(args):
+            return
         with averaged(ema, trained):
             state_dict = whole_state_dict(accelerator, prepared)
             if accelerator.is_main_process:
@@ -269,13 +347,14 @@ def run_training(
         critics=critics,
         critic_features=critic_features,
         ema=ema,
-        validate=validate if pair.validation_inputs(args) else None,
+        validate=validate,
     )
 
     with averaged(ema, trained):
         state_dict = whole_state_dict(accelerator, prepared)
         if accelerator.is_main_process:
-            pair.save(args, denoiser, state_dict)
+            judges_data: list[Any] = [critic.heads for critic in critics if "data" in critic.settings.real]
+            pair.save(args, denoiser, state_dict, discriminator=next(iter(judges_data), None))
             if args.push_to_hub:
                 push(args)
     accelerator.wait_for_everyone()
@@ -335,58 +414,21 @@ def open_data(
     return dataset, encode
 
 
-def make_critics(
-    family: TrainableFamily,
-    config: Mapping[str, Any],
-    condition_dim: int,
-    critic_args: CriticArguments,
-    icmd_args: ICMDArguments,
-    device: torch.device,
-) -> list[Critic]:
-    """MCA's critic and the task's own, without those whose weight is 0.
+def split_held_out(dataset: Dataset, num_clips: int, batch_size: int) -> tuple[Dataset, DataLoader | None]:
+    """The data set without its last clips, and these in their order.
 
-    Args:
-        config: config of the teacher's denoiser.
-        condition_dim: width of the critics' condition.
+    Raises:
+        ValueError: if no clip would be left, or the data set is a stream, whose last clips are not known.
     """
-    wanted: tuple[tuple[str, Literal["teacher", "data"], float, int], ...] = (
-        ("mca", "teacher", icmd_args.lambda_mca, icmd_args.mca_start_step),
-        ("sf_v", "data", icmd_args.lambda_data_critic, 0),
-    )
-    critics = []
-    for name, real, weight, start_step in wanted:
-        if weight == 0:
-            continue
-        if critic_args.discriminator_backbone == "teacher":
-            channels = dict(zip(family.critic_taps, family.critic_channels(config), strict=True))
-            heads = DiscriminatorHeads(
-                channels,
-                condition_dim,
-                critic_args.discriminator_width,
-                temporal_kernel_size=critic_args.temporal_kernel_size,
-            )
-        else:
-            width = critic_args.discriminator_width
-            heads = LatentDiscriminator(
-                config["out_channels"],
-                condition_dim,
-                (width // 4, width // 2, width),
-                temporal_kernel_size=critic_args.temporal_kernel_size,
-            )
-        critic = make_critic(
-            name,
-            real,
-            heads,
-            device,
-            weight=weight,
-            start_step=start_step,
-            learning_rate=critic_args.discriminator_learning_rate,
-            adam_beta1=critic_args.discriminator_adam_beta1,
-            generator_loss=critic_args.generator_loss if real == "teacher" else critic_args.data_generator_loss,
-            r1_weight=critic_args.r1_weight,
-        )
-        critics.append(critic)
-    return critics
+    if num_clips == 0:
+        return dataset, None
+    if isinstance(dataset, IterableDataset):
+        raise ValueError("`--num_held_out_clips` needs a data set of known size: leave out `--streaming`.")
+    rest = len(dataset) - num_clips  # pyright: ignore[reportArgumentType] - it has a length
+    if rest < 1:
+        raise ValueError(f"`--num_held_out_clips` {num_clips} leaves none of {rest + num_clips} clips to train on.")
+    held_out = Subset(dataset, range(rest, rest + num_clips))
+    return Subset(dataset, range(rest)), DataLoader(held_out, batch_size=batch_size)
 
 
 def report_run(
@@ -401,6 +443,6 @@ def report_run(
     logger.info("trained parameters of the U-Net: %s", f"{sum(p.numel() for p in trainable(unet)):,}")
     for critic in critics:
         count = sum(p.numel() for p in critic.heads.parameters())
-        logger.info("critic %s, from step %d on: %s parameters", critic.name, critic.start_step, f"{count:,}")
+        logger.info("critic %s, from step %d on: %s parameters", critic.name, critic.settings.start_step, f"{count:,}")
     for student, teacher in pairs:
         logger.info("ICD: student %s, teacher %s", student, teacher)

@@ -17,6 +17,7 @@ from vdmini_diffusers.distillation.tasks.base import Encode, Generators, Task
 from vdmini_diffusers.families import ClipShape, TrainableFamily, find_trainable_family
 from vdmini_diffusers.pruning import PruningPlan
 from vdmini_diffusers.pruning.student_folder import check_student, read_plan
+from vdmini_diffusers.trainers.critics import DISCRIMINATOR, ModelSource, read_origin
 from vdmini_diffusers.trainers.trained_pipeline import (
     StateDict,
     clone_with_weights,
@@ -37,7 +38,7 @@ class TeacherAndStudent:
     """A teacher and its pruned student. Without a student, the teacher itself is distilled to fewer steps.
 
     Args:
-        teacher_name: folder or Hub id of a pipeline. It is frozen; its denoiser also carries the critics' features.
+        teacher_name: folder or Hub id of a pipeline. It is frozen.
         student_name: folder or Hub id of a pruned one, as `prune_pipeline` writes it.
         variant: variant of the teacher's weight files, e.g. `"fp16"`.
         revision: revision of the teacher on the Hub.
@@ -67,6 +68,7 @@ class TeacherAndStudent:
         student_variant: str | None = None,
     ):
         self.teacher_name, self.student_name, self.student_variant = teacher_name, student_name, student_variant
+        self.teacher_source = ModelSource(teacher_name, variant, revision)
         self._weights = {"variant": variant, "revision": revision}
 
     @property
@@ -91,6 +93,62 @@ class TeacherAndStudent:
         self.check_family(self.student_name)
         self.companions = student_companions(self.student_name, self.family.denoiser)
         self.card = student_card(args, self.student_name)
+
+    def find_critic_backbone(self, args: CriticArguments) -> ModelSource | None:
+        """The network that carries the critics' features; None if they see the latents. To be called after `check`.
+
+        Raises:
+            OSError: if it cannot be found.
+            ValueError: if none is named, or it is of another objective.
+        """
+        if args.critic_backbone == "none":
+            return None
+        if args.critic_backbone == "teacher":
+            return self.teacher_source
+        if args.critic_backbone is not None:
+            source = ModelSource(args.critic_backbone, args.critic_backbone_variant, args.critic_backbone_revision)
+        elif (found := self.multi_step_model()) is not None:
+            source = found
+        else:
+            raise ValueError(
+                f"The critics stand on the multi-step model that the teacher was made of, and {self.teacher_name} does"
+                " not name it (or it is not there any more): give it as `--critic_backbone`. `teacher` takes the"
+                " teacher itself, which knows few noise levels, and `none` a light critic on the latents."
+            )
+        self.check_family(source.name, source.revision)
+        return source
+
+    def multi_step_model(self) -> ModelSource | None:
+        """The multi-step model that the teacher was made of, if it is known. Without a student, the teacher itself."""
+        return self.teacher_source if self.student_name is None else read_origin(self.teacher_source)
+
+    def load_critic_backbone(self, source: ModelSource, dtype: torch.dtype) -> nn.Module:
+        """Load the network that carries the critics' features, if it is not loaded. To be called after `load_teacher`.
+
+        Raises:
+            ValueError: if it takes other inputs than the teacher.
+        """
+        if source == self.teacher_source:
+            return self.teacher_denoiser
+        return self.load_denoiser(source, dtype)[0]
+
+    def load_denoiser(self, source: ModelSource, dtype: torch.dtype) -> tuple[Any, Any]:
+        """The denoiser of another pipeline of the family, with the pipeline's scheduler.
+
+        Raises:
+            ValueError: if it takes other inputs than the teacher's.
+        """
+        name, variant, revision = source
+        without = dict.fromkeys(set(self.teacher.components) - {self.family.denoiser, "scheduler"})
+        pipe = self.family.pipeline.from_pretrained(name, variant=variant, revision=revision, dtype=dtype, **without)
+        denoiser = pipe.components[self.family.denoiser]
+        for field in ("in_channels", "out_channels", "cross_attention_dim"):
+            found, expected = (model.config.get(field) for model in (denoiser, self.teacher_denoiser))
+            if found != expected:
+                raise ValueError(
+                    f"The denoiser of {name} has `{field}` {found}, and the teacher's {expected}: inputs differ."
+                )
+        return denoiser, pipe.scheduler
 
     def load_teacher(self, args: UNetTrainingArguments, dtype: torch.dtype) -> list[nn.Module]:
         """Load the teacher, and return all that is frozen and goes to the device. To be called after `check`."""
@@ -183,8 +241,18 @@ class TeacherAndStudent:
         """The teacher's pipeline with another denoiser, and other `parts` by name."""
         return self.family.pipeline(**{**self.teacher.components, **parts, self.family.denoiser: denoiser})
 
-    def save(self, args: UNetTrainingArguments, denoiser: Any, state_dict: StateDict) -> None:
-        """Write the whole pipeline with these weights, its plan and its card to `output_dir`."""
+    def save(
+        self,
+        args: UNetTrainingArguments,
+        denoiser: Any,
+        state_dict: StateDict,
+        discriminator: ModelMixin | None = None,
+    ) -> None:
+        """Write the whole pipeline with these weights, its plan and its card to `output_dir`.
+
+        Args:
+            discriminator: heads that are saved beside it.
+        """
         with finished_files(args.output_dir, "model_index.json") as aside:
             save_trained_pipeline(
                 replace(args, output_dir=aside),
@@ -194,6 +262,8 @@ class TeacherAndStudent:
                 self.companions,
                 self.card,
             )
+            if discriminator is not None:
+                discriminator.save_pretrained(aside / DISCRIMINATOR)
 
     def _whole_pipeline(self, denoiser: ModelMixin) -> DiffusionPipeline:
         """With the teacher's other parts in float32."""

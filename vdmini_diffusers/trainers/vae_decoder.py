@@ -22,7 +22,7 @@ from vdmini_diffusers.data.vae_clips import encode_for_decoder
 from vdmini_diffusers.data.video_dataset import load_video_dataset
 from vdmini_diffusers.distillation.averaging import ShardedEMA, averaged
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
-from vdmini_diffusers.distillation.critics import Critic
+from vdmini_diffusers.distillation.critics import Critic, CriticSettings
 from vdmini_diffusers.distillation.decoder_arguments import DecoderLossArguments, DecoderTrainingArguments
 from vdmini_diffusers.distillation.decoder_loop import Prepare, decoder_training_loop
 from vdmini_diffusers.distillation.decoder_losses import PerceptualLoss, lpips_distance
@@ -312,14 +312,16 @@ def make_prepare(vae: Any, device: torch.device) -> Prepare:
 def make_discriminator(loss_args: DecoderLossArguments, size: tuple[int, int], device: torch.device) -> Critic:
     heads = PatchDiscriminator(loss_args.discriminator, loss_args.discriminator_width)
     heads.check_size(size)
+    settings = CriticSettings(
+        real={"data": loss_args.adversarial_start_step},
+        weight=loss_args.adversarial_weight,
+        generator_loss="hinge",
+    )
     return make_critic(
         "adversarial",
-        "data",
         heads,
+        settings,
         device,
-        weight=loss_args.adversarial_weight,
-        start_step=loss_args.adversarial_start_step,
         learning_rate=loss_args.discriminator_learning_rate,
         adam_beta1=loss_args.discriminator_adam_beta1,
-        generator_loss="hinge",
     )

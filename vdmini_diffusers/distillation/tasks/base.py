@@ -68,6 +68,10 @@ class Task(Protocol):
         """Noisy latents at unit variance, for critics without a backbone."""
         ...
 
+    def backbone_conditioning(self, noise_levels: torch.Tensor, inputs: ModelInputs) -> Mapping[str, torch.Tensor]:
+        """The conditioning of the critics' backbone, which runs at the instance noise instead of the inputs' noise."""
+        ...
+
     def critic_condition(
         self, noise_levels: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -30,11 +30,13 @@ class ConsistencyInputs(ModelInputs):
 
     Attributes:
         motion_score: like the latents, zero where a sample has none; None if no sample has.
+        is_motion_guided: `(batch,)`, whether a sample is guided by motion where its noise is high enough.
         captions: one per sample, where there are rewards.
         reward_frames: `(batch, n)` indices for each kind of reward.
     """
 
     motion_score: torch.Tensor | None = None
+    is_motion_guided: torch.Tensor | None = None
     captions: Sequence[str] = ()
     reward_frames: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
@@ -94,7 +96,7 @@ class ConsistencyTask:
                 "The scheduler of the ODE teacher has other noise levels (betas) than the teacher's, so their"
                 " trajectories differ. Take the model that the teacher was distilled from."
             )
-        self.family, self.critic_taps = family, family.critic_taps
+        self.family, self.critic_taps = family, family.critic_taps["blocks"]
         self.student = extract_model_from_parallel(student, keep_torch_compile=False)
         self.schedule = schedule
         self.ode_teacher = ode_teacher
@@ -138,9 +140,10 @@ class ConsistencyTask:
             conditioning={
                 **conditioning,
                 "guidance": (low + (high - low) * guidance).to(latents.device),
-                "motion_guidance": self.motion_gs * (guided & (index >= self.motion_start)).float(),
+                "motion_guidance": self._motion_guidance(guided, timesteps),
             },
             motion_score=batch["motion_score"].float() if precomputed else None,
+            is_motion_guided=guided,
             captions=batch["caption"] if self.rewards is not None else (),
             reward_frames=reward_frames,
         )
@@ -183,6 +186,18 @@ class ConsistencyTask:
 
     def scale(self, noisy_latents: torch.Tensor, noise_levels: torch.Tensor) -> torch.Tensor:
         return noisy_latents  # of unit variance at every timestep
+
+    def backbone_conditioning(
+        self, noise_levels: torch.Tensor, inputs: ConsistencyInputs
+    ) -> Mapping[str, torch.Tensor]:
+        guided = inputs.is_motion_guided
+        assert guided is not None
+        return {**inputs.conditioning, "motion_guidance": self._motion_guidance(guided, noise_levels)}
+
+    def _motion_guidance(self, guided: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Strength of motion guidance, which guided samples have in the noisy part of the grid."""
+        index = (timesteps + 1) / self.step_size - 1
+        return self.motion_gs * (guided & (index >= self.motion_start)).float()
 
     def critic_condition(
         self, noise_levels: torch.Tensor, conditioning: Mapping[str, torch.Tensor]

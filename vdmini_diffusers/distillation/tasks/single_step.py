@@ -45,7 +45,7 @@ class SingleStepTask:
             raise ValueError(
                 f"`num_noise_levels` must be at least 2, not {num_noise_levels}: the last is not trained."
             )
-        self.family, self.critic_taps = family, family.critic_taps
+        self.family, self.critic_taps = family, family.critic_taps["blocks"]
         self.sigmas = karras_sigmas(num_noise_levels)[:-1]
         self.reconstruction_weight = reconstruction_weight
         self.instance_noise = instance_noise_probabilities(instance_noise_mean, instance_noise_std)
@@ -86,6 +86,9 @@ class SingleStepTask:
 
     def scale(self, noisy_latents: torch.Tensor, noise_levels: torch.Tensor) -> torch.Tensor:
         return per_sample(edm_coefficients(noise_levels).in_, noisy_latents) * noisy_latents
+
+    def backbone_conditioning(self, noise_levels: torch.Tensor, inputs: ModelInputs) -> Mapping[str, torch.Tensor]:
+        return inputs.conditioning
 
     def critic_condition(
         self, noise_levels: torch.Tensor, conditioning: Mapping[str, torch.Tensor]

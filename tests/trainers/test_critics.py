@@ -1,0 +1,227 @@
+"""What critics stand on and start from, and what a run with them leaves behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file, save_file
+from scripts_run import command_of, logged_losses, run
+from written_latents import write_latents
+
+from vdmini_diffusers import distill
+from vdmini_diffusers.demo.teachers import I2V_TEACHER
+from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError
+from vdmini_diffusers.trainers.critics import (
+    DISCRIMINATOR,
+    ModelSource,
+    find_discriminator,
+    make_critics,
+    read_origin,
+)
+
+
+HEADS = f"{DISCRIMINATOR}/diffusion_pytorch_model.safetensors"
+CHANNELS = {f"down_blocks.{i}": size for i, size in enumerate((32, 32, 64, 64))}
+FEW = {"max_train_steps": 1, "train_batch_size": 1, "gradient_accumulation_steps": 1, "logging_steps": 1}
+
+
+@pytest.fixture(autouse=True)
+def one_accelerator_a_test():
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture(scope="module")
+def distilled(teacher_folder, tmp_path_factory):
+    """A multi-step model, a one-step teacher made of it beside it, that teacher's student, and latents."""
+    folder = tmp_path_factory.mktemp("critics")
+    shutil.copytree(teacher_folder, folder / "svd")
+    latents = write_latents(folder / "latents", num_samples=6)
+    settings = {
+        **FEW,
+        "pretrained_model_name_or_path": folder / "svd",
+        "precomputed_data_dir": latents,
+        "output_dir": folder / "sf-v",
+        "discriminator_width": 32,
+        "critic_warmup_steps": 0,
+    }
+    run(command_of("train_sf_v.py", settings), folder / "log")
+    return folder / "svd", folder / "sf-v", prune_pipeline(folder / "sf-v", folder / "student"), latents
+
+
+def record(folder: Path, **changes) -> ModelSource:
+    """A teacher whose `training.json` says this."""
+    (folder / "sf-v").mkdir()
+    text = json.dumps({"teacher": "svd", "student": None, "teacher_variant": None, **changes})
+    (folder / "sf-v" / "training.json").write_text(text)
+    return ModelSource(str(folder / "sf-v"))
+
+
+class TestTheMultiStepModelOfATeacher:
+    def test_is_a_folder_beside_it_of_the_name_that_was_recorded(self, tmp_path):
+        teacher = record(tmp_path, teacher_variant="fp16")
+        assert read_origin(teacher) is None
+        (tmp_path / "svd").mkdir()
+        assert read_origin(teacher) == ModelSource(str(tmp_path / "svd"), "fp16")
+
+    def test_or_a_repository_on_the_hub(self, tmp_path):
+        teacher = record(tmp_path, teacher="org/svd", teacher_revision="abc")
+        assert read_origin(teacher) == ModelSource("org/svd", None, "abc")
+
+    def test_or_other_weights_of_the_same_pipeline_as_those_of_the_demo_teacher(self):
+        assert read_origin(ModelSource(str(I2V_TEACHER))) == ModelSource(str(I2V_TEACHER), "multi_step")
+
+    @pytest.mark.parametrize("name", ["../svd", "/etc", "..", "a/b/c", "svd/..", "", 7, None, "a\0b", "https://x.y/z"])
+    def test_and_never_a_path(self, tmp_path, name):
+        (tmp_path / "svd").mkdir()
+        assert read_origin(record(tmp_path, teacher=name)) is None
+
+    def test_a_student_s_record_names_none(self, tmp_path):
+        (tmp_path / "svd").mkdir()
+        assert read_origin(record(tmp_path, student="pruned")) is None
+
+    def test_a_damaged_record_is_refused_by_name(self, tmp_path):
+        teacher = record(tmp_path, teacher_variant=7)
+        with pytest.raises(CheckpointError, match=r"training\.json: the teacher's variant"):
+            read_origin(teacher)
+        Path(teacher.name, "training.json").write_text("[")
+        with pytest.raises(CheckpointError, match=r"training\.json"):
+            read_origin(teacher)
+
+
+def critics_of(discriminator=None, critic=None, icmd=None, channels=CHANNELS, seed=0):
+    arguments = CriticArguments(discriminator_width=32, **(critic or {})), ICMDArguments(**(icmd or {}))
+    made = make_critics(channels, 4, 16, *arguments, discriminator, torch.device("cpu"), seed)
+    return {critic.name: critic for critic in made}
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+class TestHeads:
+    def test_new_ones_are_the_same_with_and_without_the_other_critic_and_differ_by_seed_and_name(self):
+        before = torch.get_rng_state()
+        both, alone = critics_of(), critics_of(icmd={"lambda_mca": 0.0})
+        assert torch.equal(torch.get_rng_state(), before)
+        assert set(both) == {"mca", "sf_v"} and set(alone) == {"sf_v"}
+        assert same(both["sf_v"].heads, alone["sf_v"].heads)
+        assert not same(both["sf_v"].heads, both["mca"].heads)
+        assert not same(both["sf_v"].heads, critics_of(seed=1)["sf_v"].heads)
+
+    def test_new_ones_warm_up_before_they_contribute_and_saved_ones_do_not(self, distilled):
+        new = critics_of(critic={"critic_warmup_steps": 7}, icmd={"mca_start_step": 20})
+        assert {name: (c.settings.start_step, c.settings.warmup_steps) for name, c in new.items()} == {
+            "mca": (20, 7),
+            "sf_v": (7, 7),
+        }
+        found = find_discriminator(ModelSource(str(distilled[1])), CriticArguments())
+        saved = critics_of(found, critic={"critic_warmup_steps": 7})["sf_v"].settings
+        assert (saved.start_step, saved.warmup_steps) == (0, 0)
+
+    def test_the_original_ones_are_the_data_critic_s_and_on_request_those_of_mca(self, distilled):
+        teacher = ModelSource(str(distilled[1]))
+        saved = load_file(distilled[1] / HEADS)
+        for request in (False, True):
+            arguments = CriticArguments(mca_from_discriminator=request)
+            made = critics_of(find_discriminator(teacher, arguments), critic={"mca_from_discriminator": request})
+            from_saved = {
+                name: all(torch.equal(tensor, saved[key]) for key, tensor in critic.heads.state_dict().items())
+                for name, critic in made.items()
+            }
+            assert from_saved == {"sf_v": True, "mca": request}
+
+    def test_one_critic_in_place_of_two(self):
+        (joint,) = critics_of(
+            critic={"critic_warmup_steps": 5}, icmd={"joint_critic": True, "mca_start_step": 9}
+        ).values()
+        assert joint.name == "sf_v" and joint.settings.real == {"data": 5, "teacher": 9}
+        with pytest.raises(ValueError, match="`--lambda_data_critic` must be above 0"):
+            ICMDArguments(joint_critic=True, lambda_data_critic=0.0)
+
+    def test_of_other_features_are_refused(self, distilled):
+        found = find_discriminator(ModelSource(str(distilled[1])), CriticArguments())
+        with pytest.raises(ValueError, match=r"judges .*down_blocks.* and a condition of 16; here there are"):
+            critics_of(found, channels={"down_blocks.0": 32})
+        with pytest.raises(ValueError, match=r"here there are \{'latents': 4\}"):
+            critics_of(found, channels=None)
+
+    def test_that_are_asked_for_and_not_there_are_refused(self, teacher_folder):
+        teacher = ModelSource(str(teacher_folder))
+        assert find_discriminator(teacher, CriticArguments()) is None
+        with pytest.raises(ValueError, match="has no `discriminator` folder"):
+            find_discriminator(teacher, CriticArguments(discriminator_model_name_or_path=str(teacher_folder)))
+        with pytest.raises(ValueError, match="`--mca_from_discriminator`: the teacher has no"):
+            find_discriminator(teacher, CriticArguments(mca_from_discriminator=True))
+
+    def test_of_which_a_tensor_is_missing_are_refused(self, distilled, tmp_path):
+        shutil.copytree(distilled[1] / DISCRIMINATOR, tmp_path / DISCRIMINATOR)
+        tensors = load_file(tmp_path / HEADS)
+        tensors.popitem()
+        save_file(tensors, tmp_path / HEADS)
+        found = find_discriminator(ModelSource(str(tmp_path)), CriticArguments())
+        with pytest.raises(ValueError, match="does not hold the tensors of its config"):
+            critics_of(found)
+        config = json.loads((tmp_path / DISCRIMINATOR / "config.json").read_text())
+        wide = json.dumps({**config, "width": 2**40})
+        (tmp_path / DISCRIMINATOR / "config.json").write_text(wide)
+        with pytest.raises(ValueError, match="does not open"):
+            critics_of(find_discriminator(ModelSource(str(tmp_path)), CriticArguments()))
+        (tmp_path / DISCRIMINATOR / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+        with pytest.raises(CheckpointError, match="describes a 'UNet2DModel'; a discriminator is one of"):
+            find_discriminator(ModelSource(str(tmp_path)), CriticArguments())
+
+
+def test_a_student_is_trained_by_what_its_teacher_s_folder_says(distilled, tmp_path):
+    svd, teacher, student, latents = distilled
+    settings = {
+        **FEW,
+        "pretrained_teacher_model_name_or_path": teacher,
+        "pretrained_student_model_name_or_path": student,
+        "precomputed_data_dir": latents,
+        "output_dir": tmp_path / "out",
+        "num_held_out_clips": 2,
+        "validation_steps": 1,
+        "discriminator_width": 32,
+        "mca_start_step": 0,
+    }
+    output = run(command_of("train_icmd.py", settings), tmp_path / "log")
+    assert f"critics stand on {svd}" in output
+    (losses,) = logged_losses(output)
+    assert {"mca", "sf_v", "mca_accuracy", "sf_v_gap", "reconstruction_gradient", "mca_gradient"} <= set(losses)
+    held_out = json.loads(output.partition("held-out clips: ")[2].partition("\n")[0])
+    assert {"mca/teacher/accuracy", "sf_v/data/auc", "sf_v/data/spread"} <= set(held_out)
+    kept = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert kept["critic_backbone"] == "svd" and kept["teacher_variant"] is None
+    before, after = (load_file(folder / HEADS) for folder in (teacher, tmp_path / "out"))
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_without_a_multi_step_model_training_is_refused_before_it_begins(teacher_folder, distilled, tmp_path):
+    student, latents = distilled[2:]
+    with pytest.raises(ValueError, match=r"does not name it .*: give it as `--critic_backbone`"):
+        distill(teacher_folder, student, tmp_path / "out", precomputed_data_dir=str(latents), **FEW)
+    assert not (tmp_path / "out").exists()
+    none = {"lambda_mca": 0.0, "lambda_data_critic": 0.0}  # no critic needs it
+    distill(teacher_folder, student, tmp_path / "out", precomputed_data_dir=str(latents), **FEW, **none)
+    assert not (tmp_path / "out" / DISCRIMINATOR).exists()
+
+
+@pytest.mark.parametrize("count", [6, 7])
+def test_at_least_one_clip_must_be_left_to_train_on(distilled, tmp_path, count):
+    _, teacher, student, latents = distilled
+    settings = {**FEW, "num_held_out_clips": count, "discriminator_width": 32}
+    with pytest.raises(ValueError, match=f"{count} leaves none of 6 clips"):
+        distill(teacher, student, tmp_path / "out", precomputed_data_dir=str(latents), **settings)
+
+
+def test_an_output_folder_that_is_the_backbone_is_refused(distilled):
+    svd, teacher, student, latents = distilled
+    with pytest.raises(ValueError, match="is the critics' backbone"):
+        distill(teacher, student, svd, precomputed_data_dir=str(latents), **FEW)
