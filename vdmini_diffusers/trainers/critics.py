@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments
@@ -66,9 +67,8 @@ def read_origin(teacher: ModelSource) -> ModelSource | None:
         CheckpointError: if the file is damaged.
         OSError: if the Hub cannot be reached.
     """
-    try:
-        file = fetch_file(teacher.name, "training.json", teacher.revision)
-    except OSError:  # it has none
+    file = _file_of(teacher, "training.json")
+    if file is None:
         return None
     record = read_json(file, dict)
     name, variant, revision = (record.get(field) for field in ("teacher", "teacher_variant", "teacher_revision"))
@@ -108,13 +108,20 @@ def find_discriminator(teacher: ModelSource, args: CriticArguments) -> FoundDisc
             f"`--mca_from_discriminator`: the teacher has no `{DISCRIMINATOR}` folder. Give a pipeline that has one as"
             " `--discriminator_model_name_or_path`."
         )
+    logger.info("the data critic starts from %s", f"that of {found.source.name}" if found else "new heads")
     return found
 
 
-def _read_discriminator(source: ModelSource) -> FoundDiscriminator | None:
+def _file_of(source: ModelSource, name: str) -> Path | None:
     try:
-        file = fetch_file(source.name, f"{DISCRIMINATOR}/config.json", source.revision)
-    except OSError:
+        return fetch_file(source.name, name, source.revision)
+    except (FileNotFoundError, EntryNotFoundError):
+        return None
+
+
+def _read_discriminator(source: ModelSource) -> FoundDiscriminator | None:
+    file = _file_of(source, f"{DISCRIMINATOR}/config.json")
+    if file is None:
         return None
     config = read_json(file, dict)
     class_name = config.get("_class_name")
