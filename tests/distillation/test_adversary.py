@@ -11,7 +11,7 @@ from torch import nn
 from vdmini_diffusers.distillation.adversary import Adversary, Samples, draw_instance_noise
 from vdmini_diffusers.distillation.critics import Critic, CriticFeatures, CriticSettings, scores
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, LatentDiscriminator
-from vdmini_diffusers.distillation.losses import finite_difference_penalty, relativistic_loss
+from vdmini_diffusers.distillation.losses import finite_difference_penalty, gradient_at, relativistic_loss
 from vdmini_diffusers.distillation.ranking import compare, rank_held_out
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
 from vdmini_diffusers.families.svd import SVD
@@ -142,13 +142,33 @@ def settings(**changes) -> CriticSettings:
     return CriticSettings(**{"real": {"teacher": 0}, **changes})
 
 
-def test_an_adaptive_weight_makes_the_critic_s_gradient_as_long_as_the_task_s():
+@pytest.mark.parametrize(("weight", "size"), [(1.0, 7.0), (0.25, 1e-6)])
+def test_an_adaptive_weight_makes_the_critic_s_gradient_as_long_as_the_task_s_times_its_weight(weight, size):
     given = samples()
-    side = adversary(critic(adaptive_weight=True))
-    task_loss = 7 * given.fake.square().mean()
+    side = adversary(critic(adaptive_weight=True, weight=weight))
+    task_loss = size * given.fake.square().mean()
     (adversarial,) = side.losses_for_student(0, given, task_loss).values()
     norms = [torch.autograd.grad(loss, given.fake, retain_graph=True)[0].norm() for loss in (task_loss, adversarial)]
-    assert norms[1].item() == pytest.approx(norms[0].item(), rel=0.01)
+    assert norms[1].item() == pytest.approx(weight * norms[0].item(), rel=0.01)
+
+
+def test_an_adaptive_weight_leaves_silent_heads_silent():
+    side, given = adversary(critic(adaptive_weight=True, random=False)), samples()
+    assert side.losses_for_student(0, given, given.fake.square().mean())["mca"].item() == 0.0
+
+
+def test_a_warming_teacher_is_no_real_sample_of_the_student_s_relativistic_loss():
+    one, given = critic(loss="relativistic", real={"data": 0, "teacher": 5}, warmup_steps=3), samples()
+    losses = [losses_at(step, one, given) for step in (1, 3, 5)]
+    assert losses[0]["mca"] == losses[1]["mca"] != losses[2]["mca"]
+    assert losses[0]["mca_discriminator"] != losses[1]["mca_discriminator"] == losses[2]["mca_discriminator"]
+
+
+def test_small_gradients_are_not_lost_in_half_precision():
+    at = torch.ones(4, requires_grad=True)
+    loss = (1e-6 * at.half().float()).sum() * 1e-2  # below half precision's smallest number
+    assert gradient_at(loss, at).tolist() == pytest.approx([1e-8] * 4, rel=0.05)
+    assert gradient_at(torch.ones((), requires_grad=True), at).tolist() == [0.0] * 4
 
 
 def test_further_steps_of_the_heads_draw_new_noise_and_leave_the_student_alone():
@@ -206,6 +226,7 @@ def test_held_out_clips_are_ranked_alike_at_every_call_and_better_after_training
         return rank_held_out([one], features, Spoils(), nn.Identity(), batches, contextlib.nullcontext)
 
     assert rank() == rank()
+    assert Spoils().training
     assert set(rank()) == {f"mca/teacher/{name}" for name in ("accuracy", "auc", "gap", "spread")}
     assert rank()["mca/teacher/accuracy"] == 0.5  # silent heads
     side = Adversary([one], features, 1, contextlib.nullcontext)

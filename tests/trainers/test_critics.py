@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from scripts_run import command_of, logged_losses, run
 from written_latents import write_latents
@@ -81,6 +82,11 @@ class TestTheMultiStepModelOfATeacher:
     def test_and_never_a_path(self, tmp_path, name):
         (tmp_path / "svd").mkdir()
         assert read_origin(record(tmp_path, teacher=name)) is None
+
+    def test_nor_the_teacher_itself(self, tmp_path):
+        assert read_origin(record(tmp_path, teacher="sf-v")) is None
+        (tmp_path / "again").mkdir()
+        assert read_origin(record(tmp_path / "again", teacher=".")) is None
 
     def test_a_student_s_record_names_none(self, tmp_path):
         (tmp_path / "svd").mkdir()
@@ -157,7 +163,7 @@ class TestHeads:
         assert find_discriminator(teacher, CriticArguments()) is None
         with pytest.raises(ValueError, match="has no `discriminator` folder"):
             find_discriminator(teacher, CriticArguments(discriminator_model_name_or_path=str(teacher_folder)))
-        with pytest.raises(ValueError, match="`--mca_from_discriminator`: the teacher has no"):
+        with pytest.raises(ValueError, match="`--mca_from_discriminator` needs a `discriminator` folder"):
             find_discriminator(teacher, CriticArguments(mca_from_discriminator=True))
 
     def test_of_which_a_tensor_is_missing_are_refused(self, distilled, tmp_path):
@@ -219,6 +225,30 @@ def test_at_least_one_clip_must_be_left_to_train_on(distilled, tmp_path, count):
     settings = {**FEW, "num_held_out_clips": count, "discriminator_width": 32}
     with pytest.raises(ValueError, match=f"{count} leaves none of 6 clips"):
         distill(teacher, student, tmp_path / "out", precomputed_data_dir=str(latents), **settings)
+
+
+def test_the_hub_that_cannot_be_reached_is_no_teacher_without_a_discriminator(monkeypatch):
+    def fetch(*_, **__):
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    with pytest.raises(LocalEntryNotFoundError):
+        find_discriminator(ModelSource("org/sf-v"), CriticArguments())
+    with pytest.raises(LocalEntryNotFoundError):
+        read_origin(ModelSource("org/sf-v"))
+
+
+def test_an_output_folder_that_is_the_discriminator_s_pipeline_is_refused(distilled, tmp_path):
+    _, teacher, student, latents = distilled
+    own = shutil.copytree(teacher, tmp_path / "own")
+    settings = {**FEW, "discriminator_model_name_or_path": str(own), "precomputed_data_dir": str(latents)}
+    with pytest.raises(ValueError, match="is the pipeline of the discriminator"):
+        distill(teacher, student, own, **settings)
+
+
+def test_a_variant_of_a_backbone_that_is_not_named_is_refused():
+    with pytest.raises(ValueError, match="need `--critic_backbone`"):
+        CriticArguments(critic_backbone_variant="fp16")
 
 
 def test_an_output_folder_that_is_the_backbone_is_refused(distilled):

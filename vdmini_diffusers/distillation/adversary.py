@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -74,16 +75,18 @@ class Adversary:
         self._judged = None
         if not self.real_samples(step):
             return {}
-        active = [critic for critic in self.critics if step >= critic.settings.start_step]
+        active = [critic for critic in self.critics if critic.settings.contributing(step)]
         self._judged = judged = self._judge(step, samples, with_graph=bool(active))
         losses = {}
         for critic in active:
-            real = [judged.real[kind] for kind in critic.settings.real_samples(step)]
+            real = [judged.real[kind] for kind in critic.settings.contributing(step)]
             with self.autocast():
                 loss = critic.loss_for_student(judged.fake, real, *judged.condition)
+            weight: Any = critic.settings.weight
             if critic.settings.adaptive_weight:
-                loss = loss * adaptive_weight(task_loss, loss, samples.fake)
-            losses[critic.name] = loss
+                with self.features.keeping_weights():
+                    weight = weight * adaptive_weight(task_loss, loss, samples.fake, least_norm=0.0)
+            losses[critic.name] = weight * loss
         return losses
 
     def train_heads(self, step: int, samples: Samples) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -102,7 +105,7 @@ class Adversary:
                 found = self._add_gradients(critic, self._judged, kinds)
                 losses[f"{critic.name}_discriminator"] = found.loss
                 gaps = torch.cat([real - found.fake for real in found.real])
-                ranks[f"{critic.name}_accuracy"] = (gaps > 0).float().mean()
+                ranks[f"{critic.name}_accuracy"] = ((gaps > 0) + 0.5 * (gaps == 0)).mean()
                 ranks[f"{critic.name}_gap"] = gaps.mean()
         return losses, ranks
 
@@ -119,7 +122,7 @@ class Adversary:
                     self._add_gradients(critic, judged, critic.settings.real_samples(step))
             for critic in again:
                 critic.step(max_grad_norm)
-        self._batches = []
+        self._batches, self._judged = [], None
 
     def _add_gradients(self, critic: Critic, judged: Judged, kinds: Sequence[Real]) -> HeadsLoss:
         perturbed = judged.perturbed.get(critic.settings.r1_sigma, {})

@@ -209,7 +209,7 @@ class CriticArguments(Settings):
     )
     num_held_out_clips: int = setting(
         0,
-        "Last clips of the data set that are not trained on. Every validation_steps, how each critic ranks them"
+        "Last precomputed clips, which are not trained on. Every validation_steps, how each critic ranks them"
         " against the student's videos of the same noise is logged.",
         least=0,
     )
@@ -234,6 +234,8 @@ class CriticArguments(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.critic_backbone is None and (self.critic_backbone_variant or self.critic_backbone_revision):
+            raise ValueError("`--critic_backbone_variant` and `--critic_backbone_revision` need `--critic_backbone`.")
         if self.critic_backbone == "none" and self.discriminator_width < 4:  # its first layer is a quarter
             raise ValueError(
                 f"`--discriminator_width` must be at least 4 with `--critic_backbone none`, not"

@@ -17,9 +17,7 @@ def endless_batches(dataloader: DataLoader, progress: Progress) -> Iterator[Mapp
         ValueError: if an epoch has no batch.
     """
     while True:
-        dataset = dataloader.dataset
-        # The loader where accelerate has prepared it, and the data set behind a `Subset`.
-        for shuffled in (dataloader, dataset, getattr(dataset, "dataset", None)):
+        for shuffled in (dataloader, dataloader.dataset):  # the first where accelerate has prepared it
             if hasattr(shuffled, "set_epoch"):
                 shuffled.set_epoch(progress.epoch)
         taken = progress.batch

@@ -1,6 +1,7 @@
 """Critics of the student: trainable heads on frozen features, and which samples are real (Fig. 2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -47,6 +48,18 @@ class CriticFeatures:
     task: Task
     backbone: nn.Module | None
     taps: Sequence[str] | None = None
+
+    @contextmanager
+    def keeping_weights(self) -> Iterator[None]:
+        """For backward passes that are followed by another: a sharded backbone keeps what it has gathered."""
+        sharded = self.backbone if isinstance(self.backbone, FSDPModule) else None
+        if sharded is not None:
+            sharded.set_reshard_after_backward(False)
+        try:
+            yield
+        finally:
+            if sharded is not None:
+                sharded.set_reshard_after_backward(True)
 
     def __call__(self, latents: torch.Tensor, instance_noise: InstanceNoise, inputs: ModelInputs) -> Features:
         """Features of `(batch, frames, ...)` latents, each `(batch * frames, channels, height, width)`."""
@@ -98,8 +111,12 @@ class CriticSettings:
         return min(self.real.values())
 
     def real_samples(self, step: int) -> tuple[Real, ...]:
-        """What is real at this step; nothing as long as the critic does not train."""
+        """What is real to the heads at this step; nothing as long as they do not train."""
         return tuple(kind for kind, start in self.real.items() if step >= start - self.warmup_steps)
+
+    def contributing(self, step: int) -> tuple[Real, ...]:
+        """What is real in the student's loss at this step; nothing as long as the critic does not contribute."""
+        return tuple(kind for kind, start in self.real.items() if step >= start)
 
 
 class HeadsLoss(NamedTuple):
@@ -126,7 +143,7 @@ class Critic:
         self.settings = settings
 
     def loss_for_student(self, fake: Features, real: Sequence[Features], *condition: torch.Tensor) -> torch.Tensor:
-        """`weight * L_MCA^gen`. The heads take no gradient.
+        """`L_MCA^gen`, not weighted yet. The heads take no gradient.
 
         Args:
             real: features of each kind of real samples, for the relativistic loss.
@@ -135,9 +152,9 @@ class Critic:
         self.heads.requires_grad_(False)
         logits = self.heads(fake, *condition)
         if self.settings.loss == "hinge":
-            return self.settings.weight * generator_loss(logits, self.settings.generator_loss)
+            return generator_loss(logits, self.settings.generator_loss)
         losses = [relativistic_loss(logits, self.heads(features, *condition)) for features in real]
-        return self.settings.weight * torch.stack(losses).mean()
+        return torch.stack(losses).mean()
 
     def loss_for_heads(
         self,

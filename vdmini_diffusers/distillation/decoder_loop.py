@@ -113,7 +113,7 @@ def decoder_training_loop(
                     if loss_args.adaptive_adversarial_weight:
                         likeness = losses["reconstruction"] + losses.get("perceptual", 0)
                         adversarial = adversarial * adaptive_weight(likeness, adversarial, last_layer)
-                    losses["adversarial"] = adversarial
+                    losses["adversarial"] = active.settings.weight * adversarial
 
                 # Decoder step
                 total = torch.stack(list(losses.values())).sum()

@@ -19,7 +19,7 @@ from vdmini_diffusers.distillation.critics import Critic, CriticFeatures
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
 from vdmini_diffusers.distillation.hyperparameters import keeping_hyperparameters, set_learning_rate
 from vdmini_diffusers.distillation.loss_log import LossLog
-from vdmini_diffusers.distillation.losses import icd_loss
+from vdmini_diffusers.distillation.losses import gradient_at, icd_loss
 from vdmini_diffusers.distillation.tasks.base import Task
 
 
@@ -129,7 +129,10 @@ def icmd_training_loop(
                 clean_latents = {"teacher": teacher_denoised, "data": inputs.clean_latents}
                 samples = Samples(denoised, clean_latents, inputs, generators)
                 losses |= adversary.losses_for_student(progress.step, samples, task_loss)
-                norms = gradient_norms(losses, denoised) if reports else {}
+                norms = {}
+                if reports:
+                    with adversary.features.keeping_weights():
+                        norms = gradient_norms(losses, denoised)
 
                 # Generator step
                 total = torch.stack(list(losses.values())).sum()
@@ -168,8 +171,8 @@ def gradient_norms(losses: dict[str, torch.Tensor], denoised: torch.Tensor) -> d
     """The norm of each loss's gradient at the student's output, the mean over clips. ICD has none there."""
     norms = {}
     for name, loss in losses.items():
-        (gradient,) = torch.autograd.grad(loss, denoised, retain_graph=True, allow_unused=True)
-        if gradient is not None:
+        gradient = gradient_at(loss, denoised)
+        if name != "icd":
             norms[f"{name}_gradient"] = len(gradient) * gradient.flatten(1).norm(dim=1).mean()
     return norms
 

@@ -90,16 +90,31 @@ def finite_difference_penalty(logits: Sequence[torch.Tensor], perturbed: Sequenc
     return _mean((a.float() - b.float()).square() for a, b in zip(logits, perturbed, strict=True))
 
 
-def adaptive_weight(likeness: torch.Tensor, adversarial: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+def adaptive_weight(
+    likeness: torch.Tensor, adversarial: torch.Tensor, at: torch.Tensor, least_norm: float = 1e-4
+) -> torch.Tensor:
     """VQGAN's lambda: the ratio of the norms of both losses' gradients at a tensor, detached.
 
-    The graphs of both losses are kept.
+    The graphs of both losses are kept. It is 0 where the adversarial loss has no gradient.
 
     Args:
         at: weights of the last layer, or the output.
+        least_norm: added to the adversarial norm. VQGAN's, by default, suits a last layer; gradients at an output are
+            often smaller.
     """
-    norms = [torch.autograd.grad(loss, at, retain_graph=True)[0].norm() for loss in (likeness, adversarial)]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(max=MAX_ADAPTIVE_WEIGHT).detach()
+    norms = [gradient_at(loss, at).norm() for loss in (likeness, adversarial)]
+    ratio = (norms[0] / (norms[1] + least_norm)).clamp(max=MAX_ADAPTIVE_WEIGHT)
+    return torch.where(norms[1] > 0, ratio, 0.0).detach()
+
+
+def gradient_at(loss: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """The gradient of a loss at a tensor, zero if it does not depend on it; the graph is kept.
+
+    It is taken of a multiple of the loss: half precision on the way would round small gradients to zero.
+    """
+    scale = 2.0**16
+    (gradient,) = torch.autograd.grad(scale * loss, at, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(at) if gradient is None else gradient / scale
 
 
 def pseudo_huber_loss(predicted: torch.Tensor, target: torch.Tensor, c: float | None = None) -> torch.Tensor:

@@ -27,34 +27,40 @@ def rank_held_out(
 ) -> dict[str, float]:
     """Measures of each critic against each kind of its real samples, by names such as `mca/teacher/accuracy`.
 
-    The same noise is drawn at every call, so that calls can be compared.
+    The same noise is drawn at every call, and the student is ranked without dropout, so that calls can be compared.
 
     Returns:
         As `compare` gives them.
     """
     task = features.task
+    training = student.training
+    student.eval()
+    wanted = sorted({kind for critic in critics for kind in critic.settings.real})
     fake: dict[str, list[torch.Tensor]] = {}
     real: dict[tuple[str, str], list[torch.Tensor]] = {}
     num_clips = 0
     for batch in batches:
-        size = len(batch["latents"] if "latents" in batch else batch["pixel_values"])
+        size = len(batch["latents"])
         generators = sample_generators(seed, 0, num_clips, size)
         num_clips += size
         inputs = task.prepare(batch, generators)
         given = inputs.noisy_latents, inputs.noise_levels, inputs.conditioning
         with autocast():
-            denoised, teacher_denoised = (task.denoise(model, *given) for model in (student, teacher))
-        clean_latents = {"teacher": teacher_denoised, "data": inputs.clean_latents}
+            denoised = task.denoise(student, *given)
+            clean_latents = {"data": inputs.clean_latents}
+            if "teacher" in wanted:
+                clean_latents["teacher"] = task.denoise(teacher, *given)
         noise = draw_instance_noise(features, Samples(denoised, clean_latents, inputs, generators))
         condition = task.critic_condition(noise.levels, inputs.conditioning)
         with autocast():
             of_fake = features(denoised, noise, inputs)
-            of_real = {kind: features(latents, noise, inputs) for kind, latents in clean_latents.items()}
+            of_real = {kind: features(clean_latents[kind], noise, inputs) for kind in wanted}
         for critic in critics:
             fake.setdefault(critic.name, []).append(scores(critic.heads(of_fake, *condition)))
             for kind in critic.settings.real:
                 found = scores(critic.heads(of_real[kind], *condition))
                 real.setdefault((critic.name, kind), []).append(found)
+    student.train(training)
     return {
         f"{name}/{kind}/{measure}": value
         for (name, kind), found in real.items()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
 
 from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments
@@ -46,7 +46,7 @@ class FoundDiscriminator:
     def load(self) -> nn.Module:
         """Raises `ValueError` if its weights are not those of its config."""
         name, _, revision = self.source
-        options = {"subfolder": DISCRIMINATOR, "revision": revision, "dtype": torch.float32}
+        options = {"subfolder": DISCRIMINATOR, "revision": revision, "dtype": torch.float32, "use_safetensors": True}
         try:
             heads, info = HEADS[self.class_name].from_pretrained(name, **options, output_loading_info=True)
         except OSError:
@@ -77,10 +77,11 @@ def read_origin(teacher: ModelSource) -> ModelSource | None:
     if not all(part is None or isinstance(part, str) for part in (variant, revision)):
         raise CheckpointError(f"{file}: the teacher's variant and revision are texts, or absent.")
     if name == ".":  # other weights of the same pipeline
-        return ModelSource(teacher.name, variant, teacher.revision)
+        origin = ModelSource(teacher.name, variant, teacher.revision)
+        return origin if origin != teacher else None
     if Path(teacher.name).is_dir() and re.fullmatch(NAME, name):
         beside = Path(teacher.name).resolve().parent / name
-        return ModelSource(str(beside), variant) if beside.is_dir() else None
+        return ModelSource(str(beside), variant) if beside.is_dir() and not beside.samefile(teacher.name) else None
     return ModelSource(name, variant, revision) if re.fullmatch(f"{NAME}/{NAME}", name) else None
 
 
@@ -105,8 +106,8 @@ def find_discriminator(teacher: ModelSource, args: CriticArguments) -> FoundDisc
             )
     if found is None and args.mca_from_discriminator:
         raise ValueError(
-            f"`--mca_from_discriminator`: the teacher has no `{DISCRIMINATOR}` folder. Give a pipeline that has one as"
-            " `--discriminator_model_name_or_path`."
+            f"`--mca_from_discriminator` needs a `{DISCRIMINATOR}` folder: the teacher's, or that of a pipeline"
+            " given as `--discriminator_model_name_or_path`."
         )
     logger.info("the data critic starts from %s", f"that of {found.source.name}" if found else "new heads")
     return found
@@ -115,6 +116,8 @@ def find_discriminator(teacher: ModelSource, args: CriticArguments) -> FoundDisc
 def _file_of(source: ModelSource, name: str) -> Path | None:
     try:
         return fetch_file(source.name, name, source.revision)
+    except LocalEntryNotFoundError:  # the Hub cannot be reached, and the file is not cached
+        raise
     except (FileNotFoundError, EntryNotFoundError):
         return None
 
@@ -125,7 +128,7 @@ def _read_discriminator(source: ModelSource) -> FoundDiscriminator | None:
         return None
     config = read_json(file, dict)
     class_name = config.get("_class_name")
-    if class_name not in HEADS:
+    if not isinstance(class_name, str) or class_name not in HEADS:
         raise CheckpointError(
             f"{file} describes a {short_repr(class_name)}; a discriminator is one of {sorted(HEADS)}."
         )

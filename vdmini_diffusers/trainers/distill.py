@@ -18,9 +18,10 @@ from accelerate.utils import send_to_device
 from diffusers import ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from vdmini_diffusers.data.arguments import TextToVideoDataArguments, VideoDataArguments
+from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.video_dataset import load_video_dataset
 from vdmini_diffusers.distillation.arguments import (
@@ -252,7 +253,11 @@ def check_run(
     if icmd_args.lambda_mca > 0:
         warn_of_late_start("MCA", "mca_start_step", icmd_args.mca_start_step, args.max_train_steps)
     backbone = pair.find_critic_backbone(critic_args)
-    discriminator = find_discriminator(pair.teacher_source, critic_args)
+    discriminator = None
+    if icmd_args.lambda_data_critic > 0 or critic_args.mca_from_discriminator:
+        discriminator = find_discriminator(pair.teacher_source, critic_args)
+    if discriminator is not None:
+        check_apart(args.output_dir, {"the pipeline of the discriminator": discriminator.source.name})
     if backbone is not None:
         check_apart(args.output_dir, {"the critics' backbone": backbone.name})
         logger.info("critics stand on %s%s", backbone.name, f" ({backbone.variant})" if backbone.variant else "")
@@ -323,7 +328,8 @@ def run_training(
                 critics, critic_features, prepared, pair.teacher_denoiser, batches, accelerator.autocast, args.seed
             )
             accelerator.log({f"held_out/{name}": value for name, value in measures.items()}, step=step)
-            logger.info("step %d, held-out clips: %s", step, json.dumps(measures))
+            if accelerator.is_main_process:
+                logger.info("step %d, held-out clips: %s", step, json.dumps(measures))
         if not pair.validation_inputs(args):
             return
         with averaged(ema, trained):
@@ -418,13 +424,13 @@ def split_held_out(dataset: Dataset, num_clips: int, batch_size: int) -> tuple[D
     """The data set without its last clips, and these in their order.
 
     Raises:
-        ValueError: if no clip would be left, or the data set is a stream, whose last clips are not known.
+        ValueError: if no clip would be left, or the data set holds videos.
     """
     if num_clips == 0:
         return dataset, None
-    if isinstance(dataset, IterableDataset):
-        raise ValueError("`--num_held_out_clips` needs a data set of known size: leave out `--streaming`.")
-    rest = len(dataset) - num_clips  # pyright: ignore[reportArgumentType] - it has a length
+    if not isinstance(dataset, PrecomputedLatents):  # videos that cannot be decoded are replaced by others
+        raise ValueError("`--num_held_out_clips` needs `--precomputed_data_dir`.")
+    rest = len(dataset) - num_clips
     if rest < 1:
         raise ValueError(f"`--num_held_out_clips` {num_clips} leaves none of {rest + num_clips} clips to train on.")
     held_out = Subset(dataset, range(rest, rest + num_clips))

@@ -1,5 +1,6 @@
 """A pair of teacher and student, by their names: how they are checked, loaded, validated and saved."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -262,6 +263,7 @@ class TeacherAndStudent:
                 self.companions,
                 self.card,
             )
+            shutil.rmtree(args.output_dir / DISCRIMINATOR, ignore_errors=True)  # of an earlier run
             if discriminator is not None:
                 discriminator.save_pretrained(aside / DISCRIMINATOR)
 
