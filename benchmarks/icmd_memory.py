@@ -67,7 +67,7 @@ class Parts:
         self.pairs = VDMINI_UNET.feature_pairs(self.teacher.config)
         if gradient_checkpointing:
             student.enable_gradient_checkpointing()
-        channels = dict(zip(SingleStepTask.critic_taps, self.teacher.config.block_out_channels, strict=True))
+        channels = dict(zip(SVD.critic_taps, self.teacher.config.block_out_channels, strict=True))
         width = self.teacher.config.cross_attention_dim
         self.critics = nn.ModuleList(DiscriminatorHeads(channels, width) for _ in range(2))
         self.optimizer = torch.optim.AdamW(self.student.parameters(), fused=False, foreach=False)
