@@ -20,7 +20,7 @@ EXTRAS = {
     "train": [
         "av>=18.1",  # older ones ignore the tags of a video's colours when they convert it
         "datasets>=4.0",  # before it, videos were decoded by decord
-        "peft>=0.18",  # older ones import a class that transformers 5 has no more
+        "peft>=0.18.2",  # as transformers 5.11
     ],
     "teacher": ["scikit-image>=0.24", "scikit-learn>=1.5"],
     "lpips": ["lpips>=0.1.4"],
@@ -42,7 +42,7 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
     install_requires=[
-        "accelerate>=1.0",
+        "accelerate>=1.13",  # older ones want MASTER_ADDR of processes that are not joined
         "diffusers>=0.42",  # its way of loading custom components: see "Saving and publishing" in pipelines/README.md
         "filelock>=3.16",
         "ftfy>=6.1",
@@ -53,7 +53,7 @@ setup(
         "safetensors>=0.8",  # as diffusers 0.42
         "torch>=2.6",  # the first whose `torch.load` reads tensors only unless told otherwise
         "tqdm>=4.67",
-        "transformers>=5.0,<5.24",  # 5: `dtype=`; 5.24 wants peft 0.22, which has not been released
+        "transformers>=5.11,<5.24",  # older ones rename CLIP's tensors; 5.24 wants peft 0.22, not yet released
     ],
     extras_require=EXTRAS,
     # Pipelines and model cards live in top-level folders. In a checkout, the links to them in vdmini_diffusers/ make

@@ -26,7 +26,7 @@ LAYOUTS = ("videofolder", "parquet", "webdataset", "csv")
 @pytest.fixture(autouse=True)
 def no_long_pauses(monkeypatch):
     """`datasets` waits for five seconds at the end of a shuffled stream, torch for workers after an error."""
-    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05)
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05, raising=False)  # older ones have none
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
 
 

@@ -477,7 +477,7 @@ def test_lora_weights_of_unet_and_text_encoder_load_and_change_the_video(tmp_pat
     text_lora = LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     pipe.text_encoder.add_adapter(text_lora)
     adapted = pipe(PROMPT, generator=seeded(), **SMALL).frames
-    assert (adapted - of_unet_alone).abs().max() > 1e-2
+    assert (adapted - of_unet_alone).abs().max() > 1e-3
     pipe.save_lora_weights(
         tmp_path,
         unet_lora_layers=get_peft_model_state_dict(pipe.unet),
