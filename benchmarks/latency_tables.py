@@ -18,32 +18,17 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderKLTemporalDecoder,
-    HunyuanVideoTransformer3DModel,
-    UNetSpatioTemporalConditionModel,
-)
+from diffusers import UNetSpatioTemporalConditionModel
 from PIL import Image
 from torch import nn
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPImageProcessor, CLIPTokenizer
 
-from vdmini_diffusers import (
-    VDMiniAutoencoderKLTemporalDecoder,
-    VDMiniI2VPipeline,
-    VDMiniT2VPipeline,
-    VDMiniUNet3DConditionModel,
-    VDMiniUNetSpatioTemporalConditionModel,
-)
+from vdmini_diffusers import VDMiniI2VPipeline, VDMiniT2VPipeline, VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.image_to_video_networks import build_i2v_scheduler
@@ -59,20 +44,6 @@ TINY_SIZES = {"A1": (2, 64, 64), "A3": (2, 64, 64), "A5": (5, 64, 64)}
 STEPS = {"A1": 1, "A3": 16, "A5": 1}
 SUM = "sum"
 NETWORKS = json.loads(Path(__file__).with_name("latency_networks.json").read_text())
-CLASSES = {
-    cls.__name__: cls
-    for cls in (
-        AutoencoderKL,
-        AutoencoderKLTemporalDecoder,
-        CLIPTextModel,
-        CLIPVisionModelWithProjection,
-        HunyuanVideoTransformer3DModel,
-        UNetSpatioTemporalConditionModel,
-        VDMiniAutoencoderKLTemporalDecoder,
-        VDMiniUNet3DConditionModel,
-        VDMiniUNetSpatioTemporalConditionModel,
-    )
-}
 
 
 @dataclass
@@ -126,7 +97,10 @@ class Place:
     def make(self, name: str, without: str | None = None) -> nn.Module:
         """A network of latency_networks.json, without one of its parts."""
         network = NETWORKS[name]
-        cls, config = CLASSES[network["class"]], network["config"] | (network["tiny"] if self.tiny else {})
+        library, class_name = network["class"]
+        cls, config = getattr(import_module(library), class_name), network["config"]
+        if self.tiny:
+            config = config | network["tiny"]
         config_class = getattr(cls, "config_class", None)  # of transformers
         model = cls(config_class(**config)) if config_class else cls(**config)
         if without is not None:
@@ -190,7 +164,8 @@ def text_to_video(args: Any, place: Place) -> list[Component]:
     def pipeline(name: str) -> VDMiniT2VPipeline:
         unet, tokenizer = place.build(name), CLIPTokenizer.from_pretrained(T2V_TEACHER / "tokenizer")
         vae, text_encoder = place.build("Stable Diffusion's VAE"), place.build("VideoCrafter2's text encoder")
-        pipe = VDMiniT2VPipeline(vae, text_encoder, tokenizer, unet, t2v_scheduler(unet.config))
+        scheduler: Any = t2v_scheduler(unet.config)
+        pipe = VDMiniT2VPipeline(vae, text_encoder, tokenizer, unet, scheduler)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -110,7 +111,7 @@ def unpack_missing(wheels: Path, target: Path) -> None:
 class Results:
     """What is known of each item, as files of the output folder."""
 
-    def __init__(self, args: Arguments):
+    def __init__(self, args: Arguments, items: Sequence[Item]):
         import torch
 
         on_gpu = args.device == "cuda"
@@ -118,39 +119,50 @@ class Results:
             raise RuntimeError("No CUDA device was found. `--device cpu --tiny` tries the list without one.")
         self.folder = args.output_dir.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}
         self.machine = {
             "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
-            "tiny": args.tiny,
-            **versions,
+            **{name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")},
         }
-        self.items = {item.name: self._saved(item) for item in ITEMS}
-        found = {(r["device"].startswith("CPU"), r["tiny"]) for r in self.items.values() if "device" in r}
-        if found - {(not on_gpu, args.tiny)}:
-            raise ValueError(f"{self.folder} holds results of another kind of device or size: choose another folder.")
+        self.setting = {"device": args.device, "tiny": args.tiny}
+        self.records = {item.name: self._saved(item.name) for item in items}
 
-    def _saved(self, item: Item) -> dict[str, Any]:
-        file = self.folder / f"{item.name}.json"
-        return json.loads(file.read_text()) if file.exists() else {"name": item.name, "state": "not reached"}
+    def _saved(self, name: str) -> dict[str, Any]:
+        file = self.folder / f"{name}.json"
+        if not file.exists():
+            return {"name": name, "state": "not reached"}
+        record = json.loads(file.read_text())
+        if record["setting"] != self.setting:
+            raise ValueError(
+                f"{self.folder} holds results with {record['setting']}, not {self.setting}: choose another folder."
+            )
+        return record
+
+    def state(self, item: Item) -> str:
+        return self.records[item.name]["state"]
 
     def save(self, item: Item, **found: Any) -> None:
-        """Note what was found of an item, and write everything anew."""
+        """Keep what was found of an item, with the rows that its command has written so far."""
+        from vdmini_diffusers.serialization.atomic import write_file
+
+        record = {"name": item.name, **found, **self.machine, "setting": self.setting}
+        with suppress(OSError, ValueError):  # there are none, or they are damaged, which the item's log says
+            record["rows"] = json.loads((self.folder / item.name / "rows.json").read_text())
+        self.records[item.name] = record
+        write_file(self.folder / f"{item.name}.json", json.dumps(record, indent=2).encode())
+        self.write()
+
+    def write(self) -> None:
+        """Write `results.json` and `results.md` anew."""
         from vdmini_diffusers.cli.markdown_table import markdown_table
         from vdmini_diffusers.serialization.atomic import write_file
 
-        rows = self.folder / item.name / "rows.json"
-        record = {"name": item.name, **found, **self.machine}
-        with suppress(OSError, ValueError):  # there are none, or they are damaged, which the item's log says
-            record["rows"] = json.loads(rows.read_text())
-        self.items[item.name] = record
-        write_file(self.folder / f"{item.name}.json", json.dumps(record, indent=2).encode())
-        write_file(self.folder / "results.json", json.dumps(list(self.items.values()), indent=2).encode())
-        hidden = ("rows", "tiny")
-        summary = [{k: v for k, v in record.items() if k not in hidden} for record in self.items.values()]
-        parts = [f"# {self.machine['device']}{', tiny networks' * self.machine['tiny']}", markdown_table(summary)]
-        for name, record in self.items.items():
+        records = list(self.records.values())
+        write_file(self.folder / "results.json", json.dumps(records, indent=2).encode())
+        summary = [{k: v for k, v in record.items() if k not in ("rows", "setting")} for record in records]
+        parts = [f"# {self.machine['device']}{', tiny networks' * self.setting['tiny']}", markdown_table(summary)]
+        for record in records:
             if record.get("rows"):
-                parts += [f"## {name}", f"On {record['device']}:", markdown_table(record["rows"])]
+                parts += [f"## {record['name']}", f"On {record['device']}:", markdown_table(record["rows"])]
         write_file(self.folder / "results.md", "\n\n".join([*parts, ""]).encode())
 
 
@@ -188,25 +200,26 @@ def run_item(item: Item, args: Arguments, results: Results, seconds: float) -> N
     )
 
 
-def run_items(items: list[Item], args: Arguments, results: Results, end: float) -> None:
+def run_items(items: Sequence[Item], args: Arguments, results: Results, end: float) -> None:
     """Those that are not done, one after the other, until `end` of the monotonic clock."""
-    for item in sorted(items, key=lambda item: results.items[item.name]["state"] == "failed"):
+    for item in sorted(items, key=lambda item: results.state(item) == "failed"):
         left = end - time.monotonic()
-        if results.items[item.name]["state"] != "done" and left > 0:
+        if results.state(item) != "done" and left > 0:
             run_item(item, args, results, min(item.seconds, left))
-            print(f"{item.name}: {results.items[item.name]['state']}", flush=True)
+            print(f"{item.name}: {results.state(item)}", flush=True)
+    results.write()
 
 
 def main(args: Arguments) -> None:
     end = time.monotonic() + args.seconds
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the item's process as well
-    results = Results(args)
+    results = Results(args, ITEMS)
     run_items([item for item in ITEMS if item.name in args.only], args, results, end)
     print((results.folder / "results.md").read_text())
 
 
 if __name__ == "__main__":
-    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()  # pyright: ignore[reportArgumentType] - a dataclass
     put_on_path(arguments)
     from vdmini_diffusers.cli.script import run
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from runs import forget_accelerator
 from tiny import randomise, student_of, tiny_svd_pipeline, tiny_teacher_unet
 from tiny_text_to_video import tiny_t2v_pipeline, tiny_t2v_student
 
@@ -35,8 +35,7 @@ def nothing_stays():
     yield
     _AttentionBackendRegistry.set_active_backend(backend)
     torch.compiler.reset()
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    forget_accelerator()
 
 
 def i2v_student():

@@ -1,6 +1,7 @@
-"""What the tests in this folder run on a device: a U-Net's forward pass, and a pipeline."""
+"""What the tests in this folder run on a device: a U-Net's forward pass, a pipeline, and accelerators in turn."""
 
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from tiny import tiny_image, tiny_unet_inputs
 from tiny_text_to_video import tiny_t2v_inputs
 
@@ -34,3 +35,9 @@ def video(pipe):
     else:
         frames = pipe("a corgi", num_inference_steps=2, **arguments).frames
     return torch.as_tensor(frames).float().cpu()
+
+
+def forget_accelerator():
+    """So that the next one may have another precision."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()

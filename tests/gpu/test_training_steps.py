@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from runs import forget_accelerator
 from safetensors.torch import load_file
 from scripts_run import logged_losses
 from tiny import student_of, tiny_svd_pipeline
@@ -39,6 +40,7 @@ def trained(folders, out, caplog, **settings):
     """The weights after some steps with both critics, and the losses of each step."""
     teacher, student, latents = folders
     caplog.clear()
+    forget_accelerator()
     with caplog.at_level(logging.INFO):
         distill(
             teacher,
