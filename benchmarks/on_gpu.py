@@ -47,20 +47,20 @@ class Item:
 
 
 TESTS = "env VDMINI_TEST_DEVICE={device} {python} -m pytest tests/gpu -m gpu -q -p no:cacheprovider"
-LATENCY = "{python} benchmarks/latency_tables.py --device {device} {tiny} --rounds 10 --output {folder}/rows.json"
+LATENCY = "{python} benchmarks/latency_tables.py --device {device} {tiny} --output {folder}/rows.json"
 ITEMS = (
-    Item("gpu_tests", 180, TESTS),
-    Item("a1_bf16", 90, f"{LATENCY} --table A1 --dtype bf16 --pipeline"),
-    Item("a3_bf16", 90, f"{LATENCY} --table A3 --dtype bf16 --pipeline"),
-    Item("a1_bf16_compiled", 180, f"{LATENCY} --table A1 --dtype bf16 --compile"),
-    Item("a3_bf16_compiled", 180, f"{LATENCY} --table A3 --dtype bf16 --compile"),
-    Item("a1_fp16", 90, f"{LATENCY} --table A1 --dtype fp16 --pipeline"),
-    Item("a3_fp16", 90, f"{LATENCY} --table A3 --dtype fp16 --pipeline"),
-    Item("a5_bf16", 120, f"{LATENCY} --table A5 --dtype bf16"),
-    Item("a1_fp16_compiled", 180, f"{LATENCY} --table A1 --dtype fp16 --compile"),
-    Item("a3_fp16_compiled", 180, f"{LATENCY} --table A3 --dtype fp16 --compile"),
-    Item("a5_bf16_compiled", 240, f"{LATENCY} --table A5 --dtype bf16 --compile"),
-    Item("a5_fp16", 120, f"{LATENCY} --table A5 --dtype fp16"),
+    Item("gpu_tests", 200, TESTS),
+    Item("a1_bf16", 90, f"{LATENCY} --table A1 --dtype bf16 --pipeline --rounds 5"),
+    Item("a3_bf16", 90, f"{LATENCY} --table A3 --dtype bf16 --pipeline --rounds 5"),
+    Item("a1_bf16_compiled", 180, f"{LATENCY} --table A1 --dtype bf16 --compile --rounds 5"),
+    Item("a3_bf16_compiled", 180, f"{LATENCY} --table A3 --dtype bf16 --compile --rounds 5"),
+    Item("a1_fp16", 90, f"{LATENCY} --table A1 --dtype fp16 --pipeline --rounds 5"),
+    Item("a3_fp16", 90, f"{LATENCY} --table A3 --dtype fp16 --pipeline --rounds 5"),
+    Item("a5_bf16", 120, f"{LATENCY} --table A5 --dtype bf16 --rounds 3"),
+    Item("a1_fp16_compiled", 180, f"{LATENCY} --table A1 --dtype fp16 --compile --rounds 5"),
+    Item("a3_fp16_compiled", 180, f"{LATENCY} --table A3 --dtype fp16 --compile --rounds 5"),
+    Item("a5_bf16_compiled", 240, f"{LATENCY} --table A5 --dtype bf16 --compile --rounds 3"),
+    Item("a5_fp16", 120, f"{LATENCY} --table A5 --dtype fp16 --rounds 3"),
 )
 
 

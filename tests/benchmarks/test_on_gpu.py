@@ -63,9 +63,9 @@ def test_a_table_is_not_measured_again_where_its_rows_are(tmp_path):
 def test_items_that_hang_and_fail_are_reported_and_stop_no_other(on_gpu, tmp_path):
     args = on_gpu.Arguments(device="cpu", tiny=True, output_dir=tmp_path)
     sleep = "import os, pathlib, time; pathlib.Path(r'{folder}', 'pid').write_text(str(os.getpid())); time.sleep(60)"
-    once = "import pathlib, sys; p = pathlib.Path(r'{folder}', 'ran'); sys.exit(p.exists() or p.touch() or 'it broke')"
-    hangs = on_gpu.Item("hangs", 1.5, f'{{python}} -c "{sleep}"')
-    fails_once = on_gpu.Item("fails_once", 30, f'{{python}} -c "{once}"')
+    once = "import os, sys; sys.exit(not os.path.exists('ran') and (open('ran', 'w').close() or 'it broke'))"
+    hangs = on_gpu.Item("hangs", 2, f'{{python}} -c "{sleep}"')
+    fails_once = on_gpu.Item("fails_once", 30, f'env -C {{folder}} {{python}} -c "{once}"')
     works = on_gpu.Item("works", 30, "{python} -c \"print('tiny', '{tiny}', '{device}')\"")
     items = (hangs, fails_once, works)
 

@@ -29,6 +29,12 @@ def gpu(device):
 
 
 @pytest.fixture(autouse=True)
+def float32_is_whole(monkeypatch):
+    """A GPU's convolutions would otherwise round to TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
 def nothing_stays():
     """What accelerate, the attention dispatcher and the compiler keep for the process ends with the test."""
     backend = _AttentionBackendRegistry._active_backend

@@ -12,7 +12,7 @@ ON_CPU = ("_native_math", "_native_flash", "flex")
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-@pytest.mark.parametrize("backend", ["_native_math", "_native_flash", "_native_efficient", "_native_cudnn", "flex"])
+@pytest.mark.parametrize("backend", ["_native_math", "_native_flash", "_native_efficient", "flex"])
 def test_a_backend_is_near_the_default_one(backend, dtype, device, student):
     if device.type == "cpu" and backend not in ON_CPU:
         pytest.skip(f"{backend} is a GPU's")

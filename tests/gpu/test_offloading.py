@@ -45,4 +45,5 @@ def test_groups_of_layers_come_and_go(how, use_stream, device, pipe, expected):
     pipe.unet.enable_group_offload(onload_device=device, use_stream=use_stream, **how)
     for _ in range(2):
         assert_same_video(video(pipe), expected)
-    assert {p.device.type for p in pipe.unet.parameters()} == {"cpu"}
+    if not use_stream:  # which may have begun with the next ones
+        assert {p.device.type for p in pipe.unet.parameters()} == {"cpu"}

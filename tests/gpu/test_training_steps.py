@@ -47,7 +47,7 @@ def trained(folders, out, caplog, **settings):
             student,
             out,
             precomputed_data_dir=str(latents),
-            max_train_steps=4,
+            max_train_steps=6,
             train_batch_size=1,
             gradient_accumulation_steps=1,
             logging_steps=1,
@@ -66,11 +66,12 @@ def test_in_half_precision_losses_are_near_those_in_float32_and_weights_change(
     if precision == "fp16" and device.type == "cpu":
         pytest.skip("accelerate has no fp16 on a CPU")
     _, expected = trained(folders, tmp_path / "float32", caplog)
+    # Among the first steps are some that the scaler of fp16 leaves out.
     weights, losses = trained(folders, tmp_path / precision, caplog, mixed_precision=precision)
     before = load_file(folders[1] / WEIGHTS)
     assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in weights.values())
     assert sum(not torch.equal(weights[name], before[name]) for name in before) > 0.9 * len(before)
-    assert len(losses) == len(expected) == 4
+    assert len(losses) == len(expected) == 6
     assert all(math.isfinite(value) for step in losses for value in step.values())
     assert losses[0].keys() == expected[0].keys()
     for name, value in expected[0].items():
