@@ -11,7 +11,7 @@ rounds' ratios, and memory the allocator's peak beyond the weights, on a GPU. Mu
 meta device. U-Nets run one step without guidance; the sum is what a video takes, in 1 (A1) and 16 steps (A3).
 
 `--output` keeps the rows as JSON after each component. Run again, what the file has is not measured again. The paper
-does not say which size Table A5 was measured at, and its times are too short to be milliseconds of a video.
+does not say which size Table A5 was measured at, nor what part of a video its times are for.
 """
 
 import json
@@ -52,7 +52,9 @@ class Arguments:
         default="A1", metadata={"help": "A1: image to video. A3: text to video. A5: HunyuanVideo's transformer."}
     )
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
-    dtype: Literal["fp32", "bf16", "fp16"] = field(default="fp32", metadata={"help": "Of weights and inputs."})
+    dtype: Literal["fp32", "bf16", "fp16"] = field(
+        default="fp32", metadata={"help": "Precision of weights and inputs."}
+    )
     rounds: int = field(default=1, metadata={"help": "Measured rounds; on cuda two that are not come first."})
     compile: bool = field(
         default=False, metadata={"help": "Measure what was pruned only, compiled and eager in the same rounds."}
@@ -230,6 +232,10 @@ def compile_networks(made: Any) -> None:
             network.decoder.compile()
 
 
+def name_of(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
 def pair(name: str, values: Sequence[float | None]) -> dict[str, float]:
     """The teacher's and the student's, which are one where they share the network; nothing where there is none."""
     ends = {f"teacher {name}": values[0], f"student {name}": values[-1]} if values else {}
@@ -237,7 +243,7 @@ def pair(name: str, values: Sequence[float | None]) -> dict[str, float]:
 
 
 def measure(component: Component, counted: Component, args: Arguments) -> list[dict[str, Any]]:
-    """A row of the component; with `--compile` two, of eager and of compiled networks. `counted` is on "meta"."""
+    """Time a component: one row, or two with `--compile`, for eager and compiled. `counted` is its like on "meta"."""
     made = [build() for build in component.builders]
     for each in made:
         if args.compile:
@@ -256,14 +262,13 @@ def measure(component: Component, counted: Component, args: Arguments) -> list[d
     sizes = [sum(p.numel() for network in networks_of(each) for p in network.parameters()) / 1e6 for each in made]
     is_network = isinstance(made[0], nn.Module)
     macs = [count_tmacs(partial(counted.work, build())) for build in counted.builders] if is_network else []
-    del made
     rows = []
     for mode in stances:
         teacher, student = timings[f"{mode} 0"], timings[f"{mode} {len(component.builders) - 1}"]
         row = {"component": component.name, "mode": mode, **pair("M parameters", sizes), **pair("TMACs", macs)}
         row |= {**pair("ms", [teacher.median, student.median]), "ratio": round(teacher.ratio(student), 3)}
         row |= pair("peak MiB", [teacher.peak, student.peak])
-        rows.append(row | pair("ms in the paper", component.paper))
+        rows.append(row | pair("ms in the paper", component.paper) | {"device": name_of(args.device)})
     return rows
 
 
@@ -297,13 +302,13 @@ def main(args: Arguments) -> None:
         print(json.dumps(rows[-1]), flush=True)
         if args.output is not None:
             write_file(args.output, json.dumps(rows, indent=2).encode())
-    if len(in_sum) > 1 and not args.compile:
+    one_device = len({row["device"] for row in rows}) == 1  # where rows were kept, they may be another's
+    if len(in_sum) > 1 and not args.compile and one_device:
         rows.append(total([row for row in rows if row["component"] in in_sum], STEPS[args.table]))
         if args.output is not None:
             write_file(args.output, json.dumps(rows, indent=2).encode())
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     clip = f"{args.num_frames} x {args.height} x {args.width} pixels, {args.dtype}"
-    print(f"\n{markdown_table(rows)}\n\nTable {args.table}: {clip}, {where}, torch {torch.__version__}")
+    print(f"\n{markdown_table(rows)}\n\nTable {args.table}: {clip}, {name_of(args.device)}, torch {torch.__version__}")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Arguments:
 
 
 def put_on_path(args: Arguments) -> None:
-    """Start anew with the package, and what lacks and `--wheels` has, on Python's path, unless they are there."""
+    """Restart with this repository and the packages of `--wheels` on Python's path, unless they are on it."""
     target = args.output_dir.resolve() / "wheels"
     wanted = [str(ROOT)] if find_spec("vdmini_diffusers") is None else []
     if args.wheels is not None:
@@ -94,6 +94,7 @@ def put_on_path(args: Arguments) -> None:
 
 
 def unpack_missing(wheels: Path, target: Path) -> None:
+    """Unpack the wheels of packages that are not installed; `target` appears when all of them are in it."""
     missing = []
     for wheel in sorted(wheels.glob("*.whl")):
         try:
@@ -162,11 +163,12 @@ class Results:
         parts = [f"# {self.machine['device']}{', tiny networks' * self.setting['tiny']}", markdown_table(summary)]
         for record in records:
             if record.get("rows"):
-                parts += [f"## {record['name']}", f"On {record['device']}:", markdown_table(record["rows"])]
+                parts += [f"## {record['name']}", markdown_table(record["rows"])]
         write_file(self.folder / "results.md", "\n\n".join([*parts, ""]).encode())
 
 
 def run_item(item: Item, args: Arguments, results: Results, seconds: float) -> None:
+    """Run an item in a process of its own, and end that after `seconds`."""
     folder = results.folder / item.name
     folder.mkdir(exist_ok=True)
     filled = {
@@ -201,7 +203,7 @@ def run_item(item: Item, args: Arguments, results: Results, seconds: float) -> N
 
 
 def run_items(items: Sequence[Item], args: Arguments, results: Results, end: float) -> None:
-    """Those that are not done, one after the other, until `end` of the monotonic clock."""
+    """Run those that are not done, one after the other, until `end` on the monotonic clock; failed ones come last."""
     for item in sorted(items, key=lambda item: results.state(item) == "failed"):
         left = end - time.monotonic()
         if results.state(item) != "done" and left > 0:

@@ -36,7 +36,7 @@ def float32_is_whole(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_stays():
-    """What accelerate, the attention dispatcher and the compiler keep for the process ends with the test."""
+    """Reset what accelerate, the attention dispatcher and the compiler keep for the process."""
     backend = _AttentionBackendRegistry._active_backend
     yield
     _AttentionBackendRegistry.set_active_backend(backend)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.gpu
 
 
 def three_widths(task):
-    """A student's U-Net and its number of graphs: for each of the widths one of each class of repeated blocks."""
+    """Return a U-Net and its number of graphs: for each of the widths one of each class of repeated blocks."""
     if task == "i2v":
         config = {**TINY_UNET_CONFIG, "block_out_channels": (32, 64, 128), "num_attention_heads": (1, 2, 4)}
         return VDMiniUNetSpatioTemporalConditionModel(**config), 3 * 2
