@@ -49,7 +49,7 @@ class Item:
 TESTS = "env VDMINI_TEST_DEVICE={device} {python} -m pytest tests/gpu -m gpu -q -p no:cacheprovider"
 LATENCY = "{python} benchmarks/latency_tables.py --device {device} {tiny} --output {folder}/rows.json"
 ITEMS = (
-    Item("gpu_tests", 200, TESTS),
+    Item("gpu_tests", 240, TESTS),
     Item("a1_bf16", 90, f"{LATENCY} --table A1 --dtype bf16 --pipeline --rounds 5"),
     Item("a3_bf16", 90, f"{LATENCY} --table A3 --dtype bf16 --pipeline --rounds 5"),
     Item("a1_bf16_compiled", 180, f"{LATENCY} --table A1 --dtype bf16 --compile --rounds 5"),
