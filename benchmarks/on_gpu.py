@@ -1,0 +1,228 @@
+#!/usr/bin/env python
+"""What a GPU must show, in order of importance, for a GPU that is there for minutes only.
+
+    python benchmarks/on_gpu.py --seconds 540
+    python benchmarks/on_gpu.py --device cpu --tiny --output_dir outputs/on_cpu
+
+Each of `ITEMS` runs in a process of its own, which ends with the item's time box or with `--seconds`. Afterwards the
+output folder has `results.md` and `results.json`, and of each item a JSON file and a folder with its log. Run again
+with the same folder, items that are done are left out, those that failed come last, and those that ran out of time go
+on where they keep rows. A bare machine needs torch, transformers, accelerate and peft; `--wheels` may bring the rest
+(diffusers, ftfy, pytest, hypothesis, ...). Nothing is downloaded.
+"""
+
+import importlib.metadata
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+# Nothing of the package, and no diffusers, before `put_on_path` has found them.
+from transformers import HfArgumentParser
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A command, and the seconds that it may take.
+
+    `{python}`, `{device}`, `{tiny}` (`--tiny` or nothing) and `{folder}` (the item's own, which stays) are filled in.
+    Rows that the command writes to `{folder}/rows.json` become a table of the results.
+    """
+
+    name: str
+    seconds: float
+    command: str
+
+
+TESTS = "env VDMINI_TEST_DEVICE={device} {python} -m pytest tests/gpu -m gpu -q -p no:cacheprovider"
+LATENCY = "{python} benchmarks/latency_tables.py --device {device} {tiny} --output {folder}/rows.json"
+ITEMS = (
+    Item("gpu_tests", 240, TESTS),
+    Item("a1_bf16", 90, f"{LATENCY} --table A1 --dtype bf16 --pipeline --rounds 5"),
+    Item("a3_bf16", 90, f"{LATENCY} --table A3 --dtype bf16 --pipeline --rounds 5"),
+    Item("a1_bf16_compiled", 180, f"{LATENCY} --table A1 --dtype bf16 --compile --rounds 5"),
+    Item("a3_bf16_compiled", 180, f"{LATENCY} --table A3 --dtype bf16 --compile --rounds 5"),
+    Item("a1_fp16", 90, f"{LATENCY} --table A1 --dtype fp16 --pipeline --rounds 5"),
+    Item("a3_fp16", 90, f"{LATENCY} --table A3 --dtype fp16 --pipeline --rounds 5"),
+    Item("a5_bf16", 120, f"{LATENCY} --table A5 --dtype bf16 --rounds 3"),
+    Item("a1_fp16_compiled", 180, f"{LATENCY} --table A1 --dtype fp16 --compile --rounds 5"),
+    Item("a3_fp16_compiled", 180, f"{LATENCY} --table A3 --dtype fp16 --compile --rounds 5"),
+    Item("a5_bf16_compiled", 240, f"{LATENCY} --table A5 --dtype bf16 --compile --rounds 3"),
+    Item("a5_fp16", 120, f"{LATENCY} --table A5 --dtype fp16 --rounds 3"),
+)
+
+
+@dataclass
+class Arguments:
+    seconds: float = field(default=540, metadata={"help": "Seconds after which the run ends."})
+    output_dir: Path = field(default=Path("outputs/on_gpu"), metadata={"help": "Where results go, and are found."})
+    device: Literal["cuda", "cpu"] = field(default="cuda", metadata={"help": "What the items run on."})
+    tiny: bool = field(default=False, metadata={"help": "Tiny networks and clips, to try the list itself."})
+    only: list[str] = field(
+        default_factory=lambda: [item.name for item in ITEMS],
+        metadata={"help": "Items to run; default: all.", "choices": [item.name for item in ITEMS]},
+    )
+    wheels: Path | None = field(
+        default=None, metadata={"help": "Folder with wheels; packages that are not installed are taken from it."}
+    )
+
+
+def put_on_path(args: Arguments) -> None:
+    """Restart with this repository and the packages of `--wheels` on Python's path, unless they are on it."""
+    target = args.output_dir.resolve() / "wheels"
+    wanted = [str(ROOT)] if find_spec("vdmini_diffusers") is None else []
+    if args.wheels is not None:
+        wanted.append(str(target))
+    if set(wanted) <= set(sys.path):
+        return
+    if args.wheels is not None and not target.exists():
+        unpack_missing(args.wheels, target)
+    os.environ["PYTHONPATH"] = os.pathsep.join([*wanted, *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def unpack_missing(wheels: Path, target: Path) -> None:
+    """Unpack the wheels of packages that are not installed; `target` appears when all of them are in it."""
+    missing = []
+    for wheel in sorted(wheels.glob("*.whl")):
+        try:
+            importlib.metadata.distribution(wheel.name.split("-")[0])
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(wheel)
+    partial = target.with_name(f"{target.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    if missing:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade"]
+        subprocess.run([*pip, "--target", partial, *missing], check=True)
+    partial.rename(target)
+
+
+class Results:
+    """What is known of each item, as files of the output folder."""
+
+    def __init__(self, args: Arguments, items: Sequence[Item]):
+        import torch
+
+        on_gpu = args.device == "cuda"
+        if on_gpu and not torch.cuda.is_available():
+            raise RuntimeError("No CUDA device was found. `--device cpu --tiny` tries the list without one.")
+        self.folder = args.output_dir.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.machine = {
+            "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+            **{name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")},
+        }
+        self.setting = {"device": args.device, "tiny": args.tiny}
+        self.records = {item.name: self._saved(item.name) for item in items}
+
+    def _saved(self, name: str) -> dict[str, Any]:
+        file = self.folder / f"{name}.json"
+        if not file.exists():
+            return {"name": name, "state": "not reached"}
+        record = json.loads(file.read_text())
+        if record["setting"] != self.setting:
+            raise ValueError(
+                f"{self.folder} holds results with {record['setting']}, not {self.setting}: choose another folder."
+            )
+        return record
+
+    def state(self, item: Item) -> str:
+        return self.records[item.name]["state"]
+
+    def save(self, item: Item, **found: Any) -> None:
+        """Keep what was found of an item, with the rows that its command has written so far."""
+        from vdmini_diffusers.serialization.atomic import write_file
+
+        record = {"name": item.name, **found, **self.machine, "setting": self.setting}
+        with suppress(OSError, ValueError):  # there are none, or they are damaged, which the item's log says
+            record["rows"] = json.loads((self.folder / item.name / "rows.json").read_text())
+        self.records[item.name] = record
+        write_file(self.folder / f"{item.name}.json", json.dumps(record, indent=2).encode())
+        self.write()
+
+    def write(self) -> None:
+        """Write `results.json` and `results.md` anew."""
+        from vdmini_diffusers.cli.markdown_table import markdown_table
+        from vdmini_diffusers.serialization.atomic import write_file
+
+        records = list(self.records.values())
+        write_file(self.folder / "results.json", json.dumps(records, indent=2).encode())
+        summary = [{k: v for k, v in record.items() if k not in ("rows", "setting")} for record in records]
+        parts = [f"# {self.machine['device']}{', tiny networks' * self.setting['tiny']}", markdown_table(summary)]
+        for record in records:
+            if record.get("rows"):
+                parts += [f"## {record['name']}", markdown_table(record["rows"])]
+        write_file(self.folder / "results.md", "\n\n".join([*parts, ""]).encode())
+
+
+def run_item(item: Item, args: Arguments, results: Results, seconds: float) -> None:
+    """Run an item in a process of its own, and end that after `seconds`."""
+    folder = results.folder / item.name
+    folder.mkdir(exist_ok=True)
+    filled = {
+        "python": sys.executable,
+        "device": args.device,
+        "tiny": "--tiny" if args.tiny else "",
+        "folder": str(folder),
+    }
+    command = list(filter(None, (part.format(**filled) for part in shlex.split(item.command))))
+    # Nothing is downloaded, and compiled kernels are kept for the next run.
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": str(results.folder / "compiled")}
+    log = folder / "log.txt"
+    start = time.monotonic()
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        results.save(item, state="unfinished")  # as it stays if this process is killed
+        state = "done" if process.wait(max(0.0, start + seconds - time.monotonic())) == 0 else "failed"
+    except subprocess.TimeoutExpired:
+        state = "timed out"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
+        process.wait()
+    lines = log.read_text(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    results.save(
+        item, state=state, seconds=round(time.monotonic() - start, 1), **{"last line of the log": last[-300:]}
+    )
+
+
+def run_items(items: Sequence[Item], args: Arguments, results: Results, end: float) -> None:
+    """Run those that are not done, one after the other, until `end` on the monotonic clock; failed ones come last."""
+    for item in sorted(items, key=lambda item: results.state(item) == "failed"):
+        left = end - time.monotonic()
+        if results.state(item) != "done" and left > 0:
+            run_item(item, args, results, min(item.seconds, left))
+            print(f"{item.name}: {results.state(item)}", flush=True)
+    results.write()
+
+
+def main(args: Arguments) -> None:
+    end = time.monotonic() + args.seconds
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the item's process as well
+    results = Results(args, ITEMS)
+    run_items([item for item in ITEMS if item.name in args.only], args, results, end)
+    print((results.folder / "results.md").read_text())
+
+
+if __name__ == "__main__":
+    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()  # pyright: ignore[reportArgumentType] - a dataclass
+    put_on_path(arguments)
+    from vdmini_diffusers.cli.script import run
+
+    run(lambda: main(arguments))
