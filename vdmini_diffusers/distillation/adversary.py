@@ -24,7 +24,7 @@ class Samples:
     """
 
     fake: torch.Tensor
-    real: Mapping[Real, torch.Tensor]
+    real: Mapping[str, torch.Tensor]
     inputs: ModelInputs
     generators: Generators
 
@@ -53,7 +53,7 @@ class Adversary:
         critics: Sequence[Critic],
         features: CriticFeatures,
         accumulation_steps: int,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Callable[..., AbstractContextManager[Any]],
     ):
         self.critics = critics
         self.features = features

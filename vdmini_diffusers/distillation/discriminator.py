@@ -7,6 +7,7 @@ group norm, as video batches are small.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -16,6 +17,7 @@ from torch import nn
 
 
 NOISE_FREQUENCIES = 64
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Head(nn.Module):
@@ -161,7 +163,7 @@ def _embedding(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(NOISE_FREQUENCIES, width), nn.SiLU(), zeroed(nn.Linear(width, width)))
 
 
-def zeroed(layer: nn.Module) -> nn.Module:
+def zeroed(layer: Layer) -> Layer:
     """The layer, with all its parameters zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

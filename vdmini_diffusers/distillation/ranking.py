@@ -22,7 +22,7 @@ def rank_held_out(
     student: nn.Module,
     teacher: nn.Module,
     batches: Iterable[Mapping[str, Any]],
-    autocast: Callable[[], AbstractContextManager],
+    autocast: Callable[..., AbstractContextManager[Any]],
     seed: int = 0,
 ) -> dict[str, float]:
     """Measures of each critic against each kind of its real samples, by names such as `mca/teacher/accuracy`.
