@@ -219,6 +219,17 @@ def test_without_a_multi_step_model_training_is_refused_before_it_begins(teacher
     assert not (tmp_path / "out" / DISCRIMINATOR).exists()
 
 
+def test_heads_that_learned_on_another_backbone_are_not_resumed(distilled, tmp_path):
+    _, teacher, student, latents = distilled
+    settings = {**FEW, "discriminator_width": 32, "precomputed_data_dir": str(latents)}
+    settings["discriminator_model_name_or_path"] = "none"
+    distill(teacher, student, tmp_path / "out", **settings, critic_backbone="teacher")
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    with pytest.raises(ValueError, match="learned on blocks of sf-v, and now sees blocks of svd"):
+        distill(teacher, student, tmp_path / "out", **{**settings, "max_train_steps": 2})
+
+
 @pytest.mark.parametrize("count", [6, 7])
 def test_at_least_one_clip_must_be_left_to_train_on(distilled, tmp_path, count):
     _, teacher, student, latents = distilled

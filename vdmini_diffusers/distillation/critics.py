@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed
@@ -134,13 +134,22 @@ class Critic:
     Args:
         name: name under which its losses are logged.
         heads: a [`DiscriminatorHeads`] or [`LatentDiscriminator`]; for a decoder's frames, a [`PatchDiscriminator`].
+        features: what the heads see, in words. Heads that learned on other features are not resumed.
     """
 
-    def __init__(self, name: str, heads: nn.Module, optimizer: torch.optim.Optimizer, settings: CriticSettings):
+    def __init__(
+        self,
+        name: str,
+        heads: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: CriticSettings,
+        features: str | None = None,
+    ):
         self.name = name
         self.heads = heads
         self.optimizer = optimizer
         self.settings = settings
+        self.features = features
 
     def loss_for_student(self, fake: Features, real: Sequence[Features], *condition: torch.Tensor) -> torch.Tensor:
         """`L_MCA^gen`, not weighted yet. The heads take no gradient.
@@ -201,10 +210,14 @@ class Critic:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def state_dict(self) -> dict[str, Mapping]:
-        return {"heads": self.heads.state_dict(), "optimizer": self.optimizer.state_dict()}
+    def state_dict(self) -> dict[str, Any]:
+        state = {"heads": self.heads.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return state | ({"features": self.features} if self.features is not None else {})
 
-    def load_state_dict(self, state: Mapping[str, Mapping]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises `ValueError` if the heads learned on other features; version 0.1.0 did not note which."""
+        if state.get("features", self.features) != self.features:
+            raise ValueError(f"the critic {self.name!r} learned on {state['features']}, and now sees {self.features}")
         self.heads.load_state_dict(state["heads"])
         with keeping_hyperparameters(self.optimizer):
             self.optimizer.load_state_dict(dict(state["optimizer"]))

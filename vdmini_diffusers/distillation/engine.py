@@ -178,10 +178,11 @@ def make_critic(
     *,
     learning_rate: float,
     adam_beta1: float,
+    features: str | None = None,
 ) -> Critic:
     """A [`Critic`] whose heads learn by AdamW, at a constant rate."""
     heads = heads.to(device).train()
     optimizer = torch.optim.AdamW(
         heads.parameters(), lr=learning_rate, betas=(adam_beta1, 0.999), weight_decay=0.0, fused=True
     )
-    return Critic(name, heads, optimizer, settings)
+    return Critic(name, heads, optimizer, settings, features)

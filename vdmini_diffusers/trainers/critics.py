@@ -144,6 +144,7 @@ def make_critics(
     discriminator: FoundDiscriminator | None,
     device: torch.device,
     seed: int = 0,
+    features: str | None = None,
 ) -> list[Critic]:
     """MCA's critic and the task's own, without those whose weight is 0; or one for both.
 
@@ -153,6 +154,7 @@ def make_critics(
         condition_dim: width of the critics' condition.
         discriminator: what the data critic's heads start from.
         seed: new heads depend on it and on their critic's name, so that they are the same with and without others.
+        features: what the critics see, in words.
 
     Raises:
         ValueError: if the discriminator is for other features.
@@ -195,6 +197,7 @@ def make_critics(
             device,
             learning_rate=critic_args.discriminator_learning_rate,
             adam_beta1=critic_args.discriminator_adam_beta1,
+            features=features,
         )
         critics.append(critic)
     return critics

@@ -198,6 +198,7 @@ def train_denoiser(
             sources.discriminator,
             accelerator.device,
             args.seed,
+            seen_by_critics(sources.backbone, critic_args),
         )
         if accelerator.is_main_process:
             record = {"teacher": pair.teacher_name, "student": pair.student_name}
@@ -265,6 +266,13 @@ def check_run(
         late = critic_args.critic_warmup_steps
         warn_of_late_start("The data critic", "critic_warmup_steps", late, args.max_train_steps)
     return CriticSources(backbone, discriminator)
+
+
+def seen_by_critics(backbone: ModelSource | None, args: CriticArguments) -> str:
+    """The critics' features in words, which stay the same where folders move."""
+    if backbone is None:
+        return "noisy latents"
+    return " ".join(filter(None, (args.critic_taps, "of", Path(backbone.name).name, backbone.variant)))
 
 
 def load_backbone(
