@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 from itertools import chain
 from pathlib import Path
@@ -47,6 +48,8 @@ def folders(tmp_path_factory):
     teacher = tiny_svd_pipeline()
     teacher.save_pretrained(folder / "teacher", variant="fp16")
     teacher.save_pretrained(folder / "sf-v")
+    origin = {"teacher": "teacher", "teacher_variant": "fp16", "student": None}  # as `train_sf_v.py` writes it
+    (folder / "sf-v" / "training.json").write_text(json.dumps(origin))
     components = teacher.components | {"unet": student_of(teacher.unet, VDMINI_UNET)}
     VDMiniI2VPipeline(**components).save_pretrained(folder / "i2v", variant="fp16")
     tiny_t2v_pipeline().save_pretrained(folder / "t2v", variant="fp16")
