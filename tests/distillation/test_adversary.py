@@ -92,7 +92,7 @@ def fresh(given: Samples) -> Samples:
 
 
 def losses_at(step: int, one: Critic, given: Samples) -> dict[str, torch.Tensor]:
-    """Of a step that is not taken."""
+    """The losses that this step would have; no optimiser moves."""
     side, again = adversary(one), fresh(given)
     losses = side.losses_for_student(step, again, again.fake.square().mean())
     return losses | side.train_heads(step, again)[0]

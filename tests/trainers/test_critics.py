@@ -31,13 +31,6 @@ CHANNELS = {f"down_blocks.{i}": size for i, size in enumerate((32, 32, 64, 64))}
 FEW = {"max_train_steps": 1, "train_batch_size": 1, "gradient_accumulation_steps": 1, "logging_steps": 1}
 
 
-@pytest.fixture(autouse=True)
-def one_accelerator_a_test():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
 @pytest.fixture(scope="module")
 def distilled(teacher_folder, tmp_path_factory):
     """A multi-step model, a one-step teacher made of it beside it, that teacher's student, and latents."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 from tiny import student_of
 from tiny_text_to_video import tiny_t2v_pipeline, tiny_t2v_teacher
@@ -27,13 +26,6 @@ FEW = {
     "critic_backbone": "teacher",
 }
 CARD = "---\nlicense: apache-2.0\n---\n# Student\n<!-- training -->pruned and not yet trained<!-- /training -->\n"
-
-
-@pytest.fixture(autouse=True)
-def one_accelerator_a_test():
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 @pytest.fixture(scope="module")

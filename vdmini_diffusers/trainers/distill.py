@@ -6,7 +6,7 @@ The scripts in `training/` parse their arguments and call `train_denoiser`; `dis
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,12 +18,9 @@ from accelerate.utils import send_to_device
 from diffusers import ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader
 
 from vdmini_diffusers.data.arguments import TextToVideoDataArguments, VideoDataArguments
-from vdmini_diffusers.data.latents import PrecomputedLatents
-from vdmini_diffusers.data.skipped_videos import SkipLog
-from vdmini_diffusers.data.video_dataset import load_video_dataset
 from vdmini_diffusers.distillation.arguments import (
     CriticArguments,
     ICMDArguments,
@@ -53,7 +50,7 @@ from vdmini_diffusers.distillation.engine import (
 )
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
 from vdmini_diffusers.distillation.ranking import rank_held_out
-from vdmini_diffusers.distillation.tasks.base import Encode, Generators, Task
+from vdmini_diffusers.distillation.tasks.base import Task
 from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.pruning import PruningPlan
 from vdmini_diffusers.serialization.atomic import check_apart
@@ -69,6 +66,7 @@ from vdmini_diffusers.trainers.critics import FoundDiscriminator, ModelSource, f
 from vdmini_diffusers.trainers.single_step import SingleStepPair
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 from vdmini_diffusers.trainers.trained_pipeline import push, show_on_trackers
+from vdmini_diffusers.trainers.training_data import open_data, split_held_out
 
 
 logger = logging.getLogger(__name__)
@@ -399,50 +397,6 @@ def add_lora(unet: ModelMixin, rank: int) -> None:
         raise ValueError("`--rank` trains a pruned student; diffusers' own U-Net classes take no adapter.")
     unet.requires_grad_(False)
     unet.add_adapter(lora_config(rank))
-
-
-def open_data(
-    pair: TeacherAndStudent, args: UNetTrainingArguments, data_args: VideoDataArguments, accelerator: Accelerator
-) -> tuple[Dataset, Encode | None]:
-    """The data set, and the function that encodes its batches if they are videos."""
-    if data_args.precomputed_data_dir is not None:
-        dataset = pair.precomputed(data_args.precomputed_data_dir)
-        pair.set_clip_shape(dataset[0])
-        return dataset, None
-    dataset = load_video_dataset(
-        data_args,
-        SkipLog(args.output_dir / "skipped_videos"),
-        seed=args.seed,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
-    pair.set_clip_shape(data_args)
-
-    def encode(batch: Mapping[str, Any], generators: Generators) -> Mapping[str, Any]:
-        encoded = pair.encode(batch, generators)
-        return {
-            name: value.to(accelerator.device) if isinstance(value, torch.Tensor) else value
-            for name, value in encoded.items()
-        }
-
-    return dataset, encode
-
-
-def split_held_out(dataset: Dataset, num_clips: int, batch_size: int) -> tuple[Dataset, DataLoader | None]:
-    """The data set without its last clips, and these in their order.
-
-    Raises:
-        ValueError: if no clip would be left, or the data set holds videos.
-    """
-    if num_clips == 0:
-        return dataset, None
-    if not isinstance(dataset, PrecomputedLatents):  # videos that cannot be decoded are replaced by others
-        raise ValueError("`--num_held_out_clips` needs `--precomputed_data_dir`.")
-    rest = len(dataset) - num_clips
-    if rest < 1:
-        raise ValueError(f"`--num_held_out_clips` {num_clips} leaves none of {rest + num_clips} clips to train on.")
-    held_out = Subset(dataset, range(rest, rest + num_clips))
-    return Subset(dataset, range(rest)), DataLoader(held_out, batch_size=batch_size)
 
 
 def report_run(

@@ -1,6 +1,7 @@
 """A pair of teacher and student, by their names: how they are checked, loaded, validated and saved."""
 
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ INPUTS = {"image": "image to video", "text": "text to video"}
 VALIDATION = {"image": "validation_images", "text": "validation_prompts"}
 
 
-class TeacherAndStudent:
+class TeacherAndStudent(ABC):
     """A teacher and its pruned student. Without a student, the teacher itself is distilled to fewer steps.
 
     Args:
@@ -213,9 +214,9 @@ class TeacherAndStudent:
         """A batch of videos to one of latents and conditions."""
         return self.family.encode(batch, self.teacher, generators)
 
+    @abstractmethod
     def make_task(self, denoiser: nn.Module, critic_args: CriticArguments, encode: Encode | None) -> Task:
         """The training objective of `denoiser`, which may be wrapped."""
-        raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
         """The objective's own settings, for the record."""

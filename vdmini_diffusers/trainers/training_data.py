@@ -1,0 +1,60 @@
+"""The data set of a run, and the part of it that is held out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.data.latents import PrecomputedLatents
+from vdmini_diffusers.data.skipped_videos import SkipLog
+from vdmini_diffusers.data.video_dataset import load_video_dataset
+from vdmini_diffusers.distillation.arguments import UNetTrainingArguments
+from vdmini_diffusers.distillation.tasks.base import Encode, Generators
+from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
+
+
+def open_data(
+    pair: TeacherAndStudent, args: UNetTrainingArguments, data_args: VideoDataArguments, accelerator: Accelerator
+) -> tuple[Dataset, Encode | None]:
+    """The data set, and the function that encodes its batches if they are videos."""
+    if data_args.precomputed_data_dir is not None:
+        dataset = pair.precomputed(data_args.precomputed_data_dir)
+        pair.set_clip_shape(dataset[0])
+        return dataset, None
+    dataset = load_video_dataset(
+        data_args,
+        SkipLog(args.output_dir / "skipped_videos"),
+        seed=args.seed,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    pair.set_clip_shape(data_args)
+
+    def encode(batch: Mapping[str, Any], generators: Generators) -> Mapping[str, Any]:
+        encoded = pair.encode(batch, generators)
+        return {
+            name: value.to(accelerator.device) if isinstance(value, torch.Tensor) else value
+            for name, value in encoded.items()
+        }
+
+    return dataset, encode
+
+
+def split_held_out(dataset: Dataset, num_clips: int, batch_size: int) -> tuple[Dataset, DataLoader | None]:
+    """The data set without its last clips, and these in their order.
+
+    Raises:
+        ValueError: if no clip would be left, or the data set holds videos.
+    """
+    if num_clips == 0:
+        return dataset, None
+    if not isinstance(dataset, PrecomputedLatents):  # videos that cannot be decoded are replaced by others
+        raise ValueError("`--num_held_out_clips` needs `--precomputed_data_dir`.")
+    rest = len(dataset) - num_clips
+    if rest < 1:
+        raise ValueError(f"`--num_held_out_clips` {num_clips} leaves none of {rest + num_clips} clips to train on.")
+    held_out = Subset(dataset, range(rest, rest + num_clips))
+    return Subset(dataset, range(rest)), DataLoader(held_out, batch_size=batch_size)
