@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vdmini_diffusers.cli.script import parse_arguments
-from vdmini_diffusers.families import Family
+from vdmini_diffusers.families import Family, TrainableFamily
 from vdmini_diffusers.pruning import PLANS
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
 from vdmini_diffusers.pruning.survey import Survey
@@ -70,19 +70,22 @@ def prune_command(description: str, family: Family) -> None:
         allow_pickle=files.allow_pickle,
     )
     for name in family.denoisers:
-        print_parameters(folder / name, name)
-    print(f"The student's pipeline is in {folder}; its README.md shows how to open it. The next step is training:")
-    print_command(
-        "accelerate launch training/train_icmd.py",
-        task={"image": "i2v", "text": "t2v"}[family.given],
-        pretrained_teacher_model_name_or_path=args.pretrained_model_name_or_path,
-        pretrained_student_model_name_or_path=args.output_dir,
-        variant=files.variant,
-        revision=files.revision,
-        student_variant=files.variant,
-        train_data_dir="FOLDER_OF_VIDEOS",
-        output_dir=f"{args.output_dir}-distilled",
-    )
+        if (folder / name).is_dir():
+            print_parameters(folder / name, name)
+    print(f"The student's pipeline is in {folder}; its README.md shows how to open it.")
+    if isinstance(family, TrainableFamily):
+        print("The next step is training:")
+        print_command(
+            "accelerate launch training/train_icmd.py",
+            task={"image": "i2v", "text": "t2v"}[family.given],
+            pretrained_teacher_model_name_or_path=args.pretrained_model_name_or_path,
+            pretrained_student_model_name_or_path=args.output_dir,
+            variant=files.variant,
+            revision=files.revision,
+            student_variant=files.variant,
+            train_data_dir="FOLDER_OF_VIDEOS",
+            output_dir=f"{args.output_dir}-distilled",
+        )
     if files.push_to_hub:
         repository = push_folder(folder, files.hub_model_id, "Pruned student")
         print(f"It is on the Hub as {repository}.")
