@@ -127,7 +127,7 @@ BLOCK_LISTS: dict[str, tuple[BlockList, ...]] = {
     "MochiTransformer3DModel": (  # the last block leaves the text as it is
         BlockList("transformer_blocks", streams=VIDEO_AND_TEXT, never_remove=(-1,)),
     ),
-    "MotifVideoTransformer3DModel": (  # decoder blocks start from the embedded video again, beside the encoder's output
+    "MotifVideoTransformer3DModel": (  # the decoder starts from the embedded video again, beside the encoder's output
         BlockList("transformer_blocks", streams=VIDEO_AND_TEXT),
         BlockList(
             "single_transformer_blocks",

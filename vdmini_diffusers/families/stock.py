@@ -133,7 +133,7 @@ def stock_family(class_name: str) -> Family | None:
 
 
 def component_types(pipeline: type[Any]) -> dict[str, tuple[type[Any], ...]]:
-    """The classes that each component of a pipeline may have, as its constructor declares them; settings are left out."""
+    """The classes that each component of a pipeline may have, as its constructor declares them, without settings."""
     hints = typing.get_type_hints(pipeline.__init__)
     declared = {name: typing.get_args(hint) or (hint,) for name, hint in hints.items() if name != "return"}
     settings = (bool, int, float, str, type(None))

@@ -30,7 +30,7 @@ def forward_cost(network: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Cos
         network: on the meta device.
         inputs: its forward pass's, on the meta device; `Family.example_inputs` makes them.
     """
-    with FlopCounterMode(network, display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         network(**inputs)
     # The counter names a module by its path, from the network's class on.
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 from vdmini_diffusers.families.block_lists import BLOCK_LISTS, BlockList
@@ -43,8 +43,8 @@ class DepthConstraints:
                 raise PruningPlanError(f"{plan.name!r} removes {removed} of {name}, which do not follow one another.")
         if self.max_run is not None and (long := [run for run in runs if len(run) > self.max_run]):
             raise PruningPlanError(
-                f"{plan.name!r} removes {long[0][0]} to {long[0][-1]} without a break: {len(long[0])} blocks, and at most"
-                f" {self.max_run} may go in a row."
+                f"{plan.name!r} removes {long[0][0]} to {long[0][-1]} without a break: {len(long[0])} blocks, and at"
+                f" most {self.max_run} may go in a row."
             )
 
 
@@ -103,7 +103,7 @@ class MiddleRule:
         if blocks.period and (n := config.get(blocks.period.field)):
             starts |= set(range(0, count, n))
         edges = sorted(starts | {0, count}) if starts else range(count + 1)
-        groups = [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        groups = [range(start, stop) for start, stop in pairwise(edges)]
         protected = max([-1, *(i for i in blocks.in_place if i < count)]) + 1
         protected = max([protected, *(1 for other in attached if other.never_remove)])
         num_last = max([0, *(-i for i in blocks.never_remove)])

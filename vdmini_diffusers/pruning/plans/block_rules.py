@@ -95,8 +95,8 @@ def _trailing_field(name: str, field: str, kept: Sequence[int], num_trailing: in
     num_kept = sum(i >= count - num_trailing for i in kept)
     if not num_kept:
         raise PruningPlanError(
-            f"The last {num_trailing} of {name} (`{field}`) are a stage of their own; the plan removes them all, and at"
-            " least one must stay."
+            f"The last {num_trailing} of {name} (`{field}`) are a stage of their own; the plan removes them all, and"
+            " at least one must stay."
         )
     return {field: num_kept}
 
@@ -129,7 +129,8 @@ def _attached_fields(
         return {blocks.places: positions}
     if lonely := [i for i in range(count) if at[i] in kept_beside and i not in kept]:
         raise PruningPlanError(
-            f"{beside}.{at[lonely[0]]} needs {blocks.name}.{lonely[0]}, which the plan removes: remove both or neither."
+            f"{beside}.{at[lonely[0]]} needs {blocks.name}.{lonely[0]}, which the plan removes: remove both or"
+            " neither."
         )
     if blocks.places is None:
         return {}

@@ -81,7 +81,7 @@ class TransformerPruningPlan(PruningPlan):
         """
         self._student_fields(teacher_config)
         pairs = []
-        for chain, order in self.running_order(teacher_config).items():
+        for order in self.running_order(teacher_config).values():
             kept = [place for place, block in enumerate(order) if block.index in self.blocks[block.list]]
             for place, following in zip(kept, (*kept[1:], len(order)), strict=True):
                 block, end = order[place], order[following - 1]
