@@ -145,7 +145,7 @@ for name, folder in json.loads(sys.argv[1]).items():
         nulls["safety_checker"] = nn.Identity()
     pipe = DiffusionPipeline.from_pretrained(folder, **nulls)
     model = AutoModel.from_pretrained(folder, subfolder="transformer")
-    found[name] = [type(pipe).__name__, type(model).__name__, sum(p.numel() for p in model.parameters())]
+    found[name] = [type(pipe).__name__, type(model).__name__, sum(t.numel() for t in model.state_dict().values())]
 print(json.dumps(found))
 """
     found = run_python(script, json.dumps({n: str(f) for n, f in students.items()}), home=tmp_path, package=False)

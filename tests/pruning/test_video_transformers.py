@@ -12,10 +12,11 @@ from diffusers import DiffusionPipeline, ModelMixin
 from tiny_video_transformers import TRANSFORMERS, cut_by_hand, outputs, tiny_transformer
 
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
-from vdmini_diffusers.families import FAMILIES
+from vdmini_diffusers.families import FAMILIES, Denoiser
 from vdmini_diffusers.families.block_lists import BLOCK_LISTS, NOT_PRUNED
 from vdmini_diffusers.families.stock import PIPELINES, component_types
 from vdmini_diffusers.pruning import MIDDLE, PruningPlan, PruningPlanError, TransformerPruningPlan
+from vdmini_diffusers.pruning.survey import survey_denoiser
 
 
 CLASSES = pytest.mark.parametrize("name", TRANSFORMERS)
@@ -161,6 +162,34 @@ def test_the_rule_removes_up_to_a_third(name):
     assert all(tensors[plan.teacher_key(key)].shape == tensor.shape for key, tensor in student.state_dict().items())
     removed = [block for run in plan.removed_runs(teacher.config) for block in run]
     assert 0 < len(removed) <= sum(map(len, plan.running_order(teacher.config).values())) / 3
+
+
+# Where the defaults of a class are not those of the published model, or none.
+FULL_SIZE = {
+    "EasyAnimateTransformer3DModel": {"in_channels": 33, "out_channels": 16, "patch_size": 2},
+    "LatteTransformer3DModel": {
+        "attention_head_dim": 72,
+        "in_channels": 4,
+        "num_layers": 28,
+        "patch_size": 2,
+        "caption_channels": 4096,
+        "cross_attention_dim": 1152,
+        "norm_type": "ada_norm_single",
+        "num_embeds_ada_norm": 1000,
+        "norm_elementwise_affine": False,
+    },
+}
+
+
+@pytest.mark.slow
+@CLASSES
+def test_the_rule_fits_the_full_size(name, tmp_path):
+    """What is built from a config is bounded, and the largest of them is within the bounds."""
+    cls = getattr(diffusers, name)
+    with torch.device("meta"):
+        cls(**FULL_SIZE.get(name, {})).save_config(tmp_path)
+    survey = survey_denoiser(tmp_path, MIDDLE, Denoiser("transformer", (cls,), cls))
+    assert 0.65 < survey.num_student_parameters / survey.num_teacher_parameters < 0.81
 
 
 def test_the_rule_is_refused_where_nothing_can_go():

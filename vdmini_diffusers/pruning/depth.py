@@ -105,7 +105,7 @@ class MiddleRule:
         count = counts[blocks.name]
         at = {other.name: places(other, config, counts[other.name]) for other in attached}
         n = config.get(blocks.period.field) if blocks.period else None
-        starts = set(range(0, count, n or 1)).union(*at.values()) if n or at else range(count)
+        starts = set(range(0, count, n) if n else ()).union(*at.values()) or range(count)
         groups = [range(start, stop) for start, stop in pairwise([*sorted(starts), count])]
         if n and blocks.period and not blocks.period.removable:
             removed = {i for group in groups for i in self._middle_of(group[1:], len(group))}
