@@ -1,5 +1,6 @@
 """Pruning: the decision as data, and teachers pruned by it (paper, section 3.2 and appendix A)."""
 
+from vdmini_diffusers.pruning.depth import DepthConstraints, MiddleRule
 from vdmini_diffusers.pruning.paper_names import paper_name
 from vdmini_diffusers.pruning.plans import (
     DecoderPruningPlan,
@@ -8,16 +9,31 @@ from vdmini_diffusers.pruning.plans import (
     TransformerPruningPlan,
     UNetPruningPlan,
 )
-from vdmini_diffusers.pruning.presets import DECODER_PLANS, P1, PLANS, Q2, VDMINI_UNET, find_plan
+from vdmini_diffusers.pruning.presets import (
+    DECODER_PLANS,
+    MIDDLE,
+    P1,
+    PAPER_LITERAL,
+    PLANS,
+    Q2,
+    VDMINI_HY,
+    VDMINI_UNET,
+    find_plan,
+)
 
 
 __all__ = [
     "DECODER_PLANS",
+    "MIDDLE",
     "P1",
+    "PAPER_LITERAL",
     "PLANS",
     "Q2",
+    "VDMINI_HY",
     "VDMINI_UNET",
     "DecoderPruningPlan",
+    "DepthConstraints",
+    "MiddleRule",
     "PruningPlan",
     "PruningPlanError",
     "TransformerPruningPlan",

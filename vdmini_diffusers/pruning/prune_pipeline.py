@@ -3,24 +3,26 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
+from diffusers.guiders.guider_utils import GUIDER_CONFIG_NAME
 
-from vdmini_diffusers.families import FAMILIES, Family, find_family
+from vdmini_diffusers.families import Family, family_of, find_family
+from vdmini_diffusers.families.block_lists import GUIDER_FIELDS
 from vdmini_diffusers.pruning.components import check_component, component_classes
+from vdmini_diffusers.pruning.depth import MiddleRule
 from vdmini_diffusers.pruning.plans import PruningPlan
 from vdmini_diffusers.pruning.presets import PLANS, find_plan
-from vdmini_diffusers.pruning.provenance import card_fields, provenance, relative_names
+from vdmini_diffusers.pruning.provenance import card_fields, merged_record, provenance, relative_names
 from vdmini_diffusers.pruning.survey import Survey, check_teacher_tensors, survey_denoiser
 from vdmini_diffusers.serialization.atomic import check_apart, check_free_space, new_folder, write_file
 from vdmini_diffusers.serialization.cards import write_card
 from vdmini_diffusers.serialization.pickled_weights import unpickle
 from vdmini_diffusers.serialization.pipeline_folder import (
-    STEMS,
     Teacher,
     companion_files,
     find_weights,
@@ -29,10 +31,11 @@ from vdmini_diffusers.serialization.pipeline_folder import (
     open_teacher,
     read_model_index,
     sha256_of,
+    weight_stems,
 )
 from vdmini_diffusers.serialization.repository import model_index_entry
 from vdmini_diffusers.serialization.safetensors_copy import FileHash, copy_checkpoint
-from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor, read_json
 from vdmini_diffusers.version import __version__
 
 
@@ -47,7 +50,7 @@ class WeightFiles:
 
 def survey_pipeline(
     pretrained_model_name_or_path: str | os.PathLike,
-    plan: PruningPlan | str | os.PathLike | None = None,
+    plan: PruningPlan | MiddleRule | str | os.PathLike | None = None,
     *,
     family: Family | None = None,
     revision: str | None = None,
@@ -67,7 +70,7 @@ def survey_pipeline(
 def prune_pipeline(
     pretrained_model_name_or_path: str | os.PathLike,
     output_dir: str | os.PathLike,
-    plan: PruningPlan | str | os.PathLike | None = None,
+    plan: PruningPlan | MiddleRule | str | os.PathLike | None = None,
     *,
     family: Family | None = None,
     variant: str | None = None,
@@ -79,6 +82,8 @@ def prune_pipeline(
 ) -> Path:
     """Prune the denoiser of a video diffusion pipeline and write the whole pipeline with the student in its place.
 
+    Pipelines with two denoisers, as Wan 2.2's, get two students by the same plan.
+
     The weights go from file to file, in the teacher's dtype, without ever being held in memory. `output_dir` appears
     when it is complete; on any error nothing is left behind.
 
@@ -87,7 +92,8 @@ def prune_pipeline(
             recognised by its `model_index.json`.
         output_dir: made by this function. The family's pipeline, [`VDMiniI2VPipeline`] or [`VDMiniT2VPipeline`], and
             [`DiffusionPipeline`] open it.
-        plan: what to keep: a plan, a name in `PLANS`, or a JSON file with a plan. By default the paper's.
+        plan: what to keep: a plan, a rule that makes one for the teacher, the name of either in `PLANS`, or a JSON
+            file with a plan. By default the paper's for the teachers of the paper, and for others `"middle"`.
         family: the only family that is accepted.
         variant: of the weight files to read, e.g. `"fp16"`; the student's files carry it as well.
         revision: branch, tag or commit on the Hub.
@@ -121,14 +127,16 @@ def prune_pipeline(
         surveys = _surveys(teacher, family, plan)
 
         # Copy
-        hashes = _copy_companions(teacher, family, folder)
+        hashes = _copy_companions(teacher, surveys.keys(), folder)
         hashes |= _copy_weights(teacher, family, surveys, folder, weight_files)
 
         # Describe
-        _write_index(teacher, family, folder)
-        for denoiser, survey in surveys.items():
-            _describe_student(teacher, survey, folder / denoiser, hashes, variant)
-        record = json.loads((folder / family.denoiser / "pruning_provenance.json").read_text(encoding="utf-8"))
+        _write_index(teacher, family, surveys.keys(), folder)
+        records = {
+            denoiser: _describe_student(teacher, survey, folder / denoiser, hashes, variant)
+            for denoiser, survey in surveys.items()
+        }
+        plans = dict.fromkeys(survey.plan.to_json_string() for survey in surveys.values())  # each once
         write_card(
             folder,
             family.card,
@@ -139,7 +147,7 @@ def prune_pipeline(
             },
             teacher_card=teacher.folder / "README.md",
             repository=Path(os.path.abspath(output_dir)).name,
-            **card_fields(teacher, record, surveys[family.denoiser].plan.to_json_string()),
+            **card_fields(teacher, merged_record(records), "".join(plans)),
         )
     return Path(output_dir)
 
@@ -151,34 +159,50 @@ def _recognise(
     if expected is None:
         return find_family(str(name), revision, **download_kwargs)
     index, file = read_model_index(name, revision, **download_kwargs)
-    for family in FAMILIES:
-        if family is not expected and named_class(index) in family.layout.class_names:
-            raise CheckpointError(
-                f"{file} describes a {named_class(index)!r}; a teacher is a"
-                f" {' or a '.join(expected.layout.class_names)} here. This is {family.name}, not {expected.name}: use"
-                " the script for it in conversion/, or `vdmini_diffusers.prune_pipeline`, which takes both."
-            )
+    family = family_of(named_class(index))
+    if family not in (None, expected):
+        raise CheckpointError(
+            f"{file} describes a {named_class(index)!r}; a teacher is a"
+            f" {' or a '.join(expected.layout.class_names)} here. This is {family.name}, not {expected.name}: use the"
+            " script for it in conversion/, or `vdmini_diffusers.prune_pipeline`, which takes both."
+        )
     return expected
 
 
-def _surveys(teacher: Teacher, family: Family, plan: PruningPlan) -> dict[str, Survey]:
-    for name in family.denoisers:
+def _surveys(teacher: Teacher, family: Family, plan: PruningPlan | MiddleRule) -> dict[str, Survey]:
+    denoisers = {name: kinds for name, kinds in family.denoisers.items() if name in teacher.components}
+    if not denoisers:
+        names = " nor ".join(family.denoisers)
+        raise CheckpointError(f"{teacher.folder / 'model_index.json'} has no {names}: there is nothing to prune.")
+    for name in denoisers:
         if (teacher.folder / name / "pruning_plan.json").exists():
             raise CheckpointError(
                 f"{teacher.folder / name} has a pruning_plan.json: it is a student already. Give the teacher that it"
                 " was pruned from."
             )
-    return {name: survey_denoiser(teacher.folder / name, plan, kinds) for name, kinds in family.denoisers.items()}
+    _check_guider(teacher)
+    return {name: survey_denoiser(teacher.folder / name, plan, kinds) for name, kinds in denoisers.items()}
 
 
-def _copy_companions(teacher: Teacher, family: Family, folder: Path) -> dict[Path, FileHash]:
+def _check_guider(teacher: Teacher) -> None:
+    """Raises `CheckpointError` if a component goes by the indices of blocks, which are others in the student."""
+    for name in teacher.components:
+        file = teacher.folder / name / GUIDER_CONFIG_NAME
+        if file.is_file() and (fields := [field for field in GUIDER_FIELDS if read_json(file).get(field)]):
+            raise CheckpointError(
+                f"{file} names blocks by their index (`{fields[0]}`), and the student's have other indices. Save the"
+                " pipeline with a guider that names none, and give the student's pipeline its own."
+            )
+
+
+def _copy_companions(teacher: Teacher, denoisers: Collection[str], folder: Path) -> dict[Path, FileHash]:
     hashes = {}
-    for name in companion_files(teacher, family.layout, without=family.denoisers):
+    for name in companion_files(teacher, without=denoisers):
         source, target = teacher.folder / name, folder / name
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
         hashes[source] = FileHash(source.stat().st_size, sha256_of(target))
-    configs = [teacher.folder / name / "config.json" for name in family.denoisers]
+    configs = [teacher.folder / name / "config.json" for name in denoisers]
     for source in (teacher.folder / "model_index.json", *configs):
         hashes[source] = FileHash(source.stat().st_size, sha256_of(source))
     return hashes
@@ -187,7 +211,7 @@ def _copy_companions(teacher: Teacher, family: Family, folder: Path) -> dict[Pat
 def _copy_weights(
     teacher: Teacher, family: Family, surveys: Mapping[str, Survey], folder: Path, weight_files: WeightFiles
 ) -> dict[Path, FileHash]:
-    libraries = {name: family.layout.components[name].library for name in family.layout.with_weights}
+    libraries = {name: part.library for name, part in teacher.components.items() if part.has_weights}
     found = {
         name: find_weights(teacher, name, library, weight_files.variant, weight_files.allow_pickle)
         for name, library in libraries.items()
@@ -200,9 +224,10 @@ def _copy_weights(
     for name, survey in surveys.items():
         check_teacher_tensors(survey.teacher_shapes, tensors[name], teacher.folder / name, survey.plan.network)
         names[name] = dict(survey.weights)
-    for name in libraries.keys() - family.denoisers.keys():
-        classes = component_classes(family.pipeline, name, family.layout.components[name].own)
-        check_component(teacher.folder / name, tensors[name], teacher.index[name][1], classes)
+    for name in libraries.keys() - surveys.keys():
+        class_name = teacher.index[name][1]
+        classes = component_classes(family.pipeline, name, teacher.components[name].own, class_name)
+        check_component(teacher.folder / name, tensors[name], class_name, classes)
     check_free_space(folder, sum(_num_bytes(tensors[name], names[name]) for name in libraries))
 
     hashes = {}
@@ -212,7 +237,7 @@ def _copy_weights(
             tensors[name],
             names[name],
             folder / name,
-            STEMS[library][0],
+            weight_stems(library)[0],
             weight_files.variant,
             weight_files.max_shard_size,
             known_sha256=known,
@@ -228,27 +253,28 @@ def _num_bytes(tensors: Mapping[str, StoredTensor], names: Mapping[str, str]) ->
     return sum(tensors[name].num_bytes for name in names.values())
 
 
-def _write_index(teacher: Teacher, family: Family, folder: Path) -> None:
+def _write_index(teacher: Teacher, family: Family, denoisers: Collection[str], folder: Path) -> None:
     """`model_index.json`, as the pipeline's `save_pretrained` writes it, and the code files that it names."""
     entries = {name: entry for name, entry in teacher.index.items() if not name.startswith("_")}
-    for name, component in family.layout.components.items():
-        if component.own is not None and name not in family.denoisers and component.is_own(entries[name]):
+    for name, component in teacher.components.items():
+        if component.own is not None and name not in denoisers and component.is_own(entries[name]):
             entries[name] = model_index_entry(component.own, folder / name)
     source, class_name = model_index_entry(family.pipeline, folder)
     index = {
         **entries,
         "_class_name": class_name if source == "diffusers" else (source, class_name),
         "_diffusers_version": diffusers.__version__,
-        **{name: model_index_entry(kinds.student, folder / name) for name, kinds in family.denoisers.items()},
+        **{name: model_index_entry(family.denoisers[name].student, folder / name) for name in denoisers},
     }
     write_file(folder / "model_index.json", (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _describe_student(
     teacher: Teacher, survey: Survey, folder: Path, hashes: Mapping[Path, FileHash], variant: str | None
-) -> None:
-    """The student's config, plan and provenance beside its weights."""
+) -> Mapping[str, Any]:
+    """Write the student's config, plan and provenance beside its weights; the provenance is returned."""
     survey.student.save_config(folder)
     record = provenance(teacher, survey, relative_names(teacher, hashes), variant, __version__)
     write_file(folder / "pruning_plan.json", survey.plan.to_json_string().encode())
     write_file(folder / "pruning_provenance.json", (json.dumps(record, indent=2) + "\n").encode())
+    return record

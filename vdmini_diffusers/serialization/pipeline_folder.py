@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from vdmini_diffusers.serialization.safetensors_reader import (
 )
 
 
+MAX_TOKENIZER_BYTES = 2**26
 # The stems of safetensors and of pickled weights, by library.
 STEMS = {
     "diffusers": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
@@ -31,13 +32,15 @@ class Component(NamedTuple):
     """One entry of `model_index.json`.
 
     Args:
-        library: the package that its class comes from.
+        library: the package that its class comes from, as an index names it.
         own: our class that it may have instead of one of the library's.
+        nullable: whether a pipeline may lack it.
     """
 
     library: str
     has_weights: bool = True
     own: type[Any] | None = None
+    nullable: bool = False
 
     def is_own(self, entry: Any) -> bool:
         """Whether an entry of `model_index.json` names our class, with its file. The file is not opened."""
@@ -50,15 +53,11 @@ class PipelineLayout:
 
     Args:
         class_names: names of the pipeline classes.
-        components: the components by name. A pipeline has all of them and no others.
+        components: the components by name. A pipeline has all that are not nullable, and no others.
     """
 
     class_names: tuple[str, ...]
     components: Mapping[str, Component]
-
-    @property
-    def with_weights(self) -> tuple[str, ...]:
-        return tuple(name for name, component in self.components.items() if component.has_weights)
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ class Teacher:
     Args:
         name: the Hub's id, or the name of a local folder, without its path, which is private.
         commit: the commit that `revision` was on the Hub; `None` for a local folder.
+        components: those of its layout that it has; none, of the folder of a model alone.
     """
 
     folder: Path
@@ -75,6 +75,7 @@ class Teacher:
     revision: str | None
     commit: str | None
     index: dict[str, Any]
+    components: Mapping[str, Component] = field(default_factory=dict)
 
 
 def open_teacher(
@@ -111,7 +112,8 @@ def open_teacher(
     check_links(folder, layout.components)
     index = read_json(folder / "model_index.json")
     _check_index(index, folder / "model_index.json", layout)
-    return Teacher(folder, name, revision, commit, index)
+    present = {name: part for name, part in layout.components.items() if not _is_null(index.get(name))}
+    return Teacher(folder, name, revision, commit, index, present)
 
 
 def read_model_index(
@@ -192,7 +194,8 @@ def _download_patterns(layout: PipelineLayout, variant: str | None, weights: boo
 
 
 def _companion_patterns(component: Component) -> tuple[str, ...]:
-    return ("*.json",) if component.has_weights else ("*.json", "*.txt")  # a tokenizer's merges
+    # A tokenizer's merges, its SentencePiece model, and the template of chats.
+    return ("*.json",) if component.has_weights else ("*.json", "*.txt", "*.model", "*.jinja")
 
 
 def weight_patterns(library: str, variant: str | None, allow_pickle: bool) -> list[str]:
@@ -200,7 +203,7 @@ def weight_patterns(library: str, variant: str | None, allow_pickle: bool) -> li
     patterns = []
     dotted = f".{variant}" if variant else ""
     shard = "-?????-of-?????"
-    for stem, ending in zip(STEMS[library], ("safetensors", "bin"), strict=True):
+    for stem, ending in zip(weight_stems(library), ("safetensors", "bin"), strict=True):
         if ending == "safetensors" or allow_pickle:
             # Shards were once named the other way round: diffusion_pytorch_model-00001-of-00002.fp16.safetensors.
             middles = {dotted, f"{dotted}{shard}", f"{shard}{dotted}"}
@@ -210,23 +213,38 @@ def weight_patterns(library: str, variant: str | None, allow_pickle: bool) -> li
 
 def _check_index(index: dict[str, Any], file: Path, layout: PipelineLayout) -> None:
     pipeline_class_name(index, file, layout.class_names)
-    components = {name: entry for name, entry in index.items() if isinstance(entry, list) and name != "_class_name"}
+    components = {
+        name: entry
+        for name, entry in index.items()
+        if isinstance(entry, list) and name != "_class_name" and not _is_null(entry)
+    }
     if unknown := components.keys() - layout.components.keys():
         raise CheckpointError(
             f"{file} names the component {short_repr(min(unknown))}; this pipeline has {sorted(layout.components)}."
         )
     for name, component in layout.components.items():
         entry, library = components.get(name), component.library
-        if component.is_own(entry):
+        if component.is_own(entry) or (component.nullable and _is_null(index.get(name))):
             continue
         if not entry or entry[0] != library or len(entry) != 2 or not re.fullmatch(r"[A-Za-z]\w*", str(entry[1])):
             hint = " It has been pruned already." if (file.parent / name / "pruning_plan.json").is_file() else ""
             raise CheckpointError(
-                f"{file}: {name!r} must be a class of {library}, not {short_repr(index.get(name))}.{hint}"
+                f"{file}: {name!r} must be a class of {library}{' or null' * component.nullable}, not"
+                f" {short_repr(index.get(name))}.{hint}"
             )
     for name, value in index.items():
         if isinstance(value, dict):
             raise CheckpointError(f"{file}: {short_repr(name)} is an object; settings are numbers, texts or lists.")
+
+
+def _is_null(entry: Any) -> bool:
+    """Whether an index says that the pipeline lacks a component, or says nothing of it."""
+    return entry is None or entry == [None, None]
+
+
+def weight_stems(library: str) -> tuple[str, str]:
+    """The stems of safetensors and of pickles. Models of diffusers' pipelines are stored as all its models."""
+    return STEMS["transformers" if library == "transformers" else "diffusers"]
 
 
 def check_links(folder: Path, subfolders: Iterable[str]) -> None:
@@ -259,7 +277,7 @@ def _roots(folder: Path) -> list[Path]:
     return [folder, folder.parents[1] / "blobs"] if is_snapshot else [folder]
 
 
-def companion_files(teacher: Teacher, layout: PipelineLayout, without: Collection[str] = ()) -> list[str]:
+def companion_files(teacher: Teacher, without: Collection[str] = ()) -> list[str]:
     """What travels beside the weights, by path within the folder: configs, vocabulary, licence and notice.
 
     Args:
@@ -270,7 +288,7 @@ def companion_files(teacher: Teacher, layout: PipelineLayout, without: Collectio
     """
     names = [
         f"{name}/{path.name}"
-        for name, component in layout.components.items()
+        for name, component in teacher.components.items()
         if name not in without
         for pattern in _companion_patterns(component)
         for path in sorted((teacher.folder / name).glob(pattern))
@@ -278,7 +296,9 @@ def companion_files(teacher: Teacher, layout: PipelineLayout, without: Collectio
     ]
     for name in names:
         path = teacher.folder / name
-        if path.suffix == ".json":
+        if path.name == "tokenizer.json":  # a vocabulary of 256,000 tokens takes 33 MB
+            check_small_file(path, MAX_TOKENIZER_BYTES)
+        elif path.suffix == ".json":
             read_json(path)
         else:
             check_small_file(path)
@@ -307,7 +327,7 @@ def find_weights(
     Raises:
         CheckpointError: as `read_checkpoint`, and if there are only pickles, without consent.
     """
-    stem, pickled_stem = STEMS[library]
+    stem, pickled_stem = weight_stems(library)
     folder = teacher.folder / subfolder
     has_safetensors = any(folder.glob(f"{stem}*.safetensors*"))
     pickles = [] if has_safetensors else find_pickles(folder, pickled_stem, variant)
