@@ -154,6 +154,8 @@ def test_the_rule_removes_up_to_a_third(name):
     tiny = TRANSFORMERS[name].config
     counts = {blocks.count for blocks in BLOCK_LISTS[name] if isinstance(tiny[blocks.count], int)}
     config = {**tiny, **dict.fromkeys(counts, 24)}
+    if "vace_layers" in config:
+        config["vace_layers"] = list(range(0, 24, 4))
     with torch.device("meta"):
         teacher = getattr(diffusers, name)(**config)
         plan = MIDDLE.for_teacher(name, teacher.config)
