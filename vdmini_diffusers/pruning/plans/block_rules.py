@@ -82,9 +82,9 @@ def student_fields(
     if type(config.get(blocks.count)) is int:
         fields[blocks.count] = len(kept_beside) if blocks.attached_to else len(kept)
     for field in blocks.leading:
-        if 0 <= config[field] < count:
+        if 0 <= config.get(field, -1) < count:
             fields[field] = sum(i < config[field] for i in kept)
-    if blocks.trailing and config[blocks.trailing]:
+    if blocks.trailing and config.get(blocks.trailing):
         fields |= _trailing_field(blocks.name, blocks.trailing, kept, config[blocks.trailing], count)
     if blocks.period and config.get(blocks.period.field):
         fields |= _period_field(blocks.name, blocks.period, kept, config[blocks.period.field], count)
