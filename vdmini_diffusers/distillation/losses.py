@@ -110,9 +110,11 @@ def adaptive_weight(
 def gradient_at(loss: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     """The gradient of a loss at a tensor, zero if it does not depend on it; the graph is kept.
 
-    It is taken of a multiple of the loss: half precision on the way would round small gradients to zero.
+    Of clean latents that carry the network's raw output, it is taken there: what trains the output need not depend on
+    the latents. It is taken of a multiple of the loss: half precision on the way would round small gradients to zero.
     """
     scale = 2.0**16
+    at = getattr(at, "raw_output", at)
     (gradient,) = torch.autograd.grad(scale * loss, at, retain_graph=True, allow_unused=True)
     return torch.zeros_like(at) if gradient is None else gradient / scale
 

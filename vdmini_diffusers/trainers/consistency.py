@@ -24,10 +24,10 @@ from vdmini_diffusers.distillation.tasks.consistency import MOTION_GUIDANCE, Con
 from vdmini_diffusers.pruning import PruningPlan
 from vdmini_diffusers.trainers.critics import ModelSource
 from vdmini_diffusers.trainers.reward_weights import load_rewards, reward_weights
-from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
+from vdmini_diffusers.trainers.unet_pair import UNetPair
 
 
-class ConsistencyPair(TeacherAndStudent):
+class ConsistencyPair(UNetPair):
     """A few-step teacher (T2V-Turbo) and its student. Without a student, a multi-step model is distilled to few steps.
 
     Without a student, the teacher's denoiser has no embedding of guidance (VideoCrafter2's, for example): the trained

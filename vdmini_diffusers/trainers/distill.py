@@ -20,12 +20,17 @@ from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vdmini_diffusers.data.arguments import TextToVideoDataArguments, VideoDataArguments
+from vdmini_diffusers.data.arguments import (
+    TextToVideoDataArguments,
+    TransformerDataArguments,
+    VideoDataArguments,
+)
 from vdmini_diffusers.distillation.arguments import (
     CriticArguments,
+    DenoiserTrainingArguments,
     ICMDArguments,
     TrainingArguments,
-    UNetTrainingArguments,
+    UNetCriticArguments,
 )
 from vdmini_diffusers.distillation.averaging import ShardedEMA, averaged
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
@@ -48,6 +53,12 @@ from vdmini_diffusers.distillation.engine import (
     shard_frozen,
     whole_state_dict,
 )
+from vdmini_diffusers.distillation.flow_matching_arguments import (
+    FlowMatchingArguments,
+    FlowMatchingCriticArguments,
+    FlowMatchingICMDArguments,
+    FlowMatchingTrainingArguments,
+)
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
 from vdmini_diffusers.distillation.ranking import rank_held_out
 from vdmini_diffusers.distillation.tasks.base import Task
@@ -63,6 +74,7 @@ from vdmini_diffusers.trainers.before_training import (
 )
 from vdmini_diffusers.trainers.consistency import ConsistencyPair
 from vdmini_diffusers.trainers.critics import FoundDiscriminator, ModelSource, find_discriminator, make_critics
+from vdmini_diffusers.trainers.flow_matching import FlowMatchingPair
 from vdmini_diffusers.trainers.single_step import SingleStepPair
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 from vdmini_diffusers.trainers.trained_pipeline import push, show_on_trackers
@@ -93,11 +105,23 @@ class Objective(NamedTuple):
 
 
 OBJECTIVES = {
-    "single_step": Objective(SingleStepPair, (TrainingArguments, CriticArguments, ICMDArguments, VideoDataArguments)),
+    "single_step": Objective(
+        SingleStepPair, (TrainingArguments, UNetCriticArguments, ICMDArguments, VideoDataArguments)
+    ),
     "consistency": Objective(
         ConsistencyPair,
-        (TextToVideoTrainingArguments, CriticArguments, TextToVideoICMDArguments, TextToVideoDataArguments),
+        (TextToVideoTrainingArguments, UNetCriticArguments, TextToVideoICMDArguments, TextToVideoDataArguments),
         own=(ConsistencyArguments, RewardArguments),
+    ),
+    "flow_matching": Objective(
+        FlowMatchingPair,
+        (
+            FlowMatchingTrainingArguments,
+            FlowMatchingCriticArguments,
+            FlowMatchingICMDArguments,
+            TransformerDataArguments,
+        ),
+        own=(FlowMatchingArguments,),
     ),
 }
 
@@ -150,7 +174,7 @@ def distill(
 
 def train_denoiser(
     pair: TeacherAndStudent,
-    args: UNetTrainingArguments,
+    args: DenoiserTrainingArguments,
     critic_args: CriticArguments,
     icmd_args: ICMDArguments,
     data_args: VideoDataArguments,
@@ -176,17 +200,14 @@ def train_denoiser(
         denoiser, plan = load_models(pair, args, accelerator)
         backbone = load_backbone(pair, args, sources.backbone, accelerator)
         teacher = pair.teacher_denoiser
-        pairs = plan.feature_pairs(teacher.config) if plan is not None and icmd_args.lambda_icd > 0 else ()
+        pairs = pair.feature_pairs(plan) if plan is not None and icmd_args.lambda_icd > 0 else ()
 
         dataset, encode = open_data(pair, args, data_args, accelerator)
         dataset, held_out = split_held_out(dataset, critic_args.num_held_out_clips, args.train_batch_size)
         dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers)
         task = pair.make_task(denoiser, critic_args, encode)
         condition_dim = pair.family.critic_condition_dim(pair.teacher)
-        taps = pair.family.critic_taps[critic_args.critic_taps]
-        channels = None
-        if backbone is not None:
-            channels = dict(zip(taps, pair.family.critic_channels(backbone.config), strict=True))
+        channels = None if backbone is None else pair.critic_channels(critic_args, backbone.config)
         critics = make_critics(
             channels,
             teacher.config.out_channels,
@@ -210,7 +231,7 @@ def train_denoiser(
             record["critic_backbone"] = sources.backbone.name if sources.backbone is not None else "none"
             report_run(record, denoiser, critics, pairs, None if args.dry_run else args.output_dir)
         if not args.dry_run:
-            features = CriticFeatures(task, backbone, taps)
+            features = CriticFeatures(task, backbone, None if channels is None else tuple(channels), pair.token_grid)
             run_training(
                 pair,
                 args,
@@ -230,7 +251,7 @@ def train_denoiser(
 
 def check_run(
     pair: TeacherAndStudent,
-    args: UNetTrainingArguments,
+    args: DenoiserTrainingArguments,
     critic_args: CriticArguments,
     icmd_args: ICMDArguments,
     data_args: VideoDataArguments,
@@ -270,11 +291,11 @@ def seen_by_critics(backbone: ModelSource | None, args: CriticArguments) -> str:
     """The critics' features in words, which stay the same where folders move."""
     if backbone is None:
         return "noisy latents"
-    return " ".join(filter(None, (args.critic_taps, "of", Path(backbone.name).name, backbone.variant)))
+    return " ".join(filter(None, (args.features_in_words, "of", Path(backbone.name).name, backbone.variant)))
 
 
 def load_backbone(
-    pair: TeacherAndStudent, args: UNetTrainingArguments, source: ModelSource | None, accelerator: Accelerator
+    pair: TeacherAndStudent, args: DenoiserTrainingArguments, source: ModelSource | None, accelerator: Accelerator
 ) -> Any:
     """Load the frozen network that carries the critics' features to the device; None if they see the latents."""
     if source is None:
@@ -288,7 +309,7 @@ def load_backbone(
 
 
 def load_models(
-    pair: TeacherAndStudent, args: UNetTrainingArguments, accelerator: Accelerator
+    pair: TeacherAndStudent, args: DenoiserTrainingArguments, accelerator: Accelerator
 ) -> tuple[Any, PruningPlan | None]:
     """Load the teacher to the device, and return the denoiser to train with its plan."""
     frozen = pair.load_teacher(args, DTYPES[accelerator.mixed_precision])
@@ -306,7 +327,7 @@ def load_models(
 
 def run_training(
     pair: TeacherAndStudent,
-    args: UNetTrainingArguments,
+    args: DenoiserTrainingArguments,
     icmd_args: ICMDArguments,
     accelerator: Accelerator,
     checkpoints: Checkpoints,
@@ -373,7 +394,7 @@ def run_training(
     accelerator.end_training()
 
 
-def loop_settings(args: UNetTrainingArguments, icmd_args: ICMDArguments) -> LoopSettings:
+def loop_settings(args: DenoiserTrainingArguments, icmd_args: ICMDArguments) -> LoopSettings:
     given = asdict(args) | asdict(icmd_args)
     return LoopSettings(**{name: given[name] for name in (field.name for field in fields(LoopSettings))})
 

@@ -11,13 +11,13 @@ from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.video_dataset import load_video_dataset
-from vdmini_diffusers.distillation.arguments import UNetTrainingArguments
+from vdmini_diffusers.distillation.arguments import DenoiserTrainingArguments
 from vdmini_diffusers.distillation.tasks.base import Encode, Generators
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 
 
 def open_data(
-    pair: TeacherAndStudent, args: UNetTrainingArguments, data_args: VideoDataArguments, accelerator: Accelerator
+    pair: TeacherAndStudent, args: DenoiserTrainingArguments, data_args: VideoDataArguments, accelerator: Accelerator
 ) -> tuple[Dataset, Encode | None]:
     """The data set, and the function that encodes its batches if they are videos."""
     if data_args.precomputed_data_dir is not None:
