@@ -72,7 +72,7 @@ def predict(model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: 
     """
     dtype = next(model.parameters()).dtype
     mask = conditioning["prompt_attention_mask"].bool()
-    num_tokens = int(mask.sum(dim=1).max())
+    num_tokens = int(mask.any(dim=0).nonzero().max()) + 1
     output = model(
         hidden_states=latents.movedim(1, 2).to(dtype),  # (batch, channels, frames, height, width)
         timestep=timesteps,

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from diffusers import ModelMixin
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.training_utils import cast_training_params
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -50,8 +51,6 @@ from vdmini_diffusers.distillation.engine import (
     make_lr_scheduler,
     make_optimizer,
     report_settings,
-    shard_frozen,
-    whole_state_dict,
 )
 from vdmini_diffusers.distillation.flow_matching_arguments import (
     FlowMatchingArguments,
@@ -61,6 +60,7 @@ from vdmini_diffusers.distillation.flow_matching_arguments import (
 )
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
 from vdmini_diffusers.distillation.ranking import rank_held_out
+from vdmini_diffusers.distillation.sharding import is_sharded, shard_blocks
 from vdmini_diffusers.distillation.tasks.base import Task
 from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.pruning import PruningPlan
@@ -264,10 +264,10 @@ def check_run(
     check_apart(args.output_dir, pair.sources() | data_sources(data_args))
     check_images(getattr(args, "validation_images", ()))
     check_optimizer(args)
-    if args.rank is not None:
-        lora_config(args.rank)
     checkpoints.choose()
     pair.check(args)
+    if args.rank is not None:
+        lora_config(args.rank, pair.lora_targets)
     if icmd_args.lambda_mca == 0 and icmd_args.lambda_data_critic == 0:
         return CriticSources(None, None)
     if icmd_args.lambda_mca > 0:
@@ -304,7 +304,7 @@ def load_backbone(
     if backbone is not pair.teacher_denoiser:
         backbone.to(accelerator.device).eval().requires_grad_(False)
         if args.shard_teacher:
-            shard_frozen(backbone)
+            shard_blocks(backbone)
     return backbone
 
 
@@ -312,16 +312,16 @@ def load_models(
     pair: TeacherAndStudent, args: DenoiserTrainingArguments, accelerator: Accelerator
 ) -> tuple[Any, PruningPlan | None]:
     """Load the teacher to the device, and return the denoiser to train with its plan."""
-    frozen = pair.load_teacher(args, DTYPES[accelerator.mixed_precision])
-    denoiser, plan = pair.load_student(args)
+    frozen = pair.load_teacher(args, accelerator)
+    denoiser, plan = pair.load_student(args, accelerator)
     for model in frozen:
         model.to(accelerator.device).eval().requires_grad_(False)
-    if args.shard_teacher:
-        shard_frozen(pair.teacher_denoiser)
+    if args.shard_teacher and not is_sharded(pair.teacher_denoiser):
+        shard_blocks(pair.teacher_denoiser)
     if args.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     if args.rank is not None:
-        add_lora(denoiser, args.rank)
+        add_lora(denoiser, lora_config(args.rank, pair.lora_targets))
     return denoiser, plan
 
 
@@ -360,9 +360,8 @@ def run_training(
         if not pair.validation_inputs(args):
             return
         with averaged(ema, trained):
-            state_dict = whole_state_dict(accelerator, prepared)
+            paths = pair.write_validation_videos(args, accelerator, prepared, denoiser, step)
             if accelerator.is_main_process:
-                paths = pair.write_validation_videos(args, denoiser, state_dict, step)
                 show_on_trackers(accelerator.trackers, paths, step)
         accelerator.wait_for_everyone()
 
@@ -384,12 +383,10 @@ def run_training(
     )
 
     with averaged(ema, trained):
-        state_dict = whole_state_dict(accelerator, prepared)
-        if accelerator.is_main_process:
-            judges_data: list[Any] = [critic.heads for critic in critics if "data" in critic.settings.real]
-            pair.save(args, denoiser, state_dict, discriminator=next(iter(judges_data), None))
-            if args.push_to_hub:
-                push(args)
+        judges_data: list[Any] = [critic.heads for critic in critics if "data" in critic.settings.real]
+        pair.save(args, accelerator, prepared, denoiser, discriminator=next(iter(judges_data), None))
+        if accelerator.is_main_process and args.push_to_hub:
+            push(args)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -403,33 +400,34 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def lora_config(rank: int) -> Any:
-    """LoRA on the attention of a U-Net. Raises `ImportError` if peft is not installed."""
+def lora_config(rank: int, targets: Sequence[str]) -> Any:
+    """LoRA on linear layers of these names. Raises `ImportError` if peft is not installed."""
     try:
         from peft import LoraConfig
     except ImportError as error:
         raise ImportError("`--rank` needs peft: `pip install -e '.[train]'`.") from error
-    return LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
 
 
-def add_lora(unet: ModelMixin, rank: int) -> None:
-    """Freeze the U-Net, and add LoRA to its attention."""
-    if not isinstance(unet, PeftAdapterMixin):
+def add_lora(denoiser: ModelMixin, config: Any) -> None:
+    """Freeze the denoiser, and add LoRA to it, in float32."""
+    if not isinstance(denoiser, PeftAdapterMixin):
         raise ValueError("`--rank` trains a pruned student; diffusers' own U-Net classes take no adapter.")
-    unet.requires_grad_(False)
-    unet.add_adapter(lora_config(rank))
+    denoiser.requires_grad_(False)
+    denoiser.add_adapter(config)
+    cast_training_params(denoiser, torch.float32)
 
 
 def report_run(
     record: dict[str, Any],
-    unet: nn.Module,
+    denoiser: nn.Module,
     critics: list[Critic],
     pairs: Sequence[tuple[str, str]],
     output_dir: Path | None,
 ) -> None:
     """Print the settings and what is trained; with a folder, keep the settings there."""
     report_settings(record, output_dir)
-    logger.info("trained parameters of the U-Net: %s", f"{sum(p.numel() for p in trainable(unet)):,}")
+    logger.info("trained parameters of the denoiser: %s", f"{sum(p.numel() for p in trainable(denoiser)):,}")
     for critic in critics:
         count = sum(p.numel() for p in critic.heads.parameters())
         logger.info("critic %s, from step %d on: %s parameters", critic.name, critic.settings.start_step, f"{count:,}")

@@ -1,34 +1,47 @@
 """Pairs of video transformers, which are trained to predict velocities: FastVideo's objective (appendix D)."""
 
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.distillation.engine import DTYPES
 from vdmini_diffusers.distillation.flow_matching_arguments import (
     FlowMatchingArguments,
     FlowMatchingCriticArguments,
     FlowMatchingTrainingArguments,
 )
 from vdmini_diffusers.distillation.ode_teacher import DiffusionSchedule
+from vdmini_diffusers.distillation.sharding import is_sharded, is_sharding, load_sharded, training_policy
 from vdmini_diffusers.distillation.tasks.base import Encode
 from vdmini_diffusers.distillation.tasks.flow_matching import FlowMatchingTask
 from vdmini_diffusers.distillation.velocity import FlowMatchingPath, VelocityPath, VPredictionPath
 from vdmini_diffusers.families import TokenGrid, TransformerFamily
 from vdmini_diffusers.pruning import PruningPlan, TransformerPruningPlan
+from vdmini_diffusers.pruning.student_folder import check_student, read_plan
+from vdmini_diffusers.serialization.pipeline_folder import read_model_index
+from vdmini_diffusers.serialization.safetensors_reader import read_json
 from vdmini_diffusers.trainers.critics import ModelSource
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
+from vdmini_diffusers.trainers.trained_pipeline import finished_files
+from vdmini_diffusers.trainers.trained_transformer import pipeline_files, save_weights, weights_folder
 
 
 class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
-    """A video transformer and its student.
+    """A video transformer and its student, which may be too large for any one process.
 
     Of the teacher's pipeline, the transformer is loaded, and its encoders and VAE only where clips are encoded or
-    validation videos made.
+    validation videos made. Where FSDP divides the student, it is read, saved and shown in parts, in the result as
+    well: its files have the names, and its weights the dtype, that the pruned student's have. The rest of the
+    pipeline's folder is copied from there.
     """
 
     task = "flow_matching"
@@ -49,12 +62,99 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
     def multi_step_model(self) -> ModelSource:
         return self.teacher_source
 
-    def load_teacher(self, args: FlowMatchingTrainingArguments, dtype: torch.dtype) -> list[nn.Module]:
-        without = set(self.family.layout.components) - {self.family.denoiser, "scheduler"}
-        self.teacher = self.load_pipeline(dtype=dtype, **dict.fromkeys(without))
+    @property
+    def lora_targets(self) -> Sequence[str]:
+        return self.family.lora_targets
+
+    def check(self, args: FlowMatchingTrainingArguments) -> None:
+        super().check(args)
+        for name in (self.teacher_name, self.student_name):
+            index, file = read_model_index(name)
+            absent = ([None, None], None)
+            if second := [part for part in self.family.denoisers if index.get(part) not in absent][1:]:
+                raise ValueError(
+                    f"{file} has two denoisers for different noise levels, and there is no objective yet to train"
+                    f" them by: {self.family.denoiser} and {', '.join(second)}."
+                )
+
+    def load_teacher(self, args: FlowMatchingTrainingArguments, accelerator: Accelerator) -> list[nn.Module]:
+        dtype, denoiser = DTYPES[accelerator.mixed_precision], self.family.denoiser
+        loaded = {"scheduler"} if args.shard_teacher else {"scheduler", denoiser}
+        without = dict.fromkeys(set(self.family.layout.components) - loaded)
+        self.teacher = self.load_pipeline(dtype=dtype, **without)
+        if args.shard_teacher:
+            source = self.teacher_source
+            folder = weights_folder(source.name, denoiser, source.revision)
+            teachers = {cls.__name__: cls for cls in self.family.denoisers[denoiser].teachers}
+            cls = teachers[read_json(folder / "config.json")["_class_name"]]
+            model = load_sharded(cls, folder, source.variant, dtype, accelerator.device)
+            self.teacher = self.pipeline_with(model)
         if args.validation_prompts:
             self._load_encoders()
         return [model for model in self.teacher.components.values() if isinstance(model, nn.Module)]
+
+    def load_student(
+        self, args: FlowMatchingTrainingArguments, accelerator: Accelerator
+    ) -> tuple[Any, PruningPlan | None]:
+        """In float32; what only LoRA is added to is in the teacher's dtype."""
+        name, dtype = self.family.denoiser, DTYPES[accelerator.mixed_precision]
+        cls: Any = self.family.denoisers[name].student
+        folder = weights_folder(self.student_name, name)
+        if is_sharding(accelerator):
+            if args.rank is not None:
+                raise ValueError("`--rank` trains LoRA on whole weights: leave it out, or FSDP.")
+            policy = training_policy(dtype)
+            student = load_sharded(cls, folder, self.student_variant, torch.float32, accelerator.device, policy)
+        else:
+            own = torch.float32 if args.rank is None else dtype
+            student = cls.from_pretrained(folder, variant=self.student_variant, dtype=own)
+        plan = read_plan(self.student_name, name)
+        check_student(plan, self.teacher_denoiser.config, student.config, self.student_name)
+        return student, plan
+
+    def write_validation_videos(
+        self, args: Any, accelerator: Accelerator, prepared: nn.Module, denoiser: Any, step: int
+    ) -> list[Path]:
+        """By the trained network itself, of which there may be no second one: all processes film, if it is divided."""
+        if not (accelerator.is_main_process or is_sharded(denoiser)):
+            return []
+        denoiser.eval()
+        with torch.no_grad(), accelerator.autocast():
+            videos = self._sample_videos(args, self.pipeline_with(denoiser))
+        denoiser.train()
+        return self._write_videos(args, videos, step) if accelerator.is_main_process else []
+
+    def save(
+        self,
+        args: FlowMatchingTrainingArguments,
+        accelerator: Accelerator,
+        prepared: nn.Module,
+        denoiser: Any,
+        discriminator: ModelMixin | None = None,
+    ) -> None:
+        name, is_main = self.family.denoiser, accelerator.is_main_process
+        if not (is_main or is_sharded(denoiser)):
+            return
+        student = pipeline_files(self.student_name, name, self.student_variant)
+        with finished_files(args.output_dir, "model_index.json") if is_main else nullcontext() as aside:
+            if args.rank is not None and aside is not None:
+                self._save_lora(aside, denoiser)
+            save_weights(denoiser, student.weights, None if aside is None else aside / name)
+            if aside is not None:
+                for path in student.others:
+                    (aside / path).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(student.folder / path, aside / path)
+                (aside / "README.md").write_text(self.card, encoding="utf-8")
+                self._save_discriminator(args, aside, discriminator)
+
+    def _save_lora(self, folder: Path, denoiser: Any) -> None:
+        """Save the adapter alone, then merge it into the weights."""
+        from peft.utils import get_peft_model_state_dict  # an optional dependency, for `--rank` only
+
+        pipeline: Any = self.family.pipeline
+        pipeline.save_lora_weights(folder / "lora", get_peft_model_state_dict(denoiser))
+        denoiser.fuse_lora()
+        denoiser.unload_lora()
 
     def set_clip_shape(self, clips: VideoDataArguments | Mapping[str, Any]) -> None:
         if isinstance(clips, VideoDataArguments):  # which are to be encoded

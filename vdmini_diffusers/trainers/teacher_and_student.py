@@ -2,12 +2,13 @@
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import export_to_gif
 from torch import nn
@@ -15,13 +16,13 @@ from torch import nn
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.distillation.arguments import CriticArguments, DenoiserTrainingArguments
+from vdmini_diffusers.distillation.engine import DTYPES, whole_state_dict
 from vdmini_diffusers.distillation.tasks.base import Encode, Generators, Task
 from vdmini_diffusers.families import ClipShape, TokenGrid, TrainableFamily, find_trainable_family
 from vdmini_diffusers.pruning import PruningPlan
 from vdmini_diffusers.pruning.student_folder import check_student, read_plan
 from vdmini_diffusers.trainers.critics import DISCRIMINATOR, ModelSource, read_origin
 from vdmini_diffusers.trainers.trained_pipeline import (
-    StateDict,
     clone_with_weights,
     finished_files,
     save_trained_pipeline,
@@ -151,9 +152,9 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
                 )
         return denoiser, pipe.scheduler
 
-    def load_teacher(self, args: DenoiserTrainingArguments, dtype: torch.dtype) -> list[nn.Module]:
+    def load_teacher(self, args: DenoiserTrainingArguments, accelerator: Accelerator) -> list[nn.Module]:
         """Load the teacher, and return all that is frozen and goes to the device. To be called after `check`."""
-        self.teacher = self.load_pipeline(dtype=dtype)
+        self.teacher = self.load_pipeline(dtype=DTYPES[accelerator.mixed_precision])
         return [model for model in self.teacher.components.values() if isinstance(model, nn.Module)]
 
     def check_family(self, name: str, revision: str | None = None) -> FamilyT:
@@ -170,7 +171,9 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
         """The teacher's pipeline, opened by the family's class. `options` are those of `from_pretrained`."""
         return self.family.pipeline.from_pretrained(self.teacher_name, **self._weights, **options)
 
-    def load_student(self, args: DenoiserTrainingArguments) -> tuple[Any, PruningPlan | None]:
+    def load_student(
+        self, args: DenoiserTrainingArguments, accelerator: Accelerator
+    ) -> tuple[Any, PruningPlan | None]:
         """The denoiser to train, in float32, and the plan by which it was pruned, if it was."""
         subfolder = self.family.denoiser
         if self.student_name is None:
@@ -226,6 +229,11 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
         """
 
     @property
+    def lora_targets(self) -> Sequence[str]:
+        """The names of the linear layers that LoRA is added to."""
+        return ("to_q", "to_k", "to_v", "to_out.0")
+
+    @property
     def token_grid(self) -> TokenGrid | None:
         """Of a transformer: the grid of its tokens."""
         return None
@@ -242,15 +250,32 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
         """The images or prompts that validation videos are made from."""
         return [str(given) for given in getattr(args, VALIDATION[self.family.given])]
 
-    def write_validation_videos(self, args: Any, denoiser: Any, state_dict: StateDict, step: int) -> list[Path]:
-        """Videos with these weights, as GIFs in `output_dir/validation`."""
+    def write_validation_videos(
+        self, args: Any, accelerator: Accelerator, prepared: nn.Module, denoiser: Any, step: int
+    ) -> list[Path]:
+        """Videos with the present weights, as GIFs in `output_dir/validation`. All processes must call it.
+
+        Args:
+            prepared: `denoiser` as the accelerator has wrapped it.
+        """
+        state_dict = whole_state_dict(accelerator, prepared)
+        if not accelerator.is_main_process:
+            return []
         shown = clone_with_weights(denoiser, state_dict).to(self.teacher.device, self.teacher.dtype).eval()
-        pipe = self.pipeline_with(shown)
+        return self._write_videos(args, self._sample_videos(args, self.pipeline_with(shown)), step)
+
+    def _sample_videos(self, args: Any, pipe: DiffusionPipeline) -> list[Any]:
+        """One video for each of the validation inputs."""
+        return [
+            self.family.sample(pipe, given, self.clip_shape, torch.Generator().manual_seed(args.seed))
+            for given in self.validation_inputs(args)
+        ]
+
+    def _write_videos(self, args: Any, videos: Iterable[Any], step: int) -> list[Path]:
         folder = args.output_dir / "validation"
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
-        for i, given in enumerate(self.validation_inputs(args)):
-            frames = self.family.sample(pipe, given, self.clip_shape, torch.Generator().manual_seed(args.seed))
+        for i, frames in enumerate(videos):
             paths.append(folder / f"step-{step:06d}-{i}.gif")
             export_to_gif(frames, str(paths[-1]), fps=round(self.clip_shape.fps))
         return paths
@@ -262,15 +287,21 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
     def save(
         self,
         args: DenoiserTrainingArguments,
+        accelerator: Accelerator,
+        prepared: nn.Module,
         denoiser: Any,
-        state_dict: StateDict,
         discriminator: ModelMixin | None = None,
     ) -> None:
-        """Write the whole pipeline with these weights, its plan and its card to `output_dir`.
+        """Write the whole pipeline with the present weights, its plan and its card to `output_dir`. All processes must
+        call it.
 
         Args:
+            prepared: `denoiser` as the accelerator has wrapped it.
             discriminator: heads that are saved beside it.
         """
+        state_dict = whole_state_dict(accelerator, prepared)
+        if not accelerator.is_main_process:
+            return
         with finished_files(args.output_dir, "model_index.json") as aside:
             save_trained_pipeline(
                 replace(args, output_dir=aside),
@@ -280,9 +311,14 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
                 self.companions,
                 self.card,
             )
-            shutil.rmtree(args.output_dir / DISCRIMINATOR, ignore_errors=True)  # of an earlier run
-            if discriminator is not None:
-                discriminator.save_pretrained(aside / DISCRIMINATOR)
+            self._save_discriminator(args, aside, discriminator)
+
+    def _save_discriminator(
+        self, args: DenoiserTrainingArguments, aside: Path, discriminator: ModelMixin | None
+    ) -> None:
+        shutil.rmtree(args.output_dir / DISCRIMINATOR, ignore_errors=True)  # of an earlier run
+        if discriminator is not None:
+            discriminator.save_pretrained(aside / DISCRIMINATOR)
 
     def _whole_pipeline(self, denoiser: ModelMixin) -> DiffusionPipeline:
         """With the teacher's other parts in float32."""
