@@ -48,6 +48,8 @@ class VDMiniHunyuanVideoPipeline(HunyuanVideoPipeline):
         >>> export_to_video(frames, "video.mp4", fps=15)
     """
 
+    stands_for = HunyuanVideoPipeline.__name__  # in the folders that it saves
+
     @functools.wraps(HunyuanVideoPipeline.encode_prompt)
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         prompt_embeds, pooled_prompt_embeds, mask = super().encode_prompt(*args, **kwargs)
@@ -61,13 +63,13 @@ class VDMiniHunyuanVideoPipeline(HunyuanVideoPipeline):
             return super().__call__(*args, **kwargs)
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
-        """As the parent's, but a `model_index.json` names the stock pipeline, with this file and the plan beside it."""
+        """As the parent's, but a `model_index.json` names the stock pipeline; this file and the plan go along."""
         index_file = Path(json_file_path)
         if index_file.name != self.config_name:
             super().to_json_file(json_file_path)
             return
         index = json.loads(self.to_json_string())
-        index["_class_name"] = HunyuanVideoPipeline.__name__
+        index["_class_name"] = self.stands_for
         if isinstance(self.transformer, HunyuanVideoTransformer3DModel):  # or a subclass, whose folder says the same
             index["transformer"] = ["diffusers", HunyuanVideoTransformer3DModel.__name__]
         folder = index_file.parent

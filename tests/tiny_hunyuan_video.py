@@ -67,6 +67,10 @@ def tiny_hunyuan_batch() -> dict[str, torch.Tensor]:
     }
 
 
+SHORT_PROMPTS = {"prompt_template": {"template": "{}", "crop_start": 0}, "max_sequence_length": 8}  # a token a letter
+TINY_CLIP = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 2}
+
+
 def write_hunyuan_latents(folder: Path, num_samples: int = 8, size: int = 8) -> Path:
     """Precomputed clips of two latent frames, with prompts of 3 to 8 tokens."""
     generator = torch.Generator().manual_seed(7)
@@ -108,7 +112,7 @@ def tiny_hunyuan_pipeline() -> HunyuanVideoPipeline:
     characters = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *(chr(i) for i in range(33, 127))])}
     return HunyuanVideoPipeline(
         text_encoder=randomise(LlamaModel(llama), 1).eval(),
-        tokenizer=LlamaTokenizer(vocab=characters, merges=[], pad_token="<unk>"),
+        tokenizer=LlamaTokenizer(vocab=characters, merges=[], pad_token="<unk>", padding_side="right"),
         text_encoder_2=randomise(CLIPTextModel(clip), 2).eval(),
         tokenizer_2=CLIPTokenizer.from_pretrained(CLIP_EXCERPT),
         transformer=tiny_hunyuan_transformer(),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vdmini_diffusers.data.vae_clips import encode_whole_clips
 from vdmini_diffusers.families.base import ClipShape, Denoiser, TransformerFamily
 from vdmini_diffusers.families.stock import pipeline_layout
+from vdmini_diffusers.pipelines import VDMiniHunyuanVideoPipeline
 
 
 GUIDANCE_UNIT = 1000.0  # the transformer embeds a thousand times the guidance scale
@@ -109,7 +110,7 @@ HUNYUAN_VIDEO = TransformerFamily(
     denoisers={
         "transformer": Denoiser("transformer", (HunyuanVideoTransformer3DModel,), HunyuanVideoTransformer3DModel)
     },
-    pipeline=HunyuanVideoPipeline,
+    pipeline=VDMiniHunyuanVideoPipeline,
     default_plan="vdmini_hy",
     card="vdmini_t2v_hy.md",
     pipeline_tag="text-to-video",

@@ -41,9 +41,9 @@ def _stock_constructor(**defaults: Any) -> Callable[..., None]:
 class VDMiniHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
     """A [`HunyuanVideoTransformer3DModel`] whose default depth is the paper's: 8,403,260,480 parameters.
 
-    A student is the stock class with fewer blocks, and nothing else. So its saved config names the stock class, and its
-    folder opens by that, by `AutoModel`, by the stock pipeline and by FastVideo. This class opens teachers and students
-    of any depth. It takes the files that describe the pruning along when it is saved, which diffusers does not.
+    A student is the stock class with fewer blocks, and nothing else. So its saved config names the stock class, and
+    its folder opens by that, by `AutoModel`, by the stock pipeline and by FastVideo. This class opens teachers and
+    students of any depth. It takes the files that describe the pruning along when it is saved, as diffusers does not.
 
     Args:
         num_layers (`int`, defaults to 12): The number of dual-stream blocks.
@@ -81,7 +81,7 @@ class VDMiniHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
         return None if file is None else json.loads(file.read_text(encoding="utf-8"))
 
     def _companion(self, name: str) -> Path | None:
-        """A file of the folder that the weights came from: a model's, or a pipeline's with the model in a subfolder."""
+        """A file of the folder that the weights came from: a model's, or a pipeline's with the model in it."""
         folder = self.config.get("_name_or_path")
         files = [Path(folder) / name, Path(folder) / "transformer" / name] if folder else []
         return next((file for file in files if file.is_file()), None)
