@@ -25,7 +25,8 @@ def icd_loss(
     Args:
         pairs: `(student module, teacher module)`, from `feature_pairs`.
         reduction: over pairs.
-        normalize: divide each pair's error by the teacher's mean square, so that every stage counts alike.
+        normalize: divide each pair's error by the teacher's mean square, so that every stage counts alike. Both are
+            taken row by row, of the first dimension, so that a sample's share does not depend on its batch.
 
     Raises:
         ValueError: if two features differ in shape.
@@ -38,8 +39,11 @@ def icd_loss(
                 f"ICD compares {student_name!r} of the student {tuple(student.shape)} with {teacher_name!r} of the"
                 f" teacher {tuple(teacher.shape)}: the plan does not belong to these two models."
             )
-        distance = F.mse_loss(student, teacher)
-        distances.append(distance / teacher.square().mean().clamp_min(1e-8) if normalize else distance)
+        if normalize:
+            errors, squares = (x.square().flatten(1).mean(dim=1) for x in (student - teacher, teacher))
+            distances.append((errors / squares.clamp_min(1e-8)).mean())
+        else:
+            distances.append(F.mse_loss(student, teacher))
     total = torch.stack(distances)
     return total.sum() if reduction == "sum" else total.mean()
 

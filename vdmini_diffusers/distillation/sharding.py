@@ -62,7 +62,7 @@ def load_sharded(
     tensors = read_checkpoint(folder, STEM, variant)
     with init_empty_weights():
         model = model_class.from_config(model_class.load_config(folder))
-    model.to(dtype)
+    nn.Module.to(model, dtype)  # not diffusers' own, which warns for every class with a list of exceptions
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if found := {name for name in expected.keys() | tensors.keys() if shape_of(tensors, name) != expected.get(name)}:
         raise ValueError(f"{folder}: the tensor {min(found)!r} of the weights is not that of config.json.")

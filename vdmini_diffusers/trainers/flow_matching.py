@@ -103,6 +103,7 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
         if is_sharding(accelerator):
             if args.rank is not None:
                 raise ValueError("`--rank` trains LoRA on whole weights: leave it out, or FSDP.")
+            accelerator.state.fsdp_plugin.auto_wrap_policy = None  # blocks are divided here, while they are empty
             policy = training_policy(dtype)
             student = load_sharded(cls, folder, self.student_variant, torch.float32, accelerator.device, policy)
         else:
