@@ -1,5 +1,6 @@
 """Pairs of video transformers, which are trained to predict velocities: FastVideo's objective (appendix D)."""
 
+import inspect
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -171,7 +172,11 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
         for model in pipe.components.values():
             if isinstance(model, nn.Module):
                 model.to(device).eval().requires_grad_(False)
-        self.teacher = self.family.pipeline(**{**pipe.components, denoiser: self.teacher_denoiser})
+        self.teacher = pipe_of(type(pipe), {**pipe.components, denoiser: self.teacher_denoiser}, pipe.config)
+
+    def pipeline_with(self, denoiser: ModelMixin, **parts: Any) -> DiffusionPipeline:
+        components = {**self.teacher.components, **parts, self.family.denoiser: denoiser}
+        return pipe_of(self.family.pipeline, components, self.teacher.config)
 
     def feature_pairs(self, plan: PruningPlan) -> Sequence[tuple[str, str]]:
         config = self.teacher_denoiser.config
@@ -230,6 +235,12 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
 
     def settings(self) -> dict[str, Any]:
         return asdict(self.flow_args)
+
+
+def pipe_of(pipeline: type[Any], components: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """A pipeline of these components, with those settings of a config that its constructor takes."""
+    settings = set(inspect.signature(pipeline.__init__).parameters) - components.keys() - {"self"}
+    return pipeline(**components, **{name: config[name] for name in settings if name in config})
 
 
 def pairs_after_removed_runs(
