@@ -94,7 +94,7 @@ BLOCK_LISTS: dict[str, tuple[BlockList, ...]] = {
         BlockList(
             "transformer_blocks",
             period=Period(
-                "controlnet_block_every_n", "takes what a block of the ControlNet puts out", removable=False
+                "controlnet_block_every_n", "takes the output of a block of the ControlNet", removable=False
             ),
         ),
     ),
@@ -166,6 +166,18 @@ BLOCK_LISTS: dict[str, tuple[BlockList, ...]] = {
         ),
     ),
 }
+
+# Config fields of guiders, which are components of some pipelines, that name a transformer's blocks by their index.
+GUIDER_FIELDS = (
+    "auto_guidance_config",
+    "auto_guidance_layers",
+    "perturbed_guidance_config",
+    "perturbed_guidance_layers",
+    "seg_guidance_config",
+    "seg_guidance_layers",
+    "skip_layer_config",
+    "skip_layer_guidance_layers",
+)
 
 # Classes that look like video transformers and are not pruned.
 NOT_PRUNED = {

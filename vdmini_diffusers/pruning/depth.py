@@ -89,6 +89,11 @@ class MiddleRule:
             if blocks.chain == "video" and blocks.attached_to is None:
                 attached = [other for other in lists if other.attached_to == blocks.name and other.name in counts]
                 kept |= self._cut(blocks, attached, teacher_config, counts)
+        if self.keep < 1 and all(len(kept[name]) == count for name, count in counts.items()):
+            raise PruningPlanError(
+                f"{self.name!r} finds no run of blocks in the middle of this {class_name} that could go, with"
+                f" {dict(counts)} blocks. Write a plan: a JSON file that says which blocks stay."
+            )
         plan = TransformerPruningPlan(self.name, class_name, kept)
         plan.student_config(teacher_config)
         return plan
@@ -99,22 +104,32 @@ class MiddleRule:
         """What is kept of a list, and of those attached to it."""
         count = counts[blocks.name]
         at = {other.name: places(other, config, counts[other.name]) for other in attached}
-        starts = set().union(*at.values())
-        if blocks.period and (n := config.get(blocks.period.field)):
-            starts |= set(range(0, count, n))
-        edges = sorted(starts | {0, count}) if starts else range(count + 1)
-        groups = [range(start, stop) for start, stop in pairwise(edges)]
-        protected = max([-1, *(i for i in blocks.in_place if i < count)]) + 1
-        protected = max([protected, *(1 for other in attached if other.never_remove)])
-        num_last = max([0, *(-i for i in blocks.never_remove)])
-        num_last = max(num_last, config[blocks.trailing] if blocks.trailing else 0)
-        free = [group for group in groups if group[0] >= protected and group[-1] < count - num_last]
-        size = len(groups[0])
-        num_removed = min(math.floor((1 - self.keep) * len(groups) + 1e-9), max(len(free) - 2, 0))
-        kept_free = keep_ends(len(free), num_removed, max(1, self.max_run // size))
-        removed = {i for place, group in enumerate(free) if place not in kept_free for i in group}
+        n = config.get(blocks.period.field) if blocks.period else None
+        starts = set(range(0, count, n) if n else ()).union(*at.values()) or range(count)
+        groups = [range(start, stop) for start, stop in pairwise([*sorted(starts), count])]
+        if n and blocks.period and not blocks.period.removable:
+            removed = {i for group in groups for i in self._middle_of(group[1:], len(group))}
+        else:
+            # Blocks that are told apart by their index, and those before them, stay where they are.
+            num_first = max([0, *(i + 1 for i in blocks.in_place if i < count)])
+            num_first = max([num_first, *(1 for other in attached if other.never_remove)])
+            num_last = max([config[blocks.trailing] if blocks.trailing else 0, *(-i for i in blocks.never_remove)])
+            free = [group for group in groups if group[0] >= num_first and group[-1] < count - num_last]
+            inner = free[1:-1]  # the first and the last that could go stay as well
+            removed = {i for group in self._middle_of(inner, len(groups), len(groups[0])) for i in group}
         kept = {blocks.name: tuple(i for i in range(count) if i not in removed)}
         return kept | {name: tuple(i for i, place in enumerate(at[name]) if place not in removed) for name in at}
+
+    def _middle_of(self, free: Sequence[Any], num_all: int, size: int = 1) -> list[Any]:
+        """Those of the middle of `free` that go.
+
+        Args:
+            num_all: how many there are with those that cannot go.
+            size: the number of blocks of each.
+        """
+        num_removed = min(math.floor((1 - self.keep) * num_all + 1e-9), len(free))
+        kept = keep_ends(len(free), num_removed, max(1, self.max_run // size))
+        return [block for place, block in enumerate(free) if place not in kept]
 
 
 def keep_ends(count: int, num_removed: int, max_run: int) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ MIDDLE = MiddleRule(name="middle", keep=2 / 3)
 # go: the indices are ours. Published block scores of such networks (FastLightGen on HunyuanVideo, Flux.1-lite, PPCL)
 # agree that the first and the last blocks matter most and that runs in the middle matter least, so the first five and
 # last four dual-stream and the first and last eight single-stream blocks stay. Runs have four blocks, so that no kept
-# block has to take over the work of more than that. It is what `MiddleRule` would choose for these counts.
+# block has to take over the work of more than that. They are those of `keep_ends` in `depth.py`.
 VDMINI_HY = TransformerPruningPlan(
     name="vdmini_hy",
     transformer="HunyuanVideoTransformer3DModel",

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+from diffusers.guiders.guider_utils import GUIDER_CONFIG_NAME
 
 from vdmini_diffusers.families import Family, family_of, find_family
+from vdmini_diffusers.families.block_lists import GUIDER_FIELDS
 from vdmini_diffusers.pruning.components import check_component, component_classes
 from vdmini_diffusers.pruning.depth import MiddleRule
 from vdmini_diffusers.pruning.plans import PruningPlan
@@ -33,7 +35,7 @@ from vdmini_diffusers.serialization.pipeline_folder import (
 )
 from vdmini_diffusers.serialization.repository import model_index_entry
 from vdmini_diffusers.serialization.safetensors_copy import FileHash, copy_checkpoint
-from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor, read_json
 from vdmini_diffusers.version import __version__
 
 
@@ -178,7 +180,19 @@ def _surveys(teacher: Teacher, family: Family, plan: PruningPlan | MiddleRule) -
                 f"{teacher.folder / name} has a pruning_plan.json: it is a student already. Give the teacher that it"
                 " was pruned from."
             )
+    _check_guider(teacher)
     return {name: survey_denoiser(teacher.folder / name, plan, kinds) for name, kinds in denoisers.items()}
+
+
+def _check_guider(teacher: Teacher) -> None:
+    """Raises `CheckpointError` if a component goes by the indices of blocks, which are others in the student."""
+    for name in teacher.components:
+        file = teacher.folder / name / GUIDER_CONFIG_NAME
+        if file.is_file() and (fields := [field for field in GUIDER_FIELDS if read_json(file).get(field)]):
+            raise CheckpointError(
+                f"{file} names blocks by their index (`{fields[0]}`), and the student's have other indices. Save the"
+                " pipeline with a guider that names none, and give the student's pipeline its own."
+            )
 
 
 def _copy_companions(teacher: Teacher, denoisers: Collection[str], folder: Path) -> dict[Path, FileHash]:

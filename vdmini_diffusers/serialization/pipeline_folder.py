@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +67,7 @@ class Teacher:
     Args:
         name: the Hub's id, or the name of a local folder, without its path, which is private.
         commit: the commit that `revision` was on the Hub; `None` for a local folder.
-        components: those of its layout that it has.
+        components: those of its layout that it has; none, of the folder of a model alone.
     """
 
     folder: Path
@@ -75,7 +75,7 @@ class Teacher:
     revision: str | None
     commit: str | None
     index: dict[str, Any]
-    components: Mapping[str, Component]
+    components: Mapping[str, Component] = field(default_factory=dict)
 
 
 def open_teacher(
