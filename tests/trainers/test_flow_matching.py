@@ -11,6 +11,7 @@ from tiny_hunyuan_video import TINY_PLAN, tiny_hunyuan_pipeline, write_hunyuan_l
 from written_videos import write_video
 
 from vdmini_diffusers import distill
+from vdmini_diffusers.data.latents import LatentShards
 from vdmini_diffusers.distillation.flow_matching_arguments import FlowMatchingArguments, FlowMatchingCriticArguments
 from vdmini_diffusers.families.hunyuan_video import HUNYUAN_VIDEO, encode_text_to_video
 from vdmini_diffusers.pruning import PAPER_LITERAL, VDMINI_HY
@@ -96,6 +97,47 @@ def test_one_step_on_latents_trains_a_pipeline_that_stock_diffusers_opens(folder
     record = json.loads((out / "training.json").read_text())
     assert (record["plan"], record["flow_shift"], record["icd_normalize"]) == ("tiny", 1.0, True)
     assert "by ICMD (section 3.3) for 1 steps" in (out / "README.md").read_text()
+
+
+def test_fastvideo_s_files_give_the_losses_of_the_same_clips_in_ours(folders, tmp_path):
+    """Its latents are not scaled, and hold the pooled embedding as the text's first row."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    teacher, student, _ = folders
+    generator = torch.Generator().manual_seed(0)
+    scale = json.loads((teacher / "vae" / "config.json").read_text())["scaling_factor"]
+    rows, samples = [], []
+    for i in range(2):
+        latents, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(4 + i, 16, generator=generator)
+        text[0, 8:] = 0
+        stored = {"vae_latent": (latents / scale).transpose(0, 1).contiguous(), "text_embedding": text}
+        about = {"fps": 24.0, "caption": ""}
+        for name, tensor in stored.items():
+            content = {"bytes": tensor.numpy().tobytes(), "shape": list(tensor.shape), "dtype": "float32"}
+            about |= {f"{name}_{part}": value for part, value in content.items()}
+        rows.append(about)
+        embeds = torch.nn.functional.pad(text[1:], (0, 0, 0, 257 - len(text)))
+        samples.append(
+            {
+                "latents": latents,
+                "prompt_embeds": embeds,
+                "prompt_attention_mask": (torch.arange(256) < len(text) - 1).long(),
+                "pooled_prompt_embeds": text[0, :8].clone(),
+                "fps": torch.tensor(24.0),
+            }
+        )
+    (tmp_path / "fastvideo").mkdir()
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "fastvideo" / "0.parquet")
+    shards = LatentShards(tmp_path / "ours", {})
+    shards.write(0, samples, [{"name": str(i), "caption": ""} for i in range(2)])
+    shards.finish([])
+    outs = [
+        distill(teacher, student, tmp_path / f"out-{data}", precomputed_data_dir=str(tmp_path / data), **FEW)
+        for data in ("fastvideo", "ours")
+    ]
+    a, b = (load_file(out / WEIGHTS) for out in outs)
+    assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-5
 
 
 def test_the_defaults_are_fastvideo_s_and_the_paper_s(folders, tmp_path):

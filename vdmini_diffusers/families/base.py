@@ -141,7 +141,13 @@ class TransformerFamily(TrainableFamily):
         token_grid: `(config, shape of latents)`: frames, height and width of the grid that the video's tokens fill in
             this order, for latents `(batch, frames, channels, height, width)`.
         lora_targets: names of the linear layers that LoRA is added to.
+        from_fastvideo: `(latents, text embedding, config of the transformer, config of the VAE)`: a precomputed
+            sample's tensors but `fps`, from latents `(channels, frames, h, w)` that are not scaled and embeddings
+            `(tokens, width)` without padding, as FastVideo stores them; None if it has no such model.
     """
 
     token_grid: TokenGrid
     lora_targets: tuple[str, ...]
+    from_fastvideo: Callable[[torch.Tensor, torch.Tensor, Any, Mapping[str, Any]], dict[str, torch.Tensor]] | None = (
+        None
+    )

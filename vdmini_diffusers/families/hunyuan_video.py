@@ -13,6 +13,7 @@ from vdmini_diffusers.families.stock import pipeline_layout
 from vdmini_diffusers.pipelines import VDMiniHunyuanVideoPipeline
 
 
+NUM_TOKENS = 256  # of a prompt, with padding
 GUIDANCE_UNIT = 1000.0  # the transformer embeds a thousand times the guidance scale
 
 
@@ -53,7 +54,10 @@ def encode_text_to_video(
             the batch.
     """
     latents = encode_whole_clips(batch, pipe, generators)
-    prompt_embeds, pooled_prompt_embeds, mask = pipe.encode_prompt(list(batch["caption"]))
+    # The stock pipeline's, which keeps the padding: all samples are of one shape.
+    prompt_embeds, pooled_prompt_embeds, mask = HunyuanVideoPipeline.encode_prompt(
+        pipe, list(batch["caption"]), max_sequence_length=NUM_TOKENS
+    )
     return {
         "latents": latents * pipe.vae.config.scaling_factor,
         "prompt_embeds": prompt_embeds,
@@ -104,6 +108,20 @@ def sample_video(pipe: Any, prompt: str, shape: ClipShape, generator: torch.Gene
     ).frames[0]
 
 
+def from_fastvideo(
+    latents: Tensor, text_embedding: Tensor, config: Any, vae_config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The first row of the text embedding is that of the second encoder, with zeros at its end."""
+    pooled, tokens = text_embedding[0, : config.pooled_projection_dim], text_embedding[1 : NUM_TOKENS + 1]
+    padding = NUM_TOKENS - len(tokens)
+    return {
+        "latents": (latents * vae_config["scaling_factor"]).transpose(0, 1),
+        "prompt_embeds": nn.functional.pad(tokens, (0, 0, 0, padding)),
+        "prompt_attention_mask": nn.functional.pad(torch.ones(len(tokens)), (0, padding)),
+        "pooled_prompt_embeds": pooled,
+    }
+
+
 HUNYUAN_VIDEO = TransformerFamily(
     name="HunyuanVideo",
     layout=pipeline_layout(HunyuanVideoPipeline),
@@ -128,6 +146,7 @@ HUNYUAN_VIDEO = TransformerFamily(
     sample=sample_video,
     token_grid=token_grid,
     # Queries, keys and values of both kinds of blocks and of both streams, and what attention puts out.
+    from_fastvideo=from_fastvideo,
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
 )
 FAMILY = HUNYUAN_VIDEO

@@ -13,6 +13,9 @@ from vdmini_diffusers.families.base import ClipShape, TransformerFamily
 from vdmini_diffusers.families.stock import stock_family
 
 
+NUM_TOKENS = 512  # of a prompt, with padding
+
+
 @torch.no_grad()
 def encode_text_to_video(
     batch: Mapping[str, Any],
@@ -42,7 +45,7 @@ def encode_text_to_video(
         for values in (config.latents_mean, config.latents_std)
     )
     captions = list(batch["caption"])
-    prompt_embeds, _ = pipe.encode_prompt(captions, do_classifier_free_guidance=False, max_sequence_length=512)
+    prompt_embeds, _ = pipe.encode_prompt(captions, do_classifier_free_guidance=False, max_sequence_length=NUM_TOKENS)
     return {
         "latents": (latents - mean) / std,
         "prompt_embeds": prompt_embeds,
@@ -85,6 +88,17 @@ def sample_video(pipe: Any, prompt: str, shape: ClipShape, generator: torch.Gene
     return pipe(prompt, **size, generator=generator, output_type="pil").frames[0]
 
 
+def from_fastvideo(
+    latents: Tensor, text_embedding: Tensor, config: Any, vae_config: Mapping[str, Any]
+) -> dict[str, Any]:
+    mean, std = (torch.tensor(vae_config[f"latents_{name}"]).view(-1, 1, 1) for name in ("mean", "std"))
+    tokens = text_embedding[:NUM_TOKENS]
+    return {
+        "latents": (latents.transpose(0, 1) - mean) / std,
+        "prompt_embeds": nn.functional.pad(tokens, (0, 0, 0, NUM_TOKENS - len(tokens))),
+    }
+
+
 stock = stock_family("WanPipeline")
 assert stock is not None
 FAMILY = TransformerFamily(
@@ -100,5 +114,6 @@ FAMILY = TransformerFamily(
     clip_shape=clip_shape,
     sample=sample_video,
     token_grid=token_grid,
+    from_fastvideo=from_fastvideo,
     lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
 )

@@ -1,5 +1,6 @@
 """Pairs of video transformers, which are trained to predict velocities: FastVideo's objective (appendix D)."""
 
+import functools
 import inspect
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.data.fastvideo_parquet import FastVideoParquet, holds_parquet
+from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.distillation.engine import DTYPES
 from vdmini_diffusers.distillation.flow_matching_arguments import (
     FlowMatchingArguments,
@@ -29,6 +32,7 @@ from vdmini_diffusers.families import TokenGrid, TransformerFamily
 from vdmini_diffusers.pruning import PruningPlan, TransformerPruningPlan
 from vdmini_diffusers.pruning.student_folder import check_student, read_plan
 from vdmini_diffusers.serialization.pipeline_folder import read_model_index
+from vdmini_diffusers.serialization.repository import fetch_file
 from vdmini_diffusers.serialization.safetensors_reader import read_json
 from vdmini_diffusers.trainers.critics import ModelSource
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
@@ -158,6 +162,20 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
         denoiser.fuse_lora()
         denoiser.unload_lora()
 
+    def precomputed(self, folder: str) -> PrecomputedLatents | FastVideoParquet:
+        """Also what FastVideo's preprocessing wrote."""
+        if not holds_parquet(folder):
+            return super().precomputed(folder)
+        if self.family.from_fastvideo is None:
+            raise ValueError(f"{folder} holds parquet files, and FastVideo has no {self.family.name}: encode again.")
+        vae_config = read_json(fetch_file(self.teacher_name, "vae/config.json", self.teacher_source.revision))
+        convert = functools.partial(
+            self.family.from_fastvideo, config=self.teacher_denoiser.config, vae_config=vae_config
+        )
+        dataset = FastVideoParquet(folder, convert)
+        self._check_tensors(dataset[0], folder)
+        return dataset
+
     def set_clip_shape(self, clips: VideoDataArguments | Mapping[str, Any]) -> None:
         if isinstance(clips, VideoDataArguments):  # which are to be encoded
             self._load_encoders()
@@ -220,10 +238,11 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
         )
 
     def _path(self, critic_args: FlowMatchingCriticArguments) -> VelocityPath:
-        """Flow matching, or v-prediction where the scheduler's noise is DDPM's."""
+        """Flow matching, or v-prediction where the scheduler says so."""
         own, scheduler = self.flow_args, self.teacher.scheduler
         noise = critic_args.instance_noise_mean, critic_args.instance_noise_std
-        if not hasattr(scheduler, "alphas_cumprod"):
+        # Schedulers of flow matching alone have no such field; UniPC, which is Wan's, has both kinds of noise.
+        if scheduler.config.get("prediction_type", "flow_prediction") == "flow_prediction":
             density = own.timestep_density, own.logit_mean, own.logit_std, own.mode_scale
             return FlowMatchingPath(own.flow_shift, *density, *noise)
         if own.flow_shift != 1 or own.timestep_density != "uniform":

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import export_to_gif
 from torch import nn
+from torch.utils.data import Dataset
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.latents import PrecomputedLatents
@@ -186,7 +187,7 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
         check_student(plan, self.teacher_denoiser.config, denoiser.config, self.student_name)
         return denoiser, plan
 
-    def precomputed(self, folder: str) -> PrecomputedLatents:
+    def precomputed(self, folder: str) -> Dataset:
         """Read what `training/precompute_latents.py` wrote.
 
         Raises:

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.data.fastvideo_parquet import FastVideoParquet
 from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.video_dataset import load_video_dataset
@@ -51,7 +52,9 @@ def split_held_out(dataset: Dataset, num_clips: int, batch_size: int) -> tuple[D
     """
     if num_clips == 0:
         return dataset, None
-    if not isinstance(dataset, PrecomputedLatents):  # videos that cannot be decoded are replaced by others
+    if not isinstance(
+        dataset, (PrecomputedLatents, FastVideoParquet)
+    ):  # videos that cannot be decoded are replaced by others
         raise ValueError("`--num_held_out_clips` needs `--precomputed_data_dir`.")
     rest = len(dataset) - num_clips
     if rest < 1:
