@@ -205,9 +205,12 @@ def data_arguments() -> type[VideoDataArguments]:
     """The settings of clips, whose defaults are those of what will be trained."""
     if peek_argument("latents_for", default="image_to_video") != "text_to_video":
         return VideoDataArguments
-    name = peek_argument("pretrained_model_name_or_path", default="")
-    family = find_trainable_family(name, peek_argument("revision", default="") or None) if name else None
-    return TransformerDataArguments if isinstance(family, TransformerFamily) else TextToVideoDataArguments
+    name, revision = (peek_argument(flag, default="") for flag in ("pretrained_model_name_or_path", "revision"))
+    try:
+        is_transformer = isinstance(find_trainable_family(name, revision or None), TransformerFamily)
+    except (OSError, ValueError):  # as it is said later
+        is_transformer = False
+    return TransformerDataArguments if is_transformer else TextToVideoDataArguments
 
 
 if __name__ == "__main__":
