@@ -1,13 +1,18 @@
 """Distillation of video transformers, on a tiny HunyuanVideo: what is compared, judged and refused."""
 
 import json
+import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import load_file
 from tiny_hunyuan_video import TINY_PLAN, tiny_hunyuan_pipeline, write_hunyuan_latents
+from written_latents import write_latents
 from written_videos import write_video
 
 from vdmini_diffusers import distill
@@ -101,9 +106,6 @@ def test_one_step_on_latents_trains_a_pipeline_that_stock_diffusers_opens(folder
 
 def test_fastvideo_s_files_give_the_losses_of_the_same_clips_in_ours(folders, tmp_path):
     """Its latents are not scaled, and hold the pooled embedding as the text's first row."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
     teacher, student, _ = folders
     generator = torch.Generator().manual_seed(0)
     scale = json.loads((teacher / "vae" / "config.json").read_text())["scaling_factor"]
@@ -207,8 +209,6 @@ def test_videos_are_encoded_on_the_way_and_validation_prompts_are_filmed(folders
     validation = {"validation_prompts": ["a cat"], "validation_steps": 1}
     light = {"critic_backbone": "none", "lambda_mca": 0.0}
     distill(teacher, student, tmp_path / "out", **data, **validation, **{**FEW, **light})
-    from PIL import Image
-
     with Image.open(tmp_path / "out" / "validation" / "step-000001-0.gif") as gif:
         assert gif.n_frames == 5 and np.asarray(gif.convert("RGB")).shape == (16, 16, 3)
 
@@ -218,8 +218,16 @@ def test_models_of_other_families_are_refused(folders, teacher_folder, tmp_path)
     settings = {"precomputed_data_dir": str(latents), **FEW}
     with pytest.raises(ValueError, match=r"is for image to video \(Stable Video Diffusion\)"):
         distill(teacher_folder, student, tmp_path / "out", **settings)
-    with pytest.raises(ValueError, match=r"wants|has no prompt_embeds|it was not made by"):
-        from written_latents import write_latents
-
-        distill(teacher, student, tmp_path / "out", precomputed_data_dir=str(write_latents(tmp_path / "l", 2)), **FEW)
+    other = str(write_latents(tmp_path / "latents", 2))
+    with pytest.raises(ValueError, match="has no fps, pooled_prompt_embeds, prompt_attention_mask, prompt_embeds"):
+        distill(teacher, student, tmp_path / "out", precomputed_data_dir=other, **FEW)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stride_beyond_the_backbone_is_refused_before_it_is_loaded(folders, tmp_path):
+    teacher, student, latents = folders
+    empty = shutil.copytree(teacher, tmp_path / "teacher")
+    (empty / WEIGHTS).unlink()
+    with pytest.raises(ValueError, match="`--critic_block_stride` 10 is more than the 9 blocks"):
+        settings = {**FEW, "critic_block_stride": 10}
+        distill(empty, student, tmp_path / "out", precomputed_data_dir=str(latents), **settings)

@@ -1,11 +1,11 @@
 """Pairs of video transformers, which are trained to predict velocities: FastVideo's objective (appendix D)."""
 
-import functools
 import inspect
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
+from torch.utils.data import Dataset
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.fastvideo_parquet import FastVideoParquet, holds_parquet
-from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.distillation.engine import DTYPES
 from vdmini_diffusers.distillation.flow_matching_arguments import (
     FlowMatchingArguments,
@@ -73,14 +73,21 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
 
     def check(self, args: FlowMatchingTrainingArguments) -> None:
         super().check(args)
-        for name in (self.teacher_name, self.student_name):
-            index, file = read_model_index(name)
+        for name, revision in ((self.teacher_name, self.teacher_source.revision), (self.student_name, None)):
+            index, file = read_model_index(name, revision)
             absent = ([None, None], None)
             if second := [part for part in self.family.denoisers if index.get(part) not in absent][1:]:
                 raise ValueError(
                     f"{file} has two denoisers for different noise levels, and there is no objective yet to train"
                     f" them by: {self.family.denoiser} and {', '.join(second)}."
                 )
+
+    def find_critic_backbone(self, args: FlowMatchingCriticArguments) -> ModelSource | None:
+        source = super().find_critic_backbone(args)
+        if source is not None:
+            config = fetch_file(source.name, f"{self.family.denoiser}/config.json", source.revision)
+            self.critic_channels(args, read_json(config))  # refuses now, and not when all is loaded
+        return source
 
     def load_teacher(self, args: FlowMatchingTrainingArguments, accelerator: Accelerator) -> list[nn.Module]:
         dtype, denoiser = DTYPES[accelerator.mixed_precision], self.family.denoiser
@@ -108,7 +115,8 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
         if is_sharding(accelerator):
             if args.rank is not None:
                 raise ValueError("`--rank` trains LoRA on whole weights: leave it out, or FSDP.")
-            accelerator.state.fsdp_plugin.auto_wrap_policy = None  # blocks are divided here, while they are empty
+            plugin: Any = accelerator.state.fsdp_plugin
+            plugin.auto_wrap_policy = None  # blocks are divided here, while they are empty
             policy = training_policy(dtype)
             student = load_sharded(cls, folder, self.student_variant, torch.float32, accelerator.device, policy)
         else:
@@ -162,17 +170,16 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
         denoiser.fuse_lora()
         denoiser.unload_lora()
 
-    def precomputed(self, folder: str) -> PrecomputedLatents | FastVideoParquet:
+    def precomputed(self, folder: str) -> Dataset:
         """Also what FastVideo's preprocessing wrote."""
         if not holds_parquet(folder):
             return super().precomputed(folder)
-        if self.family.from_fastvideo is None:
+        from_fastvideo: Any = self.family.from_fastvideo
+        if from_fastvideo is None:
             raise ValueError(f"{folder} holds parquet files, and FastVideo has no {self.family.name}: encode again.")
         vae_config = read_json(fetch_file(self.teacher_name, "vae/config.json", self.teacher_source.revision))
-        convert = functools.partial(
-            self.family.from_fastvideo, config=self.teacher_denoiser.config, vae_config=vae_config
-        )
-        dataset = FastVideoParquet(folder, convert)
+        config = self.teacher_denoiser.config
+        dataset = FastVideoParquet(folder, partial(from_fastvideo, config=config, vae_config=vae_config))
         self._check_tensors(dataset[0], folder)
         return dataset
 
