@@ -12,7 +12,7 @@ import transformers
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from vdmini_diffusers.pruning.survey import build_empty, check_numbers, check_tensor
+from vdmini_diffusers.pruning.survey import build_empty, check_numbers, check_tensor, with_article
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor, read_json
 
 
@@ -39,8 +39,8 @@ def check_component(
     """
     if class_name not in classes:
         raise CheckpointError(
-            f"model_index.json says that {folder.name!r} is a {class_name}; this pipeline takes a"
-            f" {' or a '.join(classes)}."
+            f"model_index.json says that {folder.name!r} is {with_article(class_name)}; this pipeline takes"
+            f" {' or '.join(map(with_article, classes))}."
         )
     config_file = folder / "config.json"
     config = read_json(config_file)

@@ -113,7 +113,7 @@ class MiddleRule:
             # Blocks that are told apart by their index, and those before them, stay where they are.
             num_first = max([0, *(i + 1 for i in blocks.in_place if i < count)])
             num_first = max([num_first, *(1 for other in attached if other.never_remove)])
-            num_last = max([config[blocks.trailing] if blocks.trailing else 0, *(-i for i in blocks.never_remove)])
+            num_last = max([config.get(blocks.trailing or "", 0), *(-i for i in blocks.never_remove)])
             free = [group for group in groups if group[0] >= num_first and group[-1] < count - num_last]
             inner = free[1:-1]  # the first and the last that could go stay as well
             removed = {i for group in self._middle_of(inner, len(groups), len(groups[0])) for i in group}

@@ -82,9 +82,9 @@ def student_fields(
     if type(config.get(blocks.count)) is int:
         fields[blocks.count] = len(kept_beside) if blocks.attached_to else len(kept)
     for field in blocks.leading:
-        if 0 <= config[field] < count:
+        if 0 <= config.get(field, -1) < count:
             fields[field] = sum(i < config[field] for i in kept)
-    if blocks.trailing and config[blocks.trailing]:
+    if blocks.trailing and config.get(blocks.trailing):
         fields |= _trailing_field(blocks.name, blocks.trailing, kept, config[blocks.trailing], count)
     if blocks.period and config.get(blocks.period.field):
         fields |= _period_field(blocks.name, blocks.period, kept, config[blocks.period.field], count)
@@ -125,7 +125,7 @@ def _attached_fields(
         )
     value = config.get(blocks.places or "", 1)
     positions = [kept_beside.index(at[i]) for i in kept]
-    if isinstance(value, (list, tuple)):
+    if blocks.places and isinstance(value, (list, tuple)):
         return {blocks.places: positions}
     if lonely := [i for i in range(count) if at[i] in kept_beside and i not in kept]:
         raise PruningPlanError(

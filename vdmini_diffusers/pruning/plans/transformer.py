@@ -14,13 +14,13 @@ class Block(NamedTuple):
     """A block of a teacher.
 
     Args:
-        list: the name of its list.
-        index: its place in the list.
+        list_name: of its list.
+        number: its place in the list.
         streams: what it returns.
     """
 
-    list: str
-    index: int
+    list_name: str
+    number: int
     streams: tuple[str | None, ...]
 
 
@@ -82,16 +82,16 @@ class TransformerPruningPlan(PruningPlan):
         self._student_fields(teacher_config)
         pairs = []
         for order in self.running_order(teacher_config).values():
-            kept = [place for place, block in enumerate(order) if block.index in self.blocks[block.list]]
+            kept = [place for place, block in enumerate(order) if block.number in self.blocks[block.list_name]]
             for place, following in zip(kept, (*kept[1:], len(order)), strict=True):
                 block, end = order[place], order[following - 1]
-                student = f"{block.list}.{self.blocks[block.list].index(block.index)}"
+                student = f"{block.list_name}.{self.blocks[block.list_name].index(block.number)}"
                 for stream, name in enumerate(block.streams):
                     is_last = following == len(order) and len(block.streams) > 1
                     if name is None or (is_last and name not in ("video", "audio")):
                         continue
                     suffix = f"[{stream}]" if stream else ""
-                    pairs.append((f"{student}{suffix}", f"{end.list}.{end.index}{suffix}"))
+                    pairs.append((f"{student}{suffix}", f"{end.list_name}.{end.number}{suffix}"))
         return tuple(pairs)
 
     def removed_runs(self, teacher_config: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
@@ -101,11 +101,11 @@ class TransformerPruningPlan(PruningPlan):
         for order in self.running_order(teacher_config).values():
             kept = True
             for block in order:
-                if block.index in self.blocks[block.list]:
+                if block.number in self.blocks[block.list_name]:
                     kept = True
                     continue
                 runs += [[]] if kept else []
-                runs[-1].append(f"{block.list}.{block.index}")
+                runs[-1].append(f"{block.list_name}.{block.number}")
                 kept = False
         return tuple(map(tuple, runs))
 
@@ -122,7 +122,7 @@ class TransformerPruningPlan(PruningPlan):
             if not any(blocks.streams) and not any(other.attached_to == blocks.name for other in lists):
                 continue
             count = counts[blocks.name]
-            trailing = teacher_config[blocks.trailing] if blocks.trailing else 0
+            trailing = teacher_config.get(blocks.trailing or "", 0)
             at = range(count)
             if blocks.attached_to:
                 at = places(blocks, teacher_config, count)
