@@ -223,7 +223,7 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
             )
         streams = [block.streams.index("video") for block in chosen]
         return {
-            f"{block.list}.{block.index}" + (f"[{stream}]" if stream else ""): width
+            f"{block.list_name}.{block.number}" + (f"[{stream}]" if stream else ""): width
             for block, stream in zip(chosen, streams, strict=True)
         }
 
@@ -279,7 +279,7 @@ def pairs_after_removed_runs(
     pairs = plan.feature_pairs(teacher_config)
     runs = plan.removed_runs(teacher_config)
     ends = {run[-1] for run in runs}
-    begins = {f"{order[0].list}.{order[0].index}" for order in plan.running_order(teacher_config).values()}
+    begins = {f"{order[0].list_name}.{order[0].number}" for order in plan.running_order(teacher_config).values()}
     first = pairs[0][0] if any(run[0] in begins for run in runs) else None
     return tuple(
         (student, teacher)
