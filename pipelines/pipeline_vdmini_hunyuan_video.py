@@ -53,8 +53,7 @@ class VDMiniHunyuanVideoPipeline(HunyuanVideoPipeline):
     @functools.wraps(HunyuanVideoPipeline.encode_prompt)
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         prompt_embeds, pooled_prompt_embeds, mask = super().encode_prompt(*args, **kwargs)
-        used = mask.bool().any(dim=0).nonzero()
-        num_tokens = int(used.max()) + 1 if len(used) else mask.shape[1]
+        num_tokens = tokens_before_padding(mask)
         return prompt_embeds[:, :num_tokens], pooled_prompt_embeds, mask[:, :num_tokens]
 
     @functools.wraps(HunyuanVideoPipeline.__call__)
@@ -85,6 +84,12 @@ class VDMiniHunyuanVideoPipeline(HunyuanVideoPipeline):
             if source.is_file():
                 _replace_file(target, source.read_bytes())
         _replace_file(index_file, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+
+
+def tokens_before_padding(mask: torch.Tensor) -> int:
+    """How many tokens of a mask `(batch, tokens)` come before the padding that all prompts share; 1 at least."""
+    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return max(1, int((positions * mask.bool().any(dim=0)).max()))
 
 
 @contextmanager

@@ -14,7 +14,12 @@ from tiny import student_of, tiny_image, tiny_svd_pipeline
 from tiny_hunyuan_video import tiny_hunyuan_pipeline
 from tiny_text_to_video import tiny_t2v_pipeline, tiny_t2v_teacher
 
-from vdmini_diffusers import VDMiniAutoencoderKL, VDMiniAutoencoderKLTemporalDecoder, VDMiniI2VPipeline
+from vdmini_diffusers import (
+    VDMiniAutoencoderKL,
+    VDMiniAutoencoderKLTemporalDecoder,
+    VDMiniHunyuanVideoPipeline,
+    VDMiniI2VPipeline,
+)
 from vdmini_diffusers.pruning import VDMINI_UNET
 from vdmini_diffusers.serialization.cards import render_card
 
@@ -41,6 +46,7 @@ def folders(tmp_path_factory):
     VDMiniI2VPipeline(**{**svd.components, "unet": student_of(svd.unet, VDMINI_UNET)}).save_pretrained(root / "i2v")
     tiny_t2v_pipeline(tiny_t2v_teacher()).save_pretrained(root / "t2v-teacher")
     tiny_t2v_pipeline().save_pretrained(root / "t2v")
+    tiny_hunyuan_pipeline().save_pretrained(root / "t2v-hy")
     encoder = {"down_block_types": ("DownEncoderBlock2D",) * 2, "block_out_channels": (32, 32)}
     AutoencoderKLTemporalDecoder(**encoder, layers_per_block=2).save_pretrained(root / "deep-svd" / "vae")
     decoder = {"decoder_layers_per_block": (1, 1), "decoder_mid_layers": 1}
@@ -64,6 +70,11 @@ def folders(tmp_path_factory):
 
 def blocks(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def without_gpu(code: str) -> str:
+    """What comes before a pipeline is offloaded, which needs a GPU, and its time."""
+    return code.partition("pipe.enable_model_cpu_offload()")[0]
 
 
 def run(code: str, names: dict[str, Path]) -> dict:
@@ -97,8 +108,7 @@ def test_no_card_is_left_out():
 def test_the_block_of_a_stock_pipelines_card_opens_it(template, tmp_path):
     tiny_hunyuan_pipeline().save_pretrained(tmp_path)
     (snippet,) = blocks(card(template))
-    opens, _, _ = snippet.partition("pipe.enable_model_cpu_offload()")  # what follows needs a GPU and its time
-    assert isinstance(run(opens, {"path/or/id": tmp_path})["pipe"], HunyuanVideoPipeline)
+    assert isinstance(run(without_gpu(snippet), {"path/or/id": tmp_path})["pipe"], HunyuanVideoPipeline)
 
 
 @pytest.mark.parametrize("template", sorted(set(CARDS) - {"vdmini_vae.md"}))
@@ -132,12 +142,13 @@ def test_the_blocks_of_the_pipelines_readme_run_in_their_order(folders, tmp_path
     names = {
         "org/vdmini-i2v": "i2v",
         "org/vdmini-t2v": "t2v",
+        "org/vdmini-t2v-hy": "t2v-hy",
         "path/to/vdmini-vae": "i2v-vae",
         "path/to/svd": "deep-svd",
     }
     snippets = blocks((ROOT / "pipelines" / "README.md").read_text("utf-8"))
-    assert len(snippets) == 4
-    for snippet in snippets:
+    assert len(snippets) == 5
+    for snippet in map(without_gpu, snippets):
         # The decoder's fields are those of SVD's four stages; the tiny VAE has two.
         snippet = snippet.replace("=(128, 256, 512, 512)", "=(32, 32)").replace("=(256, 512, 512)", "=(32,)")
         snippet = snippet.replace("(3, 3, 3, 3)", "(3, 3)")
@@ -145,5 +156,7 @@ def test_the_blocks_of_the_pipelines_readme_run_in_their_order(folders, tmp_path
         if "frames" in variables:
             with Image.open("video.gif") as video:
                 assert video.n_frames == len(variables["frames"])
+        elif "org/vdmini-t2v-hy" in snippet:
+            assert isinstance(variables["pipe"], VDMiniHunyuanVideoPipeline)
         elif "pipe" in variables:
             assert variables["pipe"].vae.use_tiling

@@ -11,6 +11,7 @@ from vdmini_diffusers.data.vae_clips import encode_whole_clips
 from vdmini_diffusers.families.base import ClipShape, Denoiser, TransformerFamily
 from vdmini_diffusers.families.stock import pipeline_layout
 from vdmini_diffusers.pipelines import VDMiniHunyuanVideoPipeline
+from vdmini_diffusers.pipelines.pipeline_vdmini_hunyuan_video import tokens_before_padding
 
 
 NUM_TOKENS = 256  # of a prompt, with padding
@@ -77,7 +78,7 @@ def predict(model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: 
     """
     dtype = next(model.parameters()).dtype
     mask = conditioning["prompt_attention_mask"].bool()
-    num_tokens = int(mask.any(dim=0).nonzero().max()) + 1
+    num_tokens = tokens_before_padding(mask)
     output = model(
         hidden_states=latents.movedim(1, 2).to(dtype),  # (batch, channels, frames, height, width)
         timestep=timesteps,
@@ -145,8 +146,8 @@ HUNYUAN_VIDEO = TransformerFamily(
     clip_shape=clip_shape,
     sample=sample_video,
     token_grid=token_grid,
-    # Queries, keys and values of both kinds of blocks and of both streams, and what attention puts out.
     from_fastvideo=from_fastvideo,
+    # Queries, keys and values of both kinds of blocks and of both streams, and what attention puts out.
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
 )
 FAMILY = HUNYUAN_VIDEO
