@@ -14,7 +14,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 from vdmini_diffusers import VDMiniUNet3DConditionModel
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.families.videocrafter import VIDEOCRAFTER
-from vdmini_diffusers.pruning import PruningPlanError, TransformerPruningPlan, UNetPruningPlan
+from vdmini_diffusers.pruning import VDMINI_HY, PruningPlanError, UNetPruningPlan
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError
 
@@ -319,8 +319,7 @@ class TestArchitecture:
         refused(teacher, "is not a layer of the teacher", PruningPlanError, plan=plan)
 
     def test_plan_of_another_kind(self, teacher):
-        plan = TransformerPruningPlan(name="dit", blocks={"transformer_blocks": (0,)})
-        refused(teacher, "'dit' is a transformer plan", PruningPlanError, plan=plan)
+        refused(teacher, "'vdmini_hy' is a transformer plan", PruningPlanError, plan=VDMINI_HY)
 
 
 class TestFolder:

@@ -4,10 +4,19 @@ import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
-from vdmini_diffusers.pruning import PruningPlan, PruningPlanError, TransformerPruningPlan
+from vdmini_diffusers.pruning import (
+    PAPER_LITERAL,
+    VDMINI_HY,
+    PruningPlan,
+    PruningPlanError,
+    TransformerPruningPlan,
+)
 
 
-PLAN = TransformerPruningPlan("tiny", {"transformer_blocks": (0, 2), "single_transformer_blocks": (1, 3, 4)})
+HUNYUAN_VIDEO = "HunyuanVideoTransformer3DModel"
+PLAN = TransformerPruningPlan(
+    "tiny", HUNYUAN_VIDEO, {"transformer_blocks": (0, 2), "single_transformer_blocks": (1, 3, 4)}
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +27,7 @@ def teacher():
             out_channels=4,
             num_attention_heads=2,
             attention_head_dim=10,
-            num_layers=3,
+            num_layers=4,
             num_single_layers=5,
             num_refiner_layers=1,
             text_embed_dim=16,
@@ -47,23 +56,28 @@ def test_each_student_tensor_has_one_of_the_teacher_of_its_shape(teacher, studen
     assert {key: ours[key].shape for key in ours} == {key: theirs[weights[key]].shape for key in ours}
 
 
-def test_a_kept_block_is_compared_with_the_last_one_whose_work_it_takes_over(teacher, student):
+def test_a_kept_block_is_compared_with_the_end_of_the_run_that_it_takes_over(teacher, student):
+    """The run after dual-stream block 2 reaches into the single-stream ones. The text after the last is not read."""
     pairs = PLAN.feature_pairs(teacher.config)
     assert pairs == (
         ("transformer_blocks.0", "transformer_blocks.1"),
-        ("transformer_blocks.1", "transformer_blocks.2"),
+        ("transformer_blocks.0[1]", "transformer_blocks.1[1]"),
+        ("transformer_blocks.1", "single_transformer_blocks.0"),
+        ("transformer_blocks.1[1]", "single_transformer_blocks.0[1]"),
         ("single_transformer_blocks.0", "single_transformer_blocks.2"),
+        ("single_transformer_blocks.0[1]", "single_transformer_blocks.2[1]"),
         ("single_transformer_blocks.1", "single_transformer_blocks.3"),
+        ("single_transformer_blocks.1[1]", "single_transformer_blocks.3[1]"),
         ("single_transformer_blocks.2", "single_transformer_blocks.4"),
     )
-    for ours, theirs in pairs:
-        assert type(student.get_submodule(ours)) is type(teacher.get_submodule(theirs))
 
 
 def test_dropped_blocks_are_counted_whole(teacher, student):
     sizes = {key: tensor.numel() for key, tensor in teacher.state_dict().items()}
     dropped = PLAN.dropped_blocks(sizes, PLAN.weight_map(student.state_dict()).values())
-    assert set(dropped) == {"transformer_blocks.1", "single_transformer_blocks.0", "single_transformer_blocks.2"}
+    assert set(dropped) == {
+        *("transformer_blocks.1", "transformer_blocks.3", "single_transformer_blocks.0", "single_transformer_blocks.2")
+    }
     assert sum(dropped.values()) == teacher.num_parameters() - student.num_parameters()
 
 
@@ -71,27 +85,62 @@ def test_it_survives_json():
     assert PruningPlan.from_json_string(PLAN.to_json_string()) == PLAN
 
 
+def test_keeping_everything_changes_nothing(teacher):
+    plan = TransformerPruningPlan.keep_everything(HUNYUAN_VIDEO, teacher.config)
+    config = plan.student_config(teacher.config)
+    assert config == {key: value for key, value in teacher.config.items() if not key.startswith("_")}
+    assert all(ours == theirs for ours, theirs in plan.feature_pairs(teacher.config))
+
+
 @pytest.mark.parametrize(
-    ("blocks", "message"),
+    ("transformer", "blocks", "message"),
     [
-        ({"transformer_blocks": (0, 3), "single_transformer_blocks": (0,)}, "has 3 blocks, of which 3 is not one"),
-        ({"transformer_blocks": (0,)}, "does not say which blocks counted by `num_single_layers` stay"),
-        ({"layers": (0,)}, "'layers' is no list of blocks"),
         (
-            {"transformer_blocks": (0,), "single_transformer_blocks": (0,), "blocks": (0,)},
-            "names blocks and transformer_blocks, of which a transformer has one",
+            "WanTransformer2DModel",
+            {"blocks": (0,)},
+            "`transformer` names a class of diffusers, not 'WanTransformer2DModel'",
         ),
+        (HUNYUAN_VIDEO, {"transformer_blocks": (0,)}, "'single_transformer_blocks' is missing"),
+        (
+            HUNYUAN_VIDEO,
+            {"transformer_blocks": (0,), "single_transformer_blocks": (0,), "blocks": (0,)},
+            "what is kept of single_transformer_blocks and of transformer_blocks; 'blocks' is none of them",
+        ),
+        (HUNYUAN_VIDEO, {"transformer_blocks": (), "single_transformer_blocks": (0,)}, "is empty"),
+        (HUNYUAN_VIDEO, {"transformer_blocks": (-1,), "single_transformer_blocks": (0,)}, "counted from 0"),
     ],
 )
-def test_a_plan_that_does_not_fit_is_refused(teacher, blocks, message):
+def test_a_plan_that_fits_no_teacher_is_refused(transformer, blocks, message):
     with pytest.raises(PruningPlanError, match=message):
-        TransformerPruningPlan("wrong", blocks).student_config(teacher.config)
+        TransformerPruningPlan("wrong", transformer, blocks)
 
 
-def test_a_plan_that_calls_the_blocks_otherwise_than_the_teacher_is_refused(teacher):
-    """`blocks` are Wan's; both are counted by `num_layers`."""
-    plan = TransformerPruningPlan("wan", {"blocks": (0, 2), "single_transformer_blocks": (0,)})
+def test_a_plan_that_does_not_fit_the_teacher_is_refused(teacher):
+    beyond = TransformerPruningPlan(
+        "beyond", HUNYUAN_VIDEO, {"transformer_blocks": (0, 4), "single_transformer_blocks": (0,)}
+    )
+    with pytest.raises(PruningPlanError, match=r"keeps transformer_blocks\.4; .* has 4 blocks, which are counted"):
+        beyond.student_config(teacher.config)
+    with pytest.raises(
+        PruningPlanError, match=r"a plan for HunyuanVideoTransformer3DModel, .* is a 'WanTransformer3D"
+    ):
+        PLAN.student_config({**teacher.config, "_class_name": "WanTransformer3DModel"})
+    with pytest.raises(PruningPlanError, match="counts its transformer_blocks by `num_layers`; this one says None"):
+        PLAN.feature_pairs({"num_single_layers": 5})
+
+
+@pytest.mark.parametrize("plan", [VDMINI_HY, PAPER_LITERAL], ids=lambda plan: plan.name)
+def test_hunyuan_video_has_the_paper_s_numbers_of_blocks(plan):
     with torch.device("meta"):
+        teacher = HunyuanVideoTransformer3DModel()
         student = HunyuanVideoTransformer3DModel.from_config(plan.student_config(teacher.config))
-    with pytest.raises(PruningPlanError, match="The network has no 'blocks'"):
-        plan.weight_map(student.state_dict())
+    assert (len(student.transformer_blocks), len(student.single_transformer_blocks)) == (12, 28)
+    assert teacher.num_parameters() == 12_821_012_544
+    assert student.num_parameters() == 8_403_260_480
+
+
+def test_the_literal_plan_keeps_what_is_deep():
+    assert PAPER_LITERAL.blocks == {
+        "transformer_blocks": tuple(range(8, 20)),
+        "single_transformer_blocks": tuple(range(12, 40)),
+    }

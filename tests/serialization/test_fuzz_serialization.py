@@ -16,7 +16,7 @@ from tiny_text_to_video import CLIP_EXCERPT
 
 from vdmini_diffusers.families import find_family
 from vdmini_diffusers.families.svd import SVD
-from vdmini_diffusers.pruning import VDMINI_UNET, PruningPlanError, TransformerPruningPlan, find_plan
+from vdmini_diffusers.pruning import VDMINI_HY, VDMINI_UNET, PruningPlanError, find_plan
 from vdmini_diffusers.pruning.components import check_component, component_classes
 from vdmini_diffusers.pruning.student_folder import read_plan
 from vdmini_diffusers.pruning.survey import survey_denoiser
@@ -175,11 +175,7 @@ def test_headers(data, tmp_path):
 @fuzz(500)
 @given(data=st.data())
 def test_plans(data, tmp_path):
-    plans = [
-        VDMINI_UNET,
-        tiny_decoder_plans("image")["folds"],
-        TransformerPruningPlan("dit", {"transformer_blocks": (0, 2)}),
-    ]
+    plans = [VDMINI_UNET, tiny_decoder_plans("image")["folds"], VDMINI_HY]
     text = damaged_json(data, json.loads(data.draw(st.sampled_from(plans)).to_json_string()))
     file = tmp_path / "unet" / "pruning_plan.json"
     file.parent.mkdir(exist_ok=True)

@@ -17,11 +17,12 @@ class FeatureTaps:
             unet(...)
         features["down_blocks.0"]  # (batch * frames, channels, height, width)
 
-    Where a module returns a tuple, as blocks do, its first element is taken. Nothing is detached. Tap the bare
-    module: its names do not depend on what wraps it (DDP, compile).
+    Where a module returns a tuple, as blocks do, its first element is taken, and by `"transformer_blocks.0[1]"` its
+    second: the text beside the video of a dual-stream block. Nothing is detached. Tap the bare module: its names do
+    not depend on what wraps it (DDP, compile).
 
     Args:
-        names: names of submodules.
+        names: names of submodules, with the index of an output behind those of which it is not the first.
 
     Raises:
         ValueError: if `model` has no module of such a name.
@@ -30,10 +31,12 @@ class FeatureTaps:
     def __init__(self, model: nn.Module, names: Iterable[str]):
         modules = dict(model.named_modules())
         self.modules = {}
+        self.outputs = {}
         for name in names:
-            if name not in modules:
-                raise ValueError(f"{type(model).__name__} has no module {name!r} to take features from.")
-            self.modules[name] = modules[name]
+            module, _, output = name.removesuffix("]").partition("[")
+            if module not in modules:
+                raise ValueError(f"{type(model).__name__} has no module {module!r} to take features from.")
+            self.modules[name], self.outputs[name] = modules[module], int(output or 0)
         self.features: dict[str, torch.Tensor] = {}
 
     def __enter__(self) -> dict[str, torch.Tensor]:
@@ -45,7 +48,7 @@ class FeatureTaps:
         return self.features
 
     def _tap(self, name: str, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        self.features[name] = output[0] if isinstance(output, tuple) else output
+        self.features[name] = output[self.outputs[name]] if isinstance(output, tuple) else output
 
     def __exit__(self, *error: object) -> None:
         for handle in self.handles:

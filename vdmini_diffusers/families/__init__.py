@@ -11,11 +11,11 @@ from vdmini_diffusers.serialization.pipeline_folder import pipeline_class_name, 
 
 __all__ = ["FAMILIES", "ClipShape", "Denoiser", "Family", "TrainableFamily", "find_family", "find_trainable_family"]
 
-FAMILIES: tuple[Family, ...] = tuple(
-    importlib.import_module(f"{__name__}.{module.name}").FAMILY
+_MODULES = [
+    importlib.import_module(f"{__name__}.{module.name}")
     for module in pkgutil.iter_modules([str(Path(__file__).parent)])
-    if module.name != "base"
-)
+]
+FAMILIES: tuple[Family, ...] = tuple(module.FAMILY for module in _MODULES if hasattr(module, "FAMILY"))
 
 
 def find_family(pretrained_model_name_or_path: str, revision: str | None = None, **download_kwargs: Any) -> Family:

@@ -8,14 +8,25 @@ from vdmini_diffusers.pruning.plans import (
     TransformerPruningPlan,
     UNetPruningPlan,
 )
-from vdmini_diffusers.pruning.presets import DECODER_PLANS, P1, PLANS, Q2, VDMINI_UNET, find_plan
+from vdmini_diffusers.pruning.presets import (
+    DECODER_PLANS,
+    P1,
+    PAPER_LITERAL,
+    PLANS,
+    Q2,
+    VDMINI_HY,
+    VDMINI_UNET,
+    find_plan,
+)
 
 
 __all__ = [
     "DECODER_PLANS",
     "P1",
+    "PAPER_LITERAL",
     "PLANS",
     "Q2",
+    "VDMINI_HY",
     "VDMINI_UNET",
     "DecoderPruningPlan",
     "PruningPlan",

@@ -126,7 +126,9 @@ def survey_network(
     complete = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
     # `from_config`, as a teacher's may have fields of another version of diffusers.
     student = build_empty(
-        lambda: student_of(class_name).from_config(plan.student_config(complete)), config_file, plan.network
+        lambda: student_of(class_name).from_config(plan.student_config({"_class_name": class_name, **complete})),
+        config_file,
+        plan.network,
     )
     shapes = {key: tuple(tensor.shape) for key, tensor in teacher.state_dict().items()}
     weights = plan.weight_map(student.state_dict())

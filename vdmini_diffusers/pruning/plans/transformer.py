@@ -1,19 +1,12 @@
 """Plans of video transformers: which of their blocks stay (paper, appendix D)."""
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from vdmini_diffusers.families.block_lists import BLOCK_LISTS, BlockList
 from vdmini_diffusers.pruning.plans.base import PruningPlan, PruningPlanError
-
-
-# The config field that counts the blocks of each list, as diffusers' transformers name them, in running order.
-COUNT_FIELDS = {
-    "transformer_blocks": "num_layers",
-    "single_transformer_blocks": "num_single_layers",
-    "blocks": "num_layers",
-}
+from vdmini_diffusers.serialization.safetensors_reader import short_repr
 
 
 @dataclass(frozen=True, eq=True)
@@ -21,10 +14,12 @@ class TransformerPruningPlan(PruningPlan):
     """Kept blocks of a transformer, per list of blocks.
 
     Args:
+        transformer: the teacher's class in diffusers, e.g. `"HunyuanVideoTransformer3DModel"`.
         blocks: kept indices by the name of the teacher's `ModuleList`, e.g. `{"transformer_blocks": (0, 1, 19),
             "single_transformer_blocks": (0, 39)}` for HunyuanVideo's dual-stream and single-stream blocks.
     """
 
+    transformer: str
     blocks: Mapping[str, tuple[int, ...]]
 
     kind: ClassVar[str] = "transformer"
@@ -34,49 +29,95 @@ class TransformerPruningPlan(PruningPlan):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._freeze_kept("blocks", str)
+        if not isinstance(self.transformer, str) or self.transformer not in BLOCK_LISTS:
+            raise PruningPlanError(
+                f"`transformer` names a class of diffusers, not {short_repr(self.transformer)}; those that can be"
+                f" pruned are {', '.join(BLOCK_LISTS)}."
+            )
+        names = {blocks.name for blocks in self._lists}
+        if wrong := sorted(names ^ self.blocks.keys()):
+            raise PruningPlanError(
+                f"`blocks` of a plan for {self.transformer} says what is kept of {' and of '.join(sorted(names))};"
+                f" {wrong[0]!r} is {'missing' if wrong[0] in names else 'none of them'}."
+            )
+
+    @classmethod
+    def keep_everything(cls, transformer: str, teacher_config: Mapping[str, Any]) -> "TransformerPruningPlan":
+        """The plan that removes nothing from a teacher of this class with this config."""
+        counts = block_counts(transformer, teacher_config)
+        return cls("keep-everything", transformer, {name: tuple(range(count)) for name, count in counts.items()})
 
     def student_config(self, teacher_config: Mapping[str, Any]) -> dict[str, Any]:
         self._check_fits(teacher_config)
         config = {key: value for key, value in teacher_config.items() if not key.startswith("_")}
-        return config | {COUNT_FIELDS[name]: len(kept) for name, kept in self.blocks.items()}
+        return config | {blocks.count: len(self.blocks[blocks.name]) for blocks in self._lists}
 
     def teacher_key(self, student_key: str) -> str:
         parts = student_key.split(".")
-        if parts[0] in self.blocks:
+        if parts[0] in self.blocks and len(parts) > 1:
             parts[1] = str(self.blocks[parts[0]][int(parts[1])])
         return ".".join(parts)
 
     def feature_pairs(self, teacher_config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-        """Every kept block, with the teacher's last block before the next kept one, whose work it takes over."""
-        self._check_fits(teacher_config)
-        pairs = []
-        for name in (name for name in COUNT_FIELDS if name in self.blocks):  # in the order in which they run
-            kept = self.blocks[name]
-            ends = (*kept[1:], teacher_config[COUNT_FIELDS[name]])
-            pairs += [(f"{name}.{i}", f"{name}.{end - 1}") for i, end in enumerate(ends)]
-        return tuple(pairs)
+        """Every kept block, with the teacher's last block before the next kept one, whose work it takes over.
 
-    def weight_map(self, student_keys: Iterable[str]) -> dict[str, str]:
-        weights = super().weight_map(student_keys)
-        if missing := sorted(self.blocks.keys() - {key.partition(".")[0] for key in weights}):
-            raise PruningPlanError(f"The network has no {missing[0]!r}, of which the plan keeps blocks.")
-        return weights
+        The run that a block takes over can reach into the next list: HunyuanVideo's last dual-stream block answers
+        for the removed single-stream blocks after it. Where a block returns several streams, each is a pair:
+        `name` is the first, `name[1]` the second, as in `FeatureTaps`. Text after the last block is left out, as
+        nothing reads it.
+        """
+        self._check_fits(teacher_config)
+        counts = block_counts(self.transformer, teacher_config)
+        pairs = []
+        for chain in dict.fromkeys(blocks.chain for blocks in self._lists):
+            lists = [blocks for blocks in self._lists if blocks.chain == chain]
+            order = [(blocks, i) for blocks in lists for i in range(counts[blocks.name])]
+            kept = [place for place, (blocks, i) in enumerate(order) if i in self.blocks[blocks.name]]
+            for place, following in zip(kept, (*kept[1:], len(order)), strict=True):
+                (blocks, i), (end_blocks, end) = order[place], order[following - 1]
+                student = f"{blocks.name}.{self.blocks[blocks.name].index(i)}"
+                for stream, name in enumerate(blocks.streams):
+                    if name == "text" and following == len(order):
+                        continue
+                    suffix = f"[{stream}]" if stream else ""
+                    pairs.append((f"{student}{suffix}", f"{end_blocks.name}.{end}{suffix}"))
+        return tuple(pairs)
 
     def block_names(self, teacher_key: str) -> Sequence[str]:
         return (".".join(teacher_key.split(".")[:2]),)
 
+    @property
+    def _lists(self) -> tuple[BlockList, ...]:
+        return BLOCK_LISTS[self.transformer]
+
     def _check_fits(self, teacher_config: Mapping[str, Any]) -> None:
-        fields = {name: field for name, field in COUNT_FIELDS.items() if teacher_config.get(field)}
-        if unknown := sorted(self.blocks.keys() - COUNT_FIELDS.keys()):
-            raise PruningPlanError(f"{unknown[0]!r} is no list of blocks; those known are {', '.join(COUNT_FIELDS)}.")
-        for name, kept in self.blocks.items():
-            count = teacher_config.get(COUNT_FIELDS[name]) or 0
-            if kept[-1] >= count:
-                raise PruningPlanError(f"The teacher's {name} has {count} blocks, of which {kept[-1]} is not one.")
-        counted = {COUNT_FIELDS[name] for name in self.blocks}
-        if missing := sorted(set(fields.values()) - counted):
-            raise PruningPlanError(f"The plan does not say which blocks counted by `{missing[0]}` stay.")
-        if len(counted) < len(self.blocks):
-            pairs = itertools.combinations(self.blocks, 2)
-            names = next(f"{a} and {b}" for a, b in pairs if COUNT_FIELDS[a] == COUNT_FIELDS[b])
-            raise PruningPlanError(f"The plan names {names}, of which a transformer has one.")
+        """Raises `PruningPlanError` with the first block that the teacher does not have."""
+        class_name = teacher_config.get("_class_name", self.transformer)
+        if class_name != self.transformer:
+            raise PruningPlanError(
+                f"{self.name!r} is a plan for {self.transformer}, and the teacher is a {short_repr(class_name)}."
+            )
+        for name, count in block_counts(self.transformer, teacher_config).items():
+            if self.blocks[name][-1] >= count:
+                raise PruningPlanError(
+                    f"The plan keeps {name}.{self.blocks[name][-1]}; the teacher's {name} has {count} blocks, which"
+                    " are counted from 0."
+                )
+
+
+def block_counts(transformer: str, config: Mapping[str, Any]) -> dict[str, int]:
+    """The number of blocks in each list of a transformer, given its class and its config.
+
+    Raises:
+        PruningPlanError: if the config does not say.
+    """
+    counts = {}
+    for blocks in BLOCK_LISTS[transformer]:
+        count = config.get(blocks.count)
+        if type(count) is not int or count < 1:
+            raise PruningPlanError(
+                f"The config of a {transformer} counts its {blocks.name} by `{blocks.count}`; this one says"
+                f" {short_repr(count)}."
+            )
+        counts[blocks.name] = count
+    return counts
