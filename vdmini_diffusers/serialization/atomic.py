@@ -52,7 +52,7 @@ def new_folder(
     if "\0" in os.fspath(output_dir):
         raise ValueError(f"{os.fspath(output_dir)!r} cannot be the name of a folder: it contains a NUL character.")
     target = Path(os.path.abspath(output_dir))
-    _check_replaceable(target, overwrite, kind, marker)
+    check_replaceable(target, overwrite, kind, marker)
     new_parents = [parent for parent in target.parents if not parent.exists()]
     partial, lock = (_begun(target) if resume else None) or _unbegun(target)
     try:
@@ -64,7 +64,7 @@ def new_folder(
         _remove_stale(target)
         yield partial
         _set_permissions(partial)
-        _check_replaceable(target, overwrite, kind, marker)
+        check_replaceable(target, overwrite, kind, marker)
         _move_into_place(partial, target)
         _remove_lock(lock)
     except BaseException as error:
@@ -78,6 +78,20 @@ def new_folder(
             with suppress(OSError):  # another process has put something there
                 parent.rmdir()
         raise
+
+
+def check_replaceable(
+    target: str | os.PathLike, overwrite: bool, kind: str = "pipeline", marker: str = "model_index.json"
+) -> None:
+    """Raises `FileExistsError` if there is something that `new_folder` with these arguments would not replace."""
+    target = Path(target)
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{target} exists, and is replaced only with `overwrite=True` (--overwrite).")
+    is_folder = target.is_dir() and not target.is_symlink()
+    if not is_folder or not ((target / marker).exists() or not any(target.iterdir())):
+        raise FileExistsError(f"{target} is not a {kind} folder (with a {marker}): it is not replaced.")
 
 
 def check_apart(output_dir: str | os.PathLike, inputs: Mapping[str, str | os.PathLike | None]) -> None:
@@ -133,16 +147,6 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
     if free < num_bytes + SPARE_BYTES:
         message = f"{num_bytes / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB are free on the disk"
         raise OSError(errno.ENOSPC, message, str(folder.parent))
-
-
-def _check_replaceable(target: Path, overwrite: bool, kind: str, marker: str) -> None:
-    if not os.path.lexists(target):
-        return
-    if not overwrite:
-        raise FileExistsError(f"{target} exists, and is replaced only with `overwrite=True` (--overwrite).")
-    is_folder = target.is_dir() and not target.is_symlink()
-    if not is_folder or not ((target / marker).exists() or not any(target.iterdir())):
-        raise FileExistsError(f"{target} is not a {kind} folder (with a {marker}): it is not replaced.")
 
 
 def _unbegun(target: Path) -> tuple[Path, FileLock]:

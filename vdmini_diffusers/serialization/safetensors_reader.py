@@ -227,13 +227,13 @@ def read_json(file: Path, kind: type[JSONValue] = dict) -> JSONValue:
     return _parse_json(file.read_bytes(), file, kind)
 
 
-def check_small_file(file: Path) -> None:
+def check_small_file(file: Path, max_bytes: int = MAX_JSON_BYTES) -> None:
     """Raises `CheckpointError` if a file is missing, is none that can be read to its end, or is too large."""
     if not file.is_file():
         what = "is not a regular file" if file.exists() else "is missing"
         raise CheckpointError(f"{file} {what}.")
-    if file.stat().st_size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{file} is larger than {MAX_JSON_BYTES} bytes.")
+    if file.stat().st_size > max_bytes:
+        raise CheckpointError(f"{file} is larger than {max_bytes} bytes.")
 
 
 def _parse_json(text: bytes, file: Source, kind: type[JSONValue]) -> JSONValue:
