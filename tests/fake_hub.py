@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -56,7 +57,7 @@ class FakeHub:
         self.listed_sizes: dict[str, int] = {}
         self.refs: dict[str, dict[str, str]] = {}  # repository -> branch or tag -> commit
         self.requests: list[tuple[str, str]] = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": self}))
+        self.server = HubServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": self}))
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> "FakeHub":
@@ -88,6 +89,12 @@ class FakeHub:
         return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+class HubServer(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):  # a client may go away at any time
+            super().handle_error(request, client_address)
+
+
 def is_lfs(path: str) -> bool:
     return path.endswith((".safetensors", ".bin"))
 
@@ -101,6 +108,7 @@ def etag_of(path: str, content: bytes) -> str:
 
 class HubHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits for an acknowledgement
     hub: FakeHub
 
     def do_HEAD(self):

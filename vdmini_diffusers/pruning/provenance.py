@@ -1,7 +1,6 @@
 """Where a student came from: as JSON beside its weights, and in its model card."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vdmini_diffusers.pruning.survey import Survey

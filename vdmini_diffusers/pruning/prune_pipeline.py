@@ -237,9 +237,7 @@ def _identity(weights: Mapping[str, FoundWeights], surveys: Mapping[str, Survey]
     return digest.hexdigest()
 
 
-def _copy_companions(
-    teacher: Teacher, family: Family, folder: Path, denoisers_only: bool
-) -> dict[Source, FileHash]:
+def _copy_companions(teacher: Teacher, family: Family, folder: Path, denoisers_only: bool) -> dict[Source, FileHash]:
     without = family.layout.components if denoisers_only else family.denoisers
     hashes: dict[Source, FileHash] = {}
     for name in companion_files(teacher, family.layout, without):
@@ -338,8 +336,8 @@ def _write_card(
     fields = card_fields(teacher, record, surveys[family.denoiser].plan.to_json_string())
     repository = Path(os.path.abspath(output_dir)).name
     if denoisers_only:
-        students = {name: type(survey.student) for name, survey in surveys.items()}
-        fields |= {"loading": loading_code(teacher, family.pipeline, students, repository, record["teacher"]["variant"])}
+        students, variant = {name: type(s.student) for name, s in surveys.items()}, record["teacher"]["variant"]
+        fields |= {"loading": loading_code(teacher, family.pipeline, students, repository, variant)}
     write_card(
         folder,
         "vdmini_denoiser.md" if denoisers_only else family.card,

@@ -10,12 +10,12 @@ from torch.overrides import TorchFunctionMode
 
 from vdmini_diffusers.families import Denoiser
 from vdmini_diffusers.pruning.plans import PruningPlan, PruningPlanError
+from vdmini_diffusers.serialization.checkpoint_error import short_message
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS
 from vdmini_diffusers.serialization.safetensors_reader import (
     CheckpointError,
     StoredTensor,
     read_json,
-    short_message,
     short_repr,
 )
 

@@ -66,6 +66,7 @@ def new_folder(
         _set_permissions(partial)
         check_replaceable(target, overwrite, kind, marker)
         _move_into_place(partial, target)
+        (target / PROGRESS).unlink(missing_ok=True)  # only now: a process can be killed before it has moved the folder
         _remove_lock(lock)
     except BaseException as error:
         if isinstance(error, KEPT_ON) and (partial / PROGRESS).exists():

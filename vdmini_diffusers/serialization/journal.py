@@ -52,13 +52,11 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Note what is not yet noted if the folder is kept; forget all if it is complete."""
+        """Note what is not yet noted if the folder is kept."""
         if kind is not None and issubclass(kind, KEPT_ON):
             self._wait()
             self._sync(self._new)
         self._thread.shutdown()
-        if kind is None:
-            self.file.unlink(missing_ok=True)
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()

@@ -229,7 +229,8 @@ def _remote_weights(
 
 
 def _companion_paths(layout: PipelineLayout) -> list[str]:
-    paths = [f"{name}/{pattern}" for name, entry in layout.components.items() for pattern in _companion_patterns(entry)]
+    entries = layout.components.items()
+    paths = [f"{name}/{pattern}" for name, entry in entries for pattern in _companion_patterns(entry)]
     return ["model_index.json", "LICENSE*", "NOTICE*", "README.md", *paths]
 
 

@@ -1,8 +1,8 @@
 """Tensors go from the files of one checkpoint to those of another without being held in memory.
 
 Every source file is read once, in order: the chosen tensors are checked for NaN and infinity and written to their
-place. A file whose hash is wanted is read and hashed as a whole: hashing costs more than the rest together. A few
-small buffers take turns, so that hashing runs beside reading and writing; the sizes of the tensors do not matter.
+place. A file whose hash is wanted is read and hashed as a whole: hashing costs more than the rest together. Chunks of
+a megabyte are checked, hashed and written beside each other; the sizes of the tensors do not matter.
 """
 
 import hashlib
@@ -11,9 +11,9 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from io import FileIO, RawIOBase
+from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -33,9 +33,8 @@ from vdmini_diffusers.serialization.safetensors_reader import (
 from vdmini_diffusers.serialization.sources import Source, open_source, size_of
 
 
-PIECE_BYTES = 2**26  # what is done again, at most, of a tensor that a copy was stopped in; a multiple of BUFFER_BYTES
-BUFFER_BYTES = 2**18  # a multiple of every element's size; stays in a core's cache from the read to the write
-NUM_BUFFERS = 16
+PIECE_BYTES = 2**26  # what is done again, at most, of a tensor that a copy was stopped in
+MAX_IN_USE = 16  # chunks that wait to be hashed and written
 FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 # Infinity's bits. What is as large or larger, sign aside, is no number: read as signed integers, positive ones are the
 # largest of all, and read as unsigned ones, negative ones are. NumPy and not torch, which would share this out to as
@@ -124,8 +123,10 @@ def _write_headers(
         order = sorted(shard, key=lambda name: (-list(DTYPE_BYTES).index(tensors[name].dtype), name))
         stops = list(itertools.accumulate((tensors[name].num_bytes for name in order), initial=0))
         header = _header(tensors, order, stops)
-        with (folder / filename).open("r+b" if (folder / filename).exists() else "xb") as file:
-            file.write(header)
+        with (folder / filename).open("ab") as file:
+            if file.tell() < len(header):  # else it is of a copy that was interrupted
+                file.truncate(0)
+                file.write(header)
         for name, start in zip(order, stops[:-1], strict=True):
             targets[tensors[name].name] = Target(folder / filename, len(header) + start)
     if shards.is_sharded:
@@ -164,31 +165,42 @@ def _stream(
         pieces = [p for t in tensors if t.name in targets for p in _pieces(t, targets[t.name])]
         pieces = [piece for piece in pieces if not (journal and journal.has(*_place(piece)))]
     pieces.sort(key=lambda piece: (piece.start, piece.stop))
-    buffers = itertools.cycle([memoryview(bytearray(BUFFER_BYTES)) for _ in range(NUM_BUFFERS if digest else 1)])
-    hashed: deque[Future] = deque()  # of the buffers in use, oldest first
+    in_use: deque[tuple[list[Future], Piece | None]] = deque()  # for each chunk; with the piece that ends in it
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(file, _joined(pieces)))
+        source = stack.enter_context(closing(open_source(file, _joined(pieces))))
         paths = dict.fromkeys(piece.target.file for piece in pieces if piece.target)
         opened = {path: stack.enter_context(path.open("r+b", buffering=0)) for path in paths}
-        hasher = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+        hasher, writer = (stack.enter_context(ThreadPoolExecutor(max_workers=1)) for _ in range(2))
         for piece in pieces:
-            source.seek(piece.start)
-            for start in range(piece.start, piece.stop, BUFFER_BYTES):
-                if len(hashed) == NUM_BUFFERS:
-                    hashed.popleft().result()
-                chunk = next(buffers)[: min(BUFFER_BYTES, piece.stop - start)]
-                _read(source, chunk, piece.tensor)
-                if digest:
-                    hashed.append(hasher.submit(digest.update, chunk))
+            done = 0
+            for chunk in source.chunks(piece.start, piece.stop):
+                futures = [hasher.submit(digest.update, chunk)] if digest else []
                 if piece.target:
-                    done = start - piece.start
                     _check_finite(chunk, piece.tensor, piece.offset + done)
-                    _write(opened[piece.target.file], chunk, piece.tensor, piece.target.start + done)
-            if journal and piece.target and not digest:
-                journal.add(*_place(piece))
-        if digest and source.seek(0, 2) != pieces[-1].stop:
-            raise CheckpointError(f"{file} changed its size while it was read.")
+                    place = opened[piece.target.file], chunk, piece.tensor, piece.target.start + done
+                    futures.append(writer.submit(_write, *place))
+                done += len(chunk)
+                is_last = piece.start + done == piece.stop
+                in_use.append((futures, piece if is_last and piece.target and not digest else None))
+                if len(in_use) > MAX_IN_USE:
+                    _finish(*in_use.popleft(), journal)
+            if piece.start + done < piece.stop:
+                raise CheckpointError(
+                    f"{file} ended within tensor {piece.tensor.name!r}: it was cut while it was read."
+                )
+        while in_use:
+            _finish(*in_use.popleft(), journal)
+    if digest and size_of(file) != pieces[-1].stop:
+        raise CheckpointError(f"{file} changed its size while it was read.")
     return FileHash(size_of(file), digest.hexdigest() if digest else known_sha256[file])
+
+
+def _finish(futures: Iterable[Future], piece: Piece | None, journal: Journal | None) -> None:
+    """Wait until a chunk is hashed and written, and note the piece that is complete then."""
+    for future in futures:
+        future.result()
+    if journal and piece:
+        journal.add(*_place(piece))
 
 
 def _pieces(tensor: StoredTensor, target: Target | None) -> Iterator[Piece]:
@@ -216,15 +228,6 @@ def _joined(pieces: Iterable[Piece]) -> list[tuple[int, int]]:
     return ranges
 
 
-def _read(source: RawIOBase, chunk: memoryview, tensor: StoredTensor) -> None:
-    filled = 0
-    while filled < len(chunk):
-        count = source.readinto(chunk[filled:])
-        if not count:
-            raise CheckpointError(f"{tensor.file} ended within tensor {tensor.name!r}: it was cut while it was read.")
-        filled += count
-
-
 def _check_finite(chunk: memoryview, tensor: StoredTensor, offset: int) -> None:
     if tensor.dtype not in FLOATS:
         return
@@ -232,7 +235,7 @@ def _check_finite(chunk: memoryview, tensor: StoredTensor, offset: int) -> None:
     bits = np.frombuffer(chunk, infinity.dtype)
     sign = ~(infinity | (infinity - 1))
     if bits.max() >= infinity | sign or bits.view(f"i{bits.itemsize}").max() >= infinity:
-        values = torch.frombuffer(chunk, dtype=FLOATS[tensor.dtype])
+        values = torch.frombuffer(bytearray(chunk), dtype=FLOATS[tensor.dtype])
         first = int(values.isfinite().logical_not().nonzero()[0])
         element = offset // DTYPE_BYTES[tensor.dtype] + first
         raise CheckpointError(

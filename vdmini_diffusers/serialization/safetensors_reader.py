@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from vdmini_diffusers.serialization.checkpoint_error import CheckpointError, short_message, short_repr
+from vdmini_diffusers.serialization.checkpoint_error import CheckpointError, short_repr
 from vdmini_diffusers.serialization.sources import RemoteFile, Source, read_bytes, size_of
 
 

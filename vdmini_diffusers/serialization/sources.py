@@ -1,11 +1,14 @@
 """Files that weights are read from: on the disk, or on the Hub, of which only the wanted bytes are fetched."""
 
-import io
+import mmap
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
+from typing import Protocol
 
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
@@ -15,6 +18,14 @@ from vdmini_diffusers.serialization.checkpoint_error import CheckpointError, sho
 
 
 MAX_FAILURES = 5  # in a row, without a byte in between
+CHUNK_BYTES = 2**20  # a multiple of every element's size
+WINDOW_BYTES = 2**23  # what is mapped of a local file at a time
+# Linux can map all pages of a window at once, which costs half of what it takes to map them one by one.
+READ_ONLY = (
+    {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
+    if hasattr(mmap, "MAP_POPULATE")
+    else {"access": mmap.ACCESS_READ}
+)
 FIRST_WAIT_SECONDS = 1.0  # before a connection that broke is opened again; doubles with each further failure
 
 Ranges = Sequence[tuple[int, int]]
@@ -58,27 +69,66 @@ def fingerprint(file: Source) -> tuple[str, int, str]:
     return str(file.absolute()), state.st_size, str(state.st_mtime_ns)
 
 
-def open_source(file: Source, ranges: Ranges) -> io.RawIOBase:
-    """A file opened for reading, unbuffered.
+class Reader(Protocol):
+    """An open file."""
+
+    def chunks(self, start: int, stop: int) -> Iterator[memoryview]:
+        """`file[start:stop]` in chunks of `CHUNK_BYTES`; fewer if the file ends before."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_source(file: Source, ranges: Ranges) -> Reader:
+    """A file opened for reading.
 
     Args:
-        ranges: the bytes that will be read, `[(start, stop), ...]`. Of a remote file, no others can be.
+        ranges: the bytes that will be read, `[(start, stop), ...]`, rising. Of a remote file, no others can be.
     """
-    return RangeReader(file, ranges) if isinstance(file, RemoteFile) else file.open("rb", buffering=0)
+    return RangeReader(file, ranges) if isinstance(file, RemoteFile) else MappedReader(file)
 
 
 def read_bytes(file: Source, start: int, stop: int) -> bytes:
     """`file[start:stop]`, or less if the file ends before."""
-    content = bytearray()
-    with open_source(file, [(start, stop)]) as stream:
-        stream.seek(start)
-        while len(content) < stop - start and (more := stream.read(stop - start - len(content))):
-            content += more
-    return bytes(content)
+    with closing(open_source(file, [(start, stop)])) as reader:
+        return b"".join(reader.chunks(start, stop))
 
 
-class RangeReader(io.RawIOBase):
-    """A remote file, read as if it were open.
+class MappedReader:
+    """A local file, mapped and not read: that saves a copy, which takes as long as writing does.
+
+    A file that is cut within the milliseconds in which a window of it is mapped ends the process, as it would with
+    safetensors' own reader.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file.open("rb", buffering=0)
+
+    def chunks(self, start: int, stop: int) -> Iterator[memoryview]:
+        stop = min(stop, os.fstat(self.file.fileno()).st_size)
+        for at in range(start, stop, WINDOW_BYTES):
+            end = min(at + WINDOW_BYTES, stop)
+            self._read_ahead(end)
+            offset = at - at % mmap.ALLOCATIONGRANULARITY
+            if os.fstat(self.file.fileno()).st_size < end:
+                return
+            window = mmap.mmap(self.file.fileno(), end - offset, offset=offset, **READ_ONLY)
+            # Unmapped with the last of its chunks.
+            for position in range(at, end, CHUNK_BYTES):
+                yield memoryview(window)[position - offset : min(position + CHUNK_BYTES, end) - offset]
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _read_ahead(self, start: int) -> None:
+        """Let the disk read the next window while this one is written."""
+        if hasattr(os, "posix_fadvise"):
+            for at in range(start, start + WINDOW_BYTES, CHUNK_BYTES):  # the kernel cuts larger requests short
+                os.posix_fadvise(self.file.fileno(), at, CHUNK_BYTES, os.POSIX_FADV_WILLNEED)
+
+
+class RangeReader:
+    """A file on the Hub, read as if it were open.
 
     Each of the ranges takes one request, after whose end, or failure, the next one is sent. A server that ignores
     ranges sends the file from its beginning, of which the unwanted bytes are thrown away.
@@ -95,32 +145,28 @@ class RangeReader(io.RawIOBase):
         self._chunk = memoryview(b"")  # the last one that was received
         self._start = self._stop = 0  # of that chunk, and of the whole response
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.file.size}[whence]
-        return self.position
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:
+    def chunks(self, start: int, stop: int) -> Iterator[memoryview]:
         """Raises `ConnectionError` if the Hub cannot be reached, `CheckpointError` if it sends something else."""
-        if self.position >= self.file.size:
-            return 0
+        self.position, stop = start, min(stop, self.file.size)
+        while self.position < stop:
+            chunk = memoryview(bytearray(min(CHUNK_BYTES, stop - self.position)))
+            filled = 0
+            while filled < len(chunk):
+                filled += self._read_persistently(chunk[filled:])
+            yield chunk
+
+    def close(self) -> None:
+        self._hang_up()
+
+    def _read_persistently(self, buffer: memoryview) -> int:
         for failures in range(MAX_FAILURES):
             try:
-                return self._read(memoryview(buffer))
+                return self._read(buffer)
             except httpx.TransportError as error:
                 self._hang_up()
                 last_error = error
                 time.sleep(FIRST_WAIT_SECONDS * 2**failures)
         raise self._unreachable(last_error)
-
-    def close(self) -> None:
-        self._hang_up()
-        super().close()
 
     def _read(self, buffer: memoryview) -> int:
         if not self._start <= self.position < self._stop:
@@ -145,20 +191,18 @@ class RangeReader(io.RawIOBase):
         headers = {**self.file.headers, "Range": wanted, "Accept-Encoding": "identity"}
         try:
             response = self._response.enter_context(
-                http_stream_backoff(
-                    "GET", self.file.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
-                )
+                http_stream_backoff("GET", self.file.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
             )
             hf_raise_for_status(response)
         except HfHubHTTPError as error:
-            if error.response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if error.response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise CheckpointError(
                     f"{self.file}: the Hub lists {self.file.size} bytes, and the server has no {wanted}."
                 ) from error
             raise self._unreachable(error) from error
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
-        if response.status_code == httpx.codes.PARTIAL_CONTENT:
+        if response.status_code == HTTPStatus.PARTIAL_CONTENT:
             self._start, self._stop = self.position, stop
             found = response.headers.get("Content-Range", "nothing").replace("/*", f"/{self.file.size}")
             expected = f"bytes {self.position}-{stop - 1}/{self.file.size}"
