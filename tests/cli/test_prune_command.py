@@ -1,12 +1,15 @@
 """What the pruning scripts print when they succeed: parameters, the output, and the next command."""
 
+import re
 import runpy
 import sys
 
 import pytest
 from tiny import tiny_decoder_plans, tiny_teacher_vae
+from tiny_hunyuan_video import tiny_hunyuan_pipeline
 
-from vdmini_diffusers.cli.prune_command import print_command
+from vdmini_diffusers.cli.prune_command import print_command, prune_command
+from vdmini_diffusers.families.hunyuan_video import HUNYUAN_VIDEO
 
 
 @pytest.fixture
@@ -28,6 +31,22 @@ def test_pruning_a_pipeline(run_script, teacher_folder, tmp_path):
     command = printed[printed.index("accelerate launch training/train_icmd.py") :]
     assert f"--pretrained_student_model_name_or_path '{student}' \\\n" in command
     assert "--task i2v" in command and "variant" not in command
+
+
+def test_a_dry_run_prints_parameters_and_operations(monkeypatch, capsys, tmp_path):
+    pipe = tiny_hunyuan_pipeline()
+    pipe.save_pretrained(tmp_path / "teacher")
+    flags = ("--pretrained_model_name_or_path", tmp_path / "teacher", "--output_dir", tmp_path / "student")
+    monkeypatch.setattr(sys, "argv", ["prune", *map(str, flags), "--plan", "middle", "--dry_run"])
+    prune_command("Prune HunyuanVideo.", HUNYUAN_VIDEO)
+    printed = capsys.readouterr().out
+    assert f"teacher {pipe.transformer.num_parameters():,} parameters\n" in printed
+    assert "removes transformer_blocks.2 (" in printed
+    teacher, student = (
+        float(re.search(rf"{what} ([\d.]+) TFLOP for 125 frames of 1280 x 720 pixels", printed)[1])
+        for what in ("teacher", "student")
+    )
+    assert student / teacher == pytest.approx(7 / 9, abs=0.03) and not (tmp_path / "student").exists()
 
 
 def test_pruning_a_vae_s_decoder(run_script, tmp_path):

@@ -289,7 +289,7 @@ class TestArchitecture:
             ({"layers_per_block": 10**9}, "`layers_per_block` is out of bounds"),
             ({"transformer_layers_per_block": [10**6] * 4}, "`transformer_layers_per_block` is out of bounds"),
             ({"block_out_channels": [32] * 1000}, "`block_out_channels` is out of bounds"),
-            ({"in_channels": -1}, "`in_channels` is out of bounds"),
+            ({"in_channels": -1}, "does not describe a U-Net: .* negative dimension"),
             ({"block_out_channels": [33, 32, 64, 64]}, "does not describe a U-Net"),
             ({"down_block_types": ["DownBlock2D"] * 4}, "does not describe a U-Net"),
             ({"block_out_channels": "wide"}, "does not describe a U-Net"),

@@ -63,6 +63,26 @@ def test_both_streams_of_every_pair_have_equal_shapes(teacher_folder, student_fo
 
 
 @torch.no_grad()
+def test_a_pair_s_teacher_side_is_what_the_next_kept_block_is_given(teacher_folder):
+    """So a student whose features agree gives its blocks the inputs for which they were trained."""
+    teacher = HunyuanVideoTransformer3DModel.from_pretrained(teacher_folder, subfolder="transformer")
+    kept = [f"{name}.{i}" for name, indices in PLAN.blocks.items() for i in indices]
+    order = sorted(kept, key=lambda name: (name.startswith("single"), name))
+    given = {}
+    for name in order[1:]:
+        teacher.get_submodule(name).register_forward_pre_hook(
+            lambda module, args, name=name: given.__setitem__(name, args[:2])
+        )
+    pairs = PLAN.feature_pairs(teacher.config)
+    with FeatureTaps(teacher, [name for _, name in pairs]) as features:
+        teacher(**tiny_hunyuan_inputs())
+    assert len(pairs) == 2 * len(order) - 1  # nothing reads the text after the last block
+    for following, (video, text) in zip(order[1:], zip(pairs[0::2], pairs[1::2], strict=False), strict=True):
+        assert torch.equal(features[video[1]], given[following][0])
+        assert torch.equal(features[text[1]], given[following][1])
+
+
+@torch.no_grad()
 def test_the_student_s_pipeline_makes_videos(student_folder):
     pipe = HunyuanVideoPipeline.from_pretrained(student_folder)
     pipe.set_progress_bar_config(disable=True)

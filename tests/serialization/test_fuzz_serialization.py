@@ -117,7 +117,7 @@ def with_damage(data, spoilt, teacher_folder, name, read):
 def test_model_index(data, spoilt, teacher_folder):
     def read():
         only_own_errors(lambda: find_family(str(spoilt)), spoilt)
-        only_own_errors(lambda: companion_files(open_teacher(spoilt, SVD.layout), SVD.layout), spoilt)
+        only_own_errors(lambda: companion_files(open_teacher(spoilt, SVD.layout)), spoilt)
 
     with_damage(data, spoilt, teacher_folder, "model_index.json", read)
 

@@ -2,15 +2,23 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from vdmini_diffusers.cli.script import parse_arguments
-from vdmini_diffusers.families import Family
+from vdmini_diffusers.families import Family, TrainableFamily
 from vdmini_diffusers.pruning import PLANS
+from vdmini_diffusers.pruning.cost import forward_cost
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
 from vdmini_diffusers.pruning.survey import Survey
 from vdmini_diffusers.serialization.repository import push_folder
+
+
+EVALUATED_CLIP = (125, 720, 1280)  # frames, height and width, of the paper's results for HunyuanVideo (section 4.1)
 
 
 @dataclass
@@ -19,8 +27,12 @@ class ConversionArguments:
         metadata={"help": "The teacher: the folder of a pipeline, or its id on the Hub."}
     )
     output_dir: str = field(metadata={"help": "The folder of the student's pipeline. It must not exist yet."})
-    plan: str = field(
-        default="vdmini", metadata={"help": f"What to keep: one of {', '.join(PLANS)}, or a JSON file with a plan."}
+    plan: str | None = field(
+        default=None,
+        metadata={
+            "help": f"What to keep: one of {', '.join(PLANS)}, or a JSON file with a plan. By default the paper's for"
+            " the teachers of the paper, and for others middle."
+        },
     )
 
 
@@ -57,6 +69,8 @@ def prune_command(description: str, family: Family) -> None:
         for name, survey in surveys.items():
             print(f"{name}:")
             print_survey(survey)
+            if family.example_inputs is not None:
+                print_flops(survey, family.example_inputs)
         return
     folder = prune_pipeline(
         args.pretrained_model_name_or_path,
@@ -70,19 +84,22 @@ def prune_command(description: str, family: Family) -> None:
         allow_pickle=files.allow_pickle,
     )
     for name in family.denoisers:
-        print_parameters(folder / name, name)
-    print(f"The student's pipeline is in {folder}; its README.md shows how to open it. The next step is training:")
-    print_command(
-        "accelerate launch training/train_icmd.py",
-        task={"image": "i2v", "text": "t2v"}[family.given],
-        pretrained_teacher_model_name_or_path=args.pretrained_model_name_or_path,
-        pretrained_student_model_name_or_path=args.output_dir,
-        variant=files.variant,
-        revision=files.revision,
-        student_variant=files.variant,
-        train_data_dir="FOLDER_OF_VIDEOS",
-        output_dir=f"{args.output_dir}-distilled",
-    )
+        if (folder / name).is_dir():
+            print_parameters(folder / name, name)
+    print(f"The student's pipeline is in {folder}; its README.md shows how to open it.")
+    if isinstance(family, TrainableFamily):
+        print("The next step is training:")
+        print_command(
+            "accelerate launch training/train_icmd.py",
+            task={"image": "i2v", "text": "t2v"}[family.given],
+            pretrained_teacher_model_name_or_path=args.pretrained_model_name_or_path,
+            pretrained_student_model_name_or_path=args.output_dir,
+            variant=files.variant,
+            revision=files.revision,
+            student_variant=files.variant,
+            train_data_dir="FOLDER_OF_VIDEOS",
+            output_dir=f"{args.output_dir}-distilled",
+        )
     if files.push_to_hub:
         repository = push_folder(folder, files.hub_model_id, "Pruned student")
         print(f"It is on the Hub as {repository}.")
@@ -94,6 +111,15 @@ def print_survey(survey: Survey, part: str = "") -> None:
     print(f"student{part} {survey.num_student_parameters:,} parameters")
     for block, num_parameters in survey.dropped_blocks.items():
         print(f"removes {block} ({num_parameters:,} parameters)")
+
+
+def print_flops(survey: Survey, example_inputs: Callable[..., dict[str, Any]]) -> None:
+    """Print the operations of a forward pass of both networks, for the clips that the paper evaluates."""
+    num_frames, height, width = EVALUATED_CLIP
+    for what, network in (("teacher", survey.teacher), ("student", survey.student)):
+        with torch.device("meta"):
+            cost = forward_cost(network, example_inputs(network.config, num_frames, height, width))[""]
+        print(f"{what} {cost.num_flops / 1e12:,.1f} TFLOP for {num_frames} frames of {width} x {height} pixels")
 
 
 def print_parameters(folder: Path, what: str) -> None:

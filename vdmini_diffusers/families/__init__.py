@@ -1,4 +1,7 @@
-"""The families of video diffusion pipelines: a file each, with all that is known of one as its `FAMILY`."""
+"""The families of video diffusion pipelines: a file each, with all that is known of one as its `FAMILY`.
+
+The pipelines in `stock.py` have no more than a line each.
+"""
 
 import importlib
 import pkgutil
@@ -6,16 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from vdmini_diffusers.families.base import ClipShape, Denoiser, Family, TrainableFamily
-from vdmini_diffusers.serialization.pipeline_folder import pipeline_class_name, read_model_index
+from vdmini_diffusers.families.stock import stock_family
+from vdmini_diffusers.serialization.pipeline_folder import named_class, read_model_index
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, short_repr
 
 
-__all__ = ["FAMILIES", "ClipShape", "Denoiser", "Family", "TrainableFamily", "find_family", "find_trainable_family"]
+__all__ = [
+    "FAMILIES",
+    "ClipShape",
+    "Denoiser",
+    "Family",
+    "TrainableFamily",
+    "family_of",
+    "find_family",
+    "find_trainable_family",
+]
 
 _MODULES = [
     importlib.import_module(f"{__name__}.{module.name}")
     for module in pkgutil.iter_modules([str(Path(__file__).parent)])
 ]
 FAMILIES: tuple[Family, ...] = tuple(module.FAMILY for module in _MODULES if hasattr(module, "FAMILY"))
+
+
+def family_of(class_name: Any) -> Family | None:
+    """The family of the pipelines of a class, by its name. Raises as `stock_family`."""
+    known = next((family for family in FAMILIES if class_name in family.layout.class_names), None)
+    return known or (stock_family(class_name) if isinstance(class_name, str) else None)
 
 
 def find_family(pretrained_model_name_or_path: str, revision: str | None = None, **download_kwargs: Any) -> Family:
@@ -26,8 +46,14 @@ def find_family(pretrained_model_name_or_path: str, revision: str | None = None,
         OSError: if it cannot be read or downloaded.
     """
     index, file = read_model_index(pretrained_model_name_or_path, revision, **download_kwargs)
-    class_name = pipeline_class_name(index, file, [name for f in FAMILIES for name in f.layout.class_names])
-    return next(family for family in FAMILIES if class_name in family.layout.class_names)
+    family = family_of(named_class(index))
+    if family is None:
+        names = " or a ".join(name for family in FAMILIES for name in family.layout.class_names)
+        raise CheckpointError(
+            f"{file} describes a {short_repr(named_class(index))}; a teacher is a {names}, or another of diffusers'"
+            " video pipelines with a transformer: conversion/VIDEO_TRANSFORMERS.md lists them."
+        )
+    return family
 
 
 def find_trainable_family(

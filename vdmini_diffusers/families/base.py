@@ -51,12 +51,15 @@ class Family:
     Args:
         name: the name that people read.
         layout: the pipeline classes that are pruned, and their components.
-        denoisers: the components to prune, by name. One that is trained comes first.
+        denoisers: the components to prune, by name. One that is trained comes first. A pipeline may lack those that
+            are nullable in the layout, but not all.
         pipeline: class of the student's pipeline. It also opens every teacher.
-        default_plan: a name in `vdmini_diffusers.pruning.PLANS`.
+        default_plan: a name in `vdmini_diffusers.pruning.PLANS`. It prunes each of the denoisers.
         card: template in `model_cards/` for a pruned student.
         pipeline_tag: the Hub's name of the task, e.g. `"image-to-video"`.
         tags: the tags of a pruned student's card.
+        example_inputs: `(config, num_frames, height, width)`: what the denoiser's forward pass takes for one clip of
+            that many pixels, on torch's default device. Where it is there, reports count floating point operations.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Family:
     card: str
     pipeline_tag: str
     tags: tuple[str, ...]
+    example_inputs: Callable[[Mapping[str, Any], int, int, int], dict[str, Any]] | None = None
 
     @property
     def denoiser(self) -> str:

@@ -1,5 +1,6 @@
 """Pruning: the decision as data, and teachers pruned by it (paper, section 3.2 and appendix A)."""
 
+from vdmini_diffusers.pruning.depth import DepthConstraints, MiddleRule
 from vdmini_diffusers.pruning.paper_names import paper_name
 from vdmini_diffusers.pruning.plans import (
     DecoderPruningPlan,
@@ -10,6 +11,7 @@ from vdmini_diffusers.pruning.plans import (
 )
 from vdmini_diffusers.pruning.presets import (
     DECODER_PLANS,
+    MIDDLE,
     P1,
     PAPER_LITERAL,
     PLANS,
@@ -22,6 +24,7 @@ from vdmini_diffusers.pruning.presets import (
 
 __all__ = [
     "DECODER_PLANS",
+    "MIDDLE",
     "P1",
     "PAPER_LITERAL",
     "PLANS",
@@ -29,6 +32,8 @@ __all__ = [
     "VDMINI_HY",
     "VDMINI_UNET",
     "DecoderPruningPlan",
+    "DepthConstraints",
+    "MiddleRule",
     "PruningPlan",
     "PruningPlanError",
     "TransformerPruningPlan",

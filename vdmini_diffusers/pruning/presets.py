@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from vdmini_diffusers.pruning.depth import MiddleRule
 from vdmini_diffusers.pruning.plans import (
     DecoderPruningPlan,
     PruningPlan,
@@ -26,16 +27,19 @@ VDMINI_UNET = UNetPruningPlan(
     up={1: (0, 1, 2), 2: (0, 2), 3: (0, 2)},
 )
 
+# For teachers of which the paper has none: the fraction of its HunyuanVideo, 40 of 60 blocks, by a rule.
+MIDDLE = MiddleRule(name="middle", keep=2 / 3)
+
 # Appendix D prunes HunyuanVideo from 20 dual-stream and 40 single-stream blocks to 12 and 28, and does not say which
 # go: the indices are ours. Published block scores of such networks (FastLightGen on HunyuanVideo, Flux.1-lite, PPCL)
-# agree that the first and the last blocks matter most and that runs in the middle matter least, so the first six and
+# agree that the first and the last blocks matter most and that runs in the middle matter least, so the first five and
 # last four dual-stream and the first and last eight single-stream blocks stay. Runs have four blocks, so that no kept
-# block has to take over the work of more than that.
+# block has to take over the work of more than that. They are those of `keep_ends` in `depth.py`.
 VDMINI_HY = TransformerPruningPlan(
     name="vdmini_hy",
     transformer="HunyuanVideoTransformer3DModel",
     blocks={
-        "transformer_blocks": (*range(6), 10, 11, *range(16, 20)),
+        "transformer_blocks": (*range(5), *range(9, 12), *range(16, 20)),
         "single_transformer_blocks": (*range(8), *range(12, 18), *range(22, 28), *range(32, 40)),
     },
 )
@@ -47,7 +51,9 @@ PAPER_LITERAL = TransformerPruningPlan(
     blocks={"transformer_blocks": tuple(range(8, 20)), "single_transformer_blocks": tuple(range(12, 40))},
 )
 
-PLANS: dict[str, PruningPlan] = {plan.name: plan for plan in (VDMINI_UNET, VDMINI_HY, PAPER_LITERAL)}
+PLANS: dict[str, PruningPlan | MiddleRule] = {
+    plan.name: plan for plan in (VDMINI_UNET, VDMINI_HY, PAPER_LITERAL, MIDDLE)
+}
 
 # Appendix A: layers go in MidBlock and UpBlock.3, then channels. Which, the paper does not say; it gives 39.17 M
 # parameters and 3.37 times the speed (Table A1). Both plans have 3.37 times fewer multiplications. P1 has 39.41 M and
@@ -65,23 +71,38 @@ Q2 = replace(P1, name="q2", widths=(512, 384, 96, 64), upsampler_widths=(384, 16
 DECODER_PLANS: dict[str, DecoderPruningPlan] = {plan.name: plan for plan in (P1, Q2)}
 
 
-def find_plan(plan: str | os.PathLike | PruningPlan, plans: Mapping[str, PruningPlan] = PLANS) -> PruningPlan:
-    """A plan: given as it is, by its name in `plans`, or by the path of its JSON file.
+def find_plan(
+    plan: str | os.PathLike | PruningPlan | MiddleRule, plans: Mapping[str, PruningPlan | MiddleRule] = PLANS
+) -> PruningPlan | MiddleRule:
+    """A plan, or a rule that makes one: given as it is, by its name in `plans`, or by the path of its JSON file.
 
     Raises:
         PruningPlanError: if it is none of them.
     """
-    if isinstance(plan, PruningPlan):
+    if isinstance(plan, (PruningPlan, MiddleRule)):
         return plan
     if not isinstance(plan, (str, os.PathLike)):
-        raise PruningPlanError(f"A plan is a PruningPlan, a name or a JSON file, not {type(plan).__name__}.")
+        raise PruningPlanError(
+            f"A plan is a PruningPlan, a MiddleRule, a name or a JSON file, not {type(plan).__name__}."
+        )
     if plan in plans:
         return plans[str(plan)]
-    file = Path(plan)
+    if _is_file(Path(plan)):
+        return read_plan_file(Path(plan))
+    raise PruningPlanError(f"{str(plan)!r} is no plan: neither one of {', '.join(plans)} nor a JSON file with a plan.")
+
+
+def read_plan_file(file: Path) -> PruningPlan:
+    """The plan in a JSON file. Raises `PruningPlanError` if there is none."""
     try:
-        if file.is_file():
-            check_small_file(file)
-            return PruningPlan.from_json_string(file.read_text(encoding="utf-8"))
+        check_small_file(file)
+        return PruningPlan.from_json_string(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PruningPlanError(f"{file} cannot be read as a plan: {error}") from error
-    raise PruningPlanError(f"{str(plan)!r} is no plan: neither one of {', '.join(plans)} nor a JSON file with a plan.")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False

@@ -32,6 +32,27 @@ def provenance(
     }
 
 
+def merged_record(records: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What the records of all students of one pipeline say together.
+
+    Args:
+        records: what `provenance` returned, by component.
+    """
+    first, *others = records.values()
+    if not others:
+        return first
+    num_parameters = [record["num_parameters"] for record in records.values()]
+    return {
+        **first,
+        "num_parameters": {network: sum(n[network] for n in num_parameters) for network in ("teacher", "student")},
+        "dropped_blocks": {
+            f"{component}.{block}": count
+            for component, record in records.items()
+            for block, count in record["dropped_blocks"].items()
+        },
+    }
+
+
 def card_fields(teacher: Teacher, record: Mapping[str, Any], plan_json: str) -> dict[str, str]:
     """What the cards of all students say, for `render_card`; `record` is what `provenance` returned."""
     num_parameters = record["num_parameters"]

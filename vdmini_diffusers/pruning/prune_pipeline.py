@@ -4,18 +4,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
+from diffusers.guiders.guider_utils import GUIDER_CONFIG_NAME
 
-from vdmini_diffusers.families import FAMILIES, Family, find_family
+from vdmini_diffusers.families import Family, family_of, find_family
+from vdmini_diffusers.families.block_lists import GUIDER_FIELDS
 from vdmini_diffusers.pruning.components import check_component, component_classes
+from vdmini_diffusers.pruning.depth import MiddleRule
 from vdmini_diffusers.pruning.plans import PruningPlan
 from vdmini_diffusers.pruning.presets import PLANS, find_plan
-from vdmini_diffusers.pruning.provenance import card_fields, loading_code, provenance, relative_names
+from vdmini_diffusers.pruning.provenance import card_fields, loading_code, merged_record, provenance, relative_names
 from vdmini_diffusers.pruning.survey import Survey, check_teacher_tensors, survey_denoiser
 from vdmini_diffusers.serialization.atomic import (
     check_apart,
@@ -29,7 +32,6 @@ from vdmini_diffusers.serialization.journal import Journal
 from vdmini_diffusers.serialization.original_weights import read_original_weights
 from vdmini_diffusers.serialization.pickled_weights import unpickle
 from vdmini_diffusers.serialization.pipeline_folder import (
-    STEMS,
     FoundWeights,
     Teacher,
     companion_files,
@@ -39,10 +41,11 @@ from vdmini_diffusers.serialization.pipeline_folder import (
     open_teacher,
     read_model_index,
     sha256_of,
+    weight_stems,
 )
 from vdmini_diffusers.serialization.repository import model_index_entry
 from vdmini_diffusers.serialization.safetensors_copy import FileHash, copy_checkpoint
-from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor, read_json
 from vdmini_diffusers.serialization.sources import Source, fingerprint
 from vdmini_diffusers.version import __version__
 
@@ -58,7 +61,7 @@ class WeightFiles:
 
 def survey_pipeline(
     pretrained_model_name_or_path: str | os.PathLike,
-    plan: PruningPlan | str | os.PathLike | None = None,
+    plan: PruningPlan | MiddleRule | str | os.PathLike | None = None,
     *,
     family: Family | None = None,
     revision: str | None = None,
@@ -78,7 +81,7 @@ def survey_pipeline(
 def prune_pipeline(
     pretrained_model_name_or_path: str | os.PathLike,
     output_dir: str | os.PathLike,
-    plan: PruningPlan | str | os.PathLike | None = None,
+    plan: PruningPlan | MiddleRule | str | os.PathLike | None = None,
     *,
     family: Family | None = None,
     denoisers_only: bool = False,
@@ -90,7 +93,9 @@ def prune_pipeline(
     allow_pickle: bool = False,
     **download_kwargs: Any,
 ) -> Path:
-    """Prune the denoisers of a video diffusion pipeline and write the whole pipeline with the students in their place.
+    """Prune the denoiser of a video diffusion pipeline and write the whole pipeline with the student in its place.
+
+    Pipelines with two denoisers, as Wan 2.2's, get two students by the same plan.
 
     The weights go from file to file, in the teacher's dtype, without ever being held in memory. From the Hub, only the
     bytes of kept tensors are fetched, and none of what is in the cache. `output_dir` appears when it is complete; on
@@ -100,8 +105,10 @@ def prune_pipeline(
     Args:
         pretrained_model_name_or_path: a pipeline folder, or the id of a repository on the Hub. Its family is
             recognised by its `model_index.json`.
-        output_dir: made by this function. The family's pipeline and [`DiffusionPipeline`] open it.
-        plan: what to keep: a plan, a name in `PLANS`, or a JSON file with a plan. By default the family's.
+        output_dir: made by this function. The family's pipeline, [`VDMiniI2VPipeline`] or [`VDMiniT2VPipeline`], and
+            [`DiffusionPipeline`] open it.
+        plan: what to keep: a plan, a rule that makes one for the teacher, the name of either in `PLANS`, or a JSON
+            file with a plan. By default the paper's for the teachers of the paper, and for others `"middle"`.
         family: the only family that is accepted.
         denoisers_only: write the denoisers without the rest of the pipeline, which the card says where to find.
         original_checkpoint: a file with the denoiser's weights as its authors published them, e.g. HunyuanVideo's
@@ -134,30 +141,22 @@ def prune_pipeline(
 
     # Open
     plan = find_plan(plan or family.default_plan)
-    components = {
-        component: entry.library
-        for component, entry in family.layout.components.items()
-        if entry.has_weights and (component in family.denoisers or not denoisers_only)
-    }
     teacher = open_teacher(
         name,
         family.layout,
         variant=variant,
         revision=revision,
-        weights=components,
+        weights=family.denoisers if denoisers_only else family.layout.components,
         allow_pickle=allow_pickle,
         **download_kwargs,
     )
 
     # Plan
     surveys = _surveys(teacher, family, plan)
-    weights = {
-        component: find_weights(teacher, component, library, variant, allow_pickle)
-        for component, library in components.items()
-        if teacher.has(component)
-    }
-    if original_checkpoint is not None:
-        weights[family.denoiser] = _original_weights(Path(original_checkpoint), surveys), []
+    weights = _original_weights(Path(original_checkpoint), surveys) if original_checkpoint is not None else {}
+    for component, part in teacher.components.items():
+        if part.has_weights and component not in weights and (component in surveys or not denoisers_only):
+            weights[component] = find_weights(teacher, component, part.library, variant, allow_pickle)
     for component, (tensors, pickles) in weights.items():
         if not pickles:
             _check_weights(teacher, family, component, surveys.get(component), tensors)
@@ -165,15 +164,34 @@ def prune_pipeline(
 
     with new_folder(output_dir, overwrite, **whole, resume=True) as folder, Journal(folder, identity) as journal:
         # Copy
-        hashes = _copy_companions(teacher, family, folder, denoisers_only)
+        hashes = _copy_companions(teacher, surveys.keys(), folder, denoisers_only)
         hashes |= _copy_weights(teacher, family, weights, surveys, folder, weight_files, journal)
 
         # Describe
-        for denoiser, survey in surveys.items():
-            _describe_student(teacher, survey, folder / denoiser, hashes, variant)
+        records = {
+            denoiser: _describe_student(teacher, survey, folder / denoiser, hashes, variant)
+            for denoiser, survey in surveys.items()
+        }
         if not denoisers_only:
-            _write_index(teacher, family, surveys, folder)
-        _write_card(teacher, family, surveys, folder, Path(output_dir), denoisers_only)
+            _write_index(teacher, family, surveys.keys(), folder)
+        plans = dict.fromkeys(survey.plan.to_json_string() for survey in surveys.values())  # each once
+        repository = Path(os.path.abspath(output_dir)).name
+        fields = card_fields(teacher, merged_record(records), "".join(plans))
+        if denoisers_only:
+            students = {name: type(survey.student) for name, survey in surveys.items()}
+            fields["loading"] = loading_code(teacher, family.pipeline, students, repository, variant)
+        write_card(
+            folder,
+            "vdmini_denoiser.md" if denoisers_only else family.card,
+            front_matter={
+                "pipeline_tag": family.pipeline_tag,
+                "tags": list(family.tags),
+                "base_model": teacher.name if teacher.commit else None,  # the Hub wants an id of its own here
+            },
+            teacher_card=teacher.folder / "README.md",
+            repository=repository,
+            **fields,
+        )
     return Path(output_dir)
 
 
@@ -184,35 +202,50 @@ def _recognise(
     if expected is None:
         return find_family(str(name), revision, **download_kwargs)
     index, file = read_model_index(name, revision, **download_kwargs)
-    for family in FAMILIES:
-        if family is not expected and named_class(index) in family.layout.class_names:
-            raise CheckpointError(
-                f"{file} describes a {named_class(index)!r}; a teacher is a"
-                f" {' or a '.join(expected.layout.class_names)} here. This is {family.name}, not {expected.name}: use"
-                " the script for it in conversion/, or `vdmini_diffusers.prune_pipeline`, which takes both."
-            )
+    family = family_of(named_class(index))
+    if family not in (None, expected):
+        raise CheckpointError(
+            f"{file} describes a {named_class(index)!r}; a teacher is a"
+            f" {' or a '.join(expected.layout.class_names)} here. This is {family.name}, not {expected.name}: use the"
+            " script for it in conversion/, or `vdmini_diffusers.prune_pipeline`, which takes both."
+        )
     return expected
 
 
-def _surveys(teacher: Teacher, family: Family, plan: PruningPlan) -> dict[str, Survey]:
-    denoisers = {name: kinds for name, kinds in family.denoisers.items() if teacher.has(name)}
+def _surveys(teacher: Teacher, family: Family, plan: PruningPlan | MiddleRule) -> dict[str, Survey]:
+    denoisers = {name: kinds for name, kinds in family.denoisers.items() if name in teacher.components}
+    if not denoisers:
+        names = " nor ".join(family.denoisers)
+        raise CheckpointError(f"{teacher.folder / 'model_index.json'} has no {names}: there is nothing to prune.")
     for name in denoisers:
         if (teacher.folder / name / "pruning_plan.json").exists():
             raise CheckpointError(
                 f"{teacher.folder / name} has a pruning_plan.json: it is a student already. Give the teacher that it"
                 " was pruned from."
             )
+    _check_guider(teacher)
     return {name: survey_denoiser(teacher.folder / name, plan, kinds) for name, kinds in denoisers.items()}
 
 
-def _original_weights(file: Path, surveys: Mapping[str, Survey]) -> dict[str, StoredTensor]:
+def _check_guider(teacher: Teacher) -> None:
+    """Raises `CheckpointError` if a component goes by the indices of blocks, which are others in the student."""
+    for name in teacher.components:
+        file = teacher.folder / name / GUIDER_CONFIG_NAME
+        if file.is_file() and (fields := [field for field in GUIDER_FIELDS if read_json(file).get(field)]):
+            raise CheckpointError(
+                f"{file} names blocks by their index (`{fields[0]}`), and the student's have other indices. Save the"
+                " pipeline with a guider that names none, and give the student's pipeline its own."
+            )
+
+
+def _original_weights(file: Path, surveys: Mapping[str, Survey]) -> dict[str, FoundWeights]:
     if len(surveys) > 1:
         raise ValueError(
             f"{file} holds the weights of one denoiser, and the pipeline has {' and '.join(surveys)}: convert each to"
             " diffusers' layout first."
         )
-    (survey,) = surveys.values()
-    return read_original_weights(file, survey.class_name)
+    ((denoiser, survey),) = surveys.items()
+    return {denoiser: (read_original_weights(file, survey.class_name), [])}
 
 
 def _check_weights(
@@ -222,8 +255,9 @@ def _check_weights(
     if survey is not None:
         check_teacher_tensors(survey.teacher_shapes, tensors, folder, survey.plan.network)
     else:
-        classes = component_classes(family.pipeline, component, family.layout.components[component].own)
-        check_component(folder, tensors, teacher.index[component][1], classes)
+        class_name = teacher.index[component][1]
+        classes = component_classes(family.pipeline, component, teacher.components[component].own, class_name)
+        check_component(folder, tensors, class_name, classes)
 
 
 def _identity(weights: Mapping[str, FoundWeights], surveys: Mapping[str, Survey], weight_files: WeightFiles) -> str:
@@ -237,15 +271,16 @@ def _identity(weights: Mapping[str, FoundWeights], surveys: Mapping[str, Survey]
     return digest.hexdigest()
 
 
-def _copy_companions(teacher: Teacher, family: Family, folder: Path, denoisers_only: bool) -> dict[Source, FileHash]:
-    without = family.layout.components if denoisers_only else family.denoisers
+def _copy_companions(
+    teacher: Teacher, denoisers: Collection[str], folder: Path, denoisers_only: bool
+) -> dict[Source, FileHash]:
     hashes: dict[Source, FileHash] = {}
-    for name in companion_files(teacher, family.layout, without):
+    for name in companion_files(teacher, without=teacher.components if denoisers_only else denoisers):
         source, target = teacher.folder / name, folder / name
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
         hashes[source] = FileHash(source.stat().st_size, sha256_of(target))
-    configs = [teacher.folder / name / "config.json" for name in family.denoisers if teacher.has(name)]
+    configs = [teacher.folder / name / "config.json" for name in denoisers]
     for source in (teacher.folder / "model_index.json", *configs):
         hashes[source] = FileHash(source.stat().st_size, sha256_of(source))
     return hashes
@@ -269,18 +304,20 @@ def _copy_weights(
         tensors[component] = unpickle(pickles, scratch / component) if pickles else found
         if pickles:
             _check_weights(teacher, family, component, surveys.get(component), tensors[component])
-    names = {c: surveys[c].weights if c in surveys else {key: key for key in tensors[c]} for c in weights}
-    check_free_space(folder, sum(_num_bytes(tensors[c], names[c]) for c in weights) - journal.num_bytes)
+    names = {
+        name: surveys[name].weights if name in surveys else {key: key for key in tensors[name]} for name in weights
+    }
+    num_bytes = sum(tensors[name][key].num_bytes for name in weights for key in names[name].values())
+    check_free_space(folder, num_bytes - journal.num_bytes)
 
-    files = dict.fromkeys(tensor.file for found in tensors.values() for tensor in found.values())
-    known = known_hashes(teacher, files)
+    known = known_hashes(teacher, dict.fromkeys(t.file for found in tensors.values() for t in found.values()))
     hashes: dict[Source, FileHash] = {}
-    for component in weights:
+    for name in weights:
         hashes |= copy_checkpoint(
-            tensors[component],
-            names[component],
-            folder / component,
-            STEMS[family.layout.components[component].library][0],
+            tensors[name],
+            names[name],
+            folder / name,
+            weight_stems(teacher.components[name].library)[0],
             weight_files.variant,
             weight_files.max_shard_size,
             known_sha256=known,
@@ -293,60 +330,32 @@ def _copy_weights(
     return hashes
 
 
-def _num_bytes(tensors: Mapping[str, StoredTensor], names: Mapping[str, str]) -> int:
-    return sum(tensors[name].num_bytes for name in names.values())
-
-
-def _write_index(teacher: Teacher, family: Family, surveys: Mapping[str, Survey], folder: Path) -> None:
+def _write_index(teacher: Teacher, family: Family, denoisers: Collection[str], folder: Path) -> None:
     """`model_index.json`, as the pipeline's `save_pretrained` writes it, and the code files that it names."""
     entries = {name: entry for name, entry in teacher.index.items() if not name.startswith("_")}
-    for name, component in family.layout.components.items():
-        if component.own is not None and name not in family.denoisers and component.is_own(entries[name]):
+    for name, component in teacher.components.items():
+        if component.own is not None and name not in denoisers and component.is_own(entries[name]):
             entries[name] = model_index_entry(component.own, folder / name)
     source, class_name = model_index_entry(family.pipeline, folder)
     index = {
         **entries,
         "_class_name": class_name if source == "diffusers" else (source, class_name),
         "_diffusers_version": diffusers.__version__,
-        **{name: model_index_entry(type(survey.student), folder / name) for name, survey in surveys.items()},
+        **{name: model_index_entry(family.denoisers[name].student, folder / name) for name in denoisers},
     }
     write_file(folder / "model_index.json", (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _describe_student(
     teacher: Teacher, survey: Survey, folder: Path, hashes: Mapping[Source, FileHash], variant: str | None
-) -> None:
-    """The student's config, plan and provenance beside its weights, and its class, where that is ours."""
+) -> Mapping[str, Any]:
+    """Write the student's config, plan and provenance beside its weights, and its class, where that is ours.
+
+    The provenance is returned.
+    """
     survey.student.save_config(folder)
     model_index_entry(type(survey.student), folder)
     record = provenance(teacher, survey, relative_names(teacher, hashes), variant, __version__)
     write_file(folder / "pruning_plan.json", survey.plan.to_json_string().encode())
     write_file(folder / "pruning_provenance.json", (json.dumps(record, indent=2) + "\n").encode())
-
-
-def _write_card(
-    teacher: Teacher,
-    family: Family,
-    surveys: Mapping[str, Survey],
-    folder: Path,
-    output_dir: Path,
-    denoisers_only: bool,
-) -> None:
-    record = json.loads((folder / family.denoiser / "pruning_provenance.json").read_text(encoding="utf-8"))
-    fields = card_fields(teacher, record, surveys[family.denoiser].plan.to_json_string())
-    repository = Path(os.path.abspath(output_dir)).name
-    if denoisers_only:
-        students, variant = {name: type(s.student) for name, s in surveys.items()}, record["teacher"]["variant"]
-        fields |= {"loading": loading_code(teacher, family.pipeline, students, repository, variant)}
-    write_card(
-        folder,
-        "vdmini_denoiser.md" if denoisers_only else family.card,
-        front_matter={
-            "pipeline_tag": family.pipeline_tag,
-            "tags": list(family.tags),
-            "base_model": teacher.name if teacher.commit else None,  # the Hub wants an id of its own here
-        },
-        teacher_card=teacher.folder / "README.md",
-        repository=repository,
-        **fields,
-    )
+    return record

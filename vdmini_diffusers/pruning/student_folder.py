@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vdmini_diffusers.pruning.plans import PruningPlan, PruningPlanError
-from vdmini_diffusers.pruning.presets import find_plan
+from vdmini_diffusers.pruning.presets import read_plan_file
 from vdmini_diffusers.serialization.repository import fetch_file
 
 
@@ -18,7 +18,7 @@ def read_plan(student_name: str, subfolder: str) -> PruningPlan:
     Raises:
         ValueError: if there is none.
     """
-    return find_plan(student_file(student_name, f"{subfolder}/pruning_plan.json"))
+    return read_plan_file(student_file(student_name, f"{subfolder}/pruning_plan.json"))
 
 
 def student_file(student_name: str, file: str) -> Path:

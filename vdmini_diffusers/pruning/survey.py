@@ -9,6 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from vdmini_diffusers.families import Denoiser
+from vdmini_diffusers.pruning.depth import MiddleRule
 from vdmini_diffusers.pruning.plans import PruningPlan, PruningPlanError
 from vdmini_diffusers.serialization.checkpoint_error import short_message
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS
@@ -47,8 +48,8 @@ class Survey:
     Args:
         config: the teacher's, with the defaults of its class.
         class_name: the teacher's.
+        teacher: on the meta device.
         student: on the meta device.
-        teacher_shapes: the shape of every tensor of the teacher.
         weights: `{student tensor: teacher tensor}`. The tensors of a narrower student are slices of the teacher's.
         part: prefix of the tensors that are pruned and counted; empty for all.
     """
@@ -56,10 +57,15 @@ class Survey:
     plan: PruningPlan
     config: Mapping[str, Any]
     class_name: str
+    teacher: Any
     student: Any
-    teacher_shapes: Mapping[str, tuple[int, ...]]
     weights: Mapping[str, str]
     part: str = ""
+
+    @property
+    def teacher_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor of the teacher."""
+        return {key: tuple(tensor.shape) for key, tensor in self.teacher.state_dict().items()}
 
     @property
     def num_teacher_parameters(self) -> int:
@@ -81,7 +87,7 @@ class Survey:
         return {name: torch.Size(shape).numel() for name, shape in shapes if name.startswith(self.part)}
 
 
-def survey_denoiser(folder: Path, plan: PruningPlan, denoiser: Denoiser) -> Survey:
+def survey_denoiser(folder: Path, plan: PruningPlan | MiddleRule, denoiser: Denoiser) -> Survey:
     """Read `folder/config.json` and work out what `plan` keeps of that network.
 
     Raises:
@@ -96,7 +102,7 @@ def survey_denoiser(folder: Path, plan: PruningPlan, denoiser: Denoiser) -> Surv
 
 def survey_network(
     config_file: Path,
-    plan: PruningPlan,
+    plan: PruningPlan | MiddleRule,
     plan_kind: str,
     teachers: Mapping[str, type[Any]],
     student_of: Callable[[str], type[Any]],
@@ -124,17 +130,14 @@ def survey_network(
     check_numbers(config_file, config)
     teacher = build_empty(lambda: teachers[class_name].from_config(config), config_file, plan.network)
     complete = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
+    plan = plan.for_teacher(class_name, complete)
+    student_config = plan.student_config({"_class_name": class_name, **complete})
     # `from_config`, as a teacher's may have fields of another version of diffusers.
-    student = build_empty(
-        lambda: student_of(class_name).from_config(plan.student_config({"_class_name": class_name, **complete})),
-        config_file,
-        plan.network,
-    )
-    shapes = {key: tuple(tensor.shape) for key, tensor in teacher.state_dict().items()}
+    student = build_empty(lambda: student_of(class_name).from_config(student_config), config_file, plan.network)
     weights = plan.weight_map(student.state_dict())
-    if unknown := set(weights.values()) - shapes.keys():
+    if unknown := set(weights.values()) - teacher.state_dict().keys():
         raise PruningPlanError(f"The plan {plan.name!r} keeps {min(unknown)!r}, which the teacher does not have.")
-    return Survey(plan, complete, class_name, student, shapes, weights, part)
+    return Survey(plan, complete, class_name, teacher, student, weights, part)
 
 
 def with_article(name: str) -> str:
@@ -150,8 +153,10 @@ def check_numbers(config_file: Path, config: Mapping[str, Any]) -> None:
     for key, value in config.items():
         limit = MAX_DEPTH if "layers" in key else MAX_CONFIG_NUMBER
         values = value if isinstance(value, list) else [value]
-        numbers = [n for v in values for n in (v if isinstance(v, list) else [v]) if isinstance(n, (int, float))]
-        if len(values) > MAX_DEPTH or not all(0 <= n <= limit for n in numbers):
+        counts = [n for v in values for n in (v if isinstance(v, list) else [v]) if isinstance(n, int)]
+        # Floating point numbers count nothing: the statistics of a VAE's latents are long lists of them.
+        too_long = len(values) > MAX_DEPTH and not all(isinstance(v, float) for v in values)
+        if too_long or not all(abs(n) <= limit for n in counts):
             raise CheckpointError(f"{config_file}: `{key}` is out of bounds: {short_repr(value)}.")
 
 
@@ -194,9 +199,12 @@ def check_teacher_tensors(
 
 def check_tensor(key: str, shape: Sequence[int], tensor: StoredTensor) -> None:
     """Raises `CheckpointError` if a weight has another shape than its config says, or is quantised."""
+    if tensor.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {key!r} is {tensor.dtype}; weights are {', '.join(FLOATS)}. Quantised ones (fp8,"
+            " int8) have scales beside them and are not pruned: give the weights that they were made from."
+        )
     if tensor.shape != tuple(shape):
         raise CheckpointError(
             f"{tensor.file}: tensor {key!r} has the shape {list(tensor.shape)}; the config wants {list(shape)}."
         )
-    if tensor.dtype not in FLOATS:
-        raise CheckpointError(f"{tensor.file}: tensor {key!r} is {tensor.dtype}; weights are {', '.join(FLOATS)}.")

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 from vdmini_diffusers.models import VDMiniAutoencoderKL, VDMiniAutoencoderKLTemporalDecoder
 from vdmini_diffusers.pruning.plans import DecoderPruningPlan
 from vdmini_diffusers.pruning.plans.vae_decoder import CoupledChannels
-from vdmini_diffusers.pruning.presets import find_plan
+from vdmini_diffusers.pruning.presets import read_plan_file
 from vdmini_diffusers.pruning.survey import build_empty, check_numbers
 from vdmini_diffusers.serialization.checkpoint_error import short_message
 from vdmini_diffusers.serialization.pipeline_folder import check_links
@@ -124,7 +124,7 @@ def read_decoder_plan(files: dict[str, Path], name: str) -> tuple[DecoderPruning
             " decoder kept. `conversion/prune_vae_decoder.py` writes them; `--feature_distillation_weight 0` does"
             " without."
         )
-    plan = find_plan(files["pruning_plan.json"])
+    plan = read_plan_file(files["pruning_plan.json"])
     if not isinstance(plan, DecoderPruningPlan):
         raise ValueError(f"The plan of {name} is a {plan.kind} plan, not one of a decoder.")
     try:

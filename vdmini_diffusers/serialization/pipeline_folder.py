@@ -21,6 +21,7 @@ from vdmini_diffusers.serialization.safetensors_reader import (
 from vdmini_diffusers.serialization.sources import RemoteFile, Source, size_of
 
 
+MAX_TOKENIZER_BYTES = 2**26
 # The stems of safetensors and of pickled weights, by library.
 STEMS = {
     "diffusers": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
@@ -30,8 +31,6 @@ STEMS = {
 
 # SHA-256 takes a second for a gigabyte, kept or not. SVD in single precision has 9 GB.
 MAX_HASHED_BYTES = 10 * 10**9
-MAX_CONFIG_BYTES = 2**21
-MAX_VOCABULARY_BYTES = 2**27  # Gemma's tokenizer.json has 33 MB
 
 
 # The tensors of a component and `[]`, or `{}` and the pickled files that hold them.
@@ -42,15 +41,15 @@ class Component(NamedTuple):
     """One entry of `model_index.json`.
 
     Args:
-        library: the package that its class comes from.
+        library: the package that its class comes from, as an index names it.
         own: our class that it may have instead of one of the library's.
-        optional: whether a pipeline may be without it.
+        nullable: whether a pipeline may lack it.
     """
 
     library: str
     has_weights: bool = True
     own: type[Any] | None = None
-    optional: bool = False
+    nullable: bool = False
 
     def is_own(self, entry: Any) -> bool:
         """Whether an entry of `model_index.json` names our class, with its file. The file is not opened."""
@@ -63,7 +62,7 @@ class PipelineLayout:
 
     Args:
         class_names: names of the pipeline classes.
-        components: the components by name. A pipeline has all that are not optional, and no others.
+        components: the components by name. A pipeline has all that are not nullable, and no others.
     """
 
     class_names: tuple[str, ...]
@@ -77,6 +76,7 @@ class Teacher:
     Args:
         name: the Hub's id, or the name of a local folder, without its path, which is private.
         commit: the commit that `revision` was on the Hub; `None` for a local folder.
+        components: those of its layout that it has; none, of the folder of a model alone.
         remote: weight files on the Hub, by their path in the repository.
     """
 
@@ -85,11 +85,8 @@ class Teacher:
     revision: str | None
     commit: str | None
     index: dict[str, Any]
+    components: Mapping[str, Component] = field(default_factory=dict)
     remote: Mapping[str, RemoteFile] = field(default_factory=dict)
-
-    def has(self, component: str) -> bool:
-        """Whether the pipeline has a component of that name: `[null, null]` stands for none."""
-        return any(self.index.get(component) or ())
 
 
 def open_teacher(
@@ -117,20 +114,22 @@ def open_teacher(
         ValueError: if the name is neither that of a folder nor one that the Hub could have.
     """
     commit, remote = None, {}
-    if os.path.lexists(pretrained_model_name_or_path):
+    is_local = os.path.lexists(pretrained_model_name_or_path)
+    if is_local:
         folder = _local_folder(pretrained_model_name_or_path)
         name = folder.resolve().name
     else:
         name = str(pretrained_model_name_or_path)
         folder = download(name, revision, _companion_paths(layout), **download_kwargs)
         commit = folder.name
-        if weights:
-            libraries = {component: layout.components[component].library for component in weights}
-            remote = _remote_weights(name, folder, libraries, variant, allow_pickle, **download_kwargs)
     check_links(folder, layout.components)
     index = read_json(folder / "model_index.json")
     _check_index(index, folder / "model_index.json", layout)
-    return Teacher(folder, name, revision, commit, index, remote)
+    present = {name: part for name, part in layout.components.items() if not _is_null(index.get(name))}
+    libraries = {part: present[part].library for part in weights if part in present and present[part].has_weights}
+    if libraries and not is_local:
+        remote = _remote_weights(name, folder, libraries, variant, allow_pickle, **download_kwargs)
+    return Teacher(folder, name, revision, commit, index, present, remote)
 
 
 def read_model_index(
@@ -235,7 +234,7 @@ def _companion_paths(layout: PipelineLayout) -> list[str]:
 
 
 def _companion_patterns(component: Component) -> tuple[str, ...]:
-    # A tokenizer's merges, its SentencePiece model and its template for chats.
+    # A tokenizer's merges, its SentencePiece model, and the template of chats.
     return ("*.json",) if component.has_weights else ("*.json", "*.txt", "*.model", "*.jinja")
 
 
@@ -244,7 +243,7 @@ def weight_patterns(library: str, variant: str | None, allow_pickle: bool) -> li
     patterns = []
     dotted = f".{variant}" if variant else ""
     shard = "-?????-of-?????"
-    for stem, ending in zip(STEMS[library], ("safetensors", "bin"), strict=True):
+    for stem, ending in zip(weight_stems(library), ("safetensors", "bin"), strict=True):
         if ending == "safetensors" or allow_pickle:
             # Shards were once named the other way round: diffusion_pytorch_model-00001-of-00002.fp16.safetensors.
             middles = {dotted, f"{dotted}{shard}", f"{shard}{dotted}"}
@@ -254,23 +253,38 @@ def weight_patterns(library: str, variant: str | None, allow_pickle: bool) -> li
 
 def _check_index(index: dict[str, Any], file: Path, layout: PipelineLayout) -> None:
     pipeline_class_name(index, file, layout.class_names)
-    components = {name: entry for name, entry in index.items() if isinstance(entry, list) and name != "_class_name"}
+    components = {
+        name: entry
+        for name, entry in index.items()
+        if isinstance(entry, list) and name != "_class_name" and not _is_null(entry)
+    }
     if unknown := components.keys() - layout.components.keys():
         raise CheckpointError(
             f"{file} names the component {short_repr(min(unknown))}; this pipeline has {sorted(layout.components)}."
         )
     for name, component in layout.components.items():
         entry, library = components.get(name), component.library
-        if component.is_own(entry) or (component.optional and not any(entry or ())):
+        if component.is_own(entry) or (component.nullable and _is_null(index.get(name))):
             continue
         if not entry or entry[0] != library or len(entry) != 2 or not re.fullmatch(r"[A-Za-z]\w*", str(entry[1])):
             hint = " It has been pruned already." if (file.parent / name / "pruning_plan.json").is_file() else ""
             raise CheckpointError(
-                f"{file}: {name!r} must be a class of {library}, not {short_repr(index.get(name))}.{hint}"
+                f"{file}: {name!r} must be a class of {library}{' or null' * component.nullable}, not"
+                f" {short_repr(index.get(name))}.{hint}"
             )
     for name, value in index.items():
         if isinstance(value, dict):
             raise CheckpointError(f"{file}: {short_repr(name)} is an object; settings are numbers, texts or lists.")
+
+
+def _is_null(entry: Any) -> bool:
+    """Whether an index says that the pipeline lacks a component, or says nothing of it."""
+    return entry is None or entry == [None, None]
+
+
+def weight_stems(library: str) -> tuple[str, str]:
+    """The stems of safetensors and of pickles. Models of diffusers' pipelines are stored as all its models."""
+    return STEMS["transformers" if library == "transformers" else "diffusers"]
 
 
 def check_links(folder: Path, subfolders: Iterable[str]) -> None:
@@ -303,7 +317,7 @@ def _roots(folder: Path) -> list[Path]:
     return [folder, folder.parents[1] / "blobs"] if is_snapshot else [folder]
 
 
-def companion_files(teacher: Teacher, layout: PipelineLayout, without: Collection[str] = ()) -> list[str]:
+def companion_files(teacher: Teacher, without: Collection[str] = ()) -> list[str]:
     """What travels beside the weights, by path within the folder: configs, vocabulary, licence and notice.
 
     Args:
@@ -314,17 +328,17 @@ def companion_files(teacher: Teacher, layout: PipelineLayout, without: Collectio
     """
     names = [
         f"{name}/{path.name}"
-        for name, component in layout.components.items()
-        if name not in without and teacher.has(name)
+        for name, component in teacher.components.items()
+        if name not in without
         for pattern in _companion_patterns(component)
         for path in sorted((teacher.folder / name).glob(pattern))
         if ".index." not in path.name
     ]
     for name in names:
         path = teacher.folder / name
-        check_small_file(path, MAX_VOCABULARY_BYTES)
-        # Not a large tokenizer's vocabulary: as Python objects it takes ten times the memory.
-        if path.suffix == ".json" and path.stat().st_size <= MAX_CONFIG_BYTES:
+        if path.name == "tokenizer.json":  # a vocabulary of 256,000 tokens takes 33 MB
+            check_small_file(path, MAX_TOKENIZER_BYTES)
+        elif path.suffix == ".json":
             read_json(path)
     return names + licence_files(teacher)
 
@@ -351,7 +365,7 @@ def find_weights(
     Raises:
         CheckpointError: as `read_checkpoint`, and if there are only pickles, without consent.
     """
-    stem, pickled_stem = STEMS[library]
+    stem, pickled_stem = weight_stems(library)
     folder = teacher.folder / subfolder
     paths = ((path.rpartition("/"), file) for path, file in teacher.remote.items())
     remote = {name: file for (parent, _, name), file in paths if parent == subfolder}

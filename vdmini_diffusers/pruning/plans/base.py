@@ -65,6 +65,10 @@ class PruningPlan(ABC):
     def block_names(self, teacher_key: str) -> Sequence[str]:
         """The removable blocks that a teacher's tensor belongs to, by the names used in reports, coarsest first."""
 
+    def for_teacher(self, class_name: str, teacher_config: Mapping[str, Any]) -> "PruningPlan":
+        """The plan for one teacher: itself. Rules such as `MiddleRule` make one here."""
+        return self
+
     def weight_map(self, student_keys: Iterable[str]) -> dict[str, str]:
         """`{student tensor: teacher tensor}` for the given names of a student's tensors. Injective."""
         return {key: self.teacher_key(key) for key in student_keys}
