@@ -20,7 +20,7 @@ from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from torch import Tensor
 
 from vdmini_diffusers.serialization.checkpoint_error import CheckpointError, short_message
-from vdmini_diffusers.serialization.pickled_weights import load_pickle, named_tensors
+from vdmini_diffusers.serialization.pickled_weights import check_dense, load_pickle, named_tensors
 from vdmini_diffusers.serialization.safetensors_reader import DTYPE_BYTES, StoredTensor, read_header
 
 
@@ -127,6 +127,7 @@ def _read_archive(file: Path) -> dict[str, StoredTensor]:
             " and save it again."
         )
     content = load_pickle(file)
+    check_dense(dict(enumerate(_tensors(content))), file)
     offset = _file_offset(file, content)
     state = content["module"] if isinstance(content, dict) and "module" in content else content
     stored = {}

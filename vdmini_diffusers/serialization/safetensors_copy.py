@@ -156,15 +156,13 @@ def _stream(
     journal: Journal | None,
 ) -> FileHash:
     """Copy the tensors that have a target and are not yet copied; where the file's hash is wanted, read all of it."""
-    digest = None if file in known_sha256 else hashlib.sha256()
-    if digest:  # by tensors, as they cover the file
-        header = StoredTensor(file, "header", "U8", (), ((0, min(tensor.start for tensor in tensors)),))
-        pieces = [*_pieces(header, None)]
-        pieces += [piece for tensor in tensors for piece in _pieces(tensor, targets.get(tensor.name))]
-    else:
-        pieces = [p for t in tensors if t.name in targets for p in _pieces(t, targets[t.name])]
-        pieces = [piece for piece in pieces if not (journal and journal.has(*_place(piece)))]
+    size, digest = size_of(file), None if file in known_sha256 else hashlib.sha256()
+    pieces = [piece for tensor in tensors if tensor.name in targets for piece in _pieces(tensor, targets[tensor.name])]
     pieces.sort(key=lambda piece: (piece.start, piece.stop))
+    if digest:
+        pieces = _with_rest(file, pieces, size)
+    elif journal:
+        pieces = [piece for piece in pieces if not journal.has(*_place(piece))]
     in_use: deque[tuple[list[Future], Piece | None]] = deque()  # for each chunk; with the piece that ends in it
     with ExitStack() as stack:
         source = stack.enter_context(closing(open_source(file, _joined(pieces))))
@@ -190,9 +188,9 @@ def _stream(
                 )
         while in_use:
             _finish(*in_use.popleft(), journal)
-    if digest and size_of(file) != pieces[-1].stop:
+    if size_of(file) != size:
         raise CheckpointError(f"{file} changed its size while it was read.")
-    return FileHash(size_of(file), digest.hexdigest() if digest else known_sha256[file])
+    return FileHash(size, digest.hexdigest() if digest else known_sha256[file])
 
 
 def _finish(futures: Iterable[Future], piece: Piece | None, journal: Journal | None) -> None:
@@ -203,13 +201,29 @@ def _finish(futures: Iterable[Future], piece: Piece | None, journal: Journal | N
         journal.add(*_place(piece))
 
 
-def _pieces(tensor: StoredTensor, target: Target | None) -> Iterator[Piece]:
+def _pieces(tensor: StoredTensor, target: Target) -> Iterator[Piece]:
     offset = 0
     for start, stop in tensor.ranges:
         for at in range(start, stop, PIECE_BYTES):
             size = min(PIECE_BYTES, stop - at)
-            yield Piece(tensor, offset, at, at + size, target and Target(target.file, target.start + offset))
+            yield Piece(tensor, offset, at, at + size, Target(target.file, target.start + offset))
             offset += size
+
+
+def _with_rest(file: Source, pieces: Iterable[Piece], size: int) -> list[Piece]:
+    """The pieces of a file, rising, and all that lies between them.
+
+    Raises:
+        CheckpointError: if two pieces overlap.
+    """
+    rest = StoredTensor(file, "header", "U8", (size,), ((0, size),))
+    whole, position = [], 0
+    for piece in pieces:
+        if piece.start < position:
+            raise CheckpointError(f"{file}: tensor {piece.tensor.name!r} has bytes of another one.")
+        whole += [Piece(rest, 0, position, piece.start, None), piece]
+        position = piece.stop
+    return [*whole, Piece(rest, 0, position, max(position, size), None)]
 
 
 def _place(piece: Piece) -> tuple[Path, int, int]:
