@@ -15,6 +15,7 @@ from vdmini_diffusers.demo.teachers import EXAMPLES
     [
         "train_demo_i2v_teacher.py",
         "train_demo_t2v_teacher.py",
+        "train_demo_teacher.py",
         "write_demo_examples.py",
         "write_demo_latents.py",
         "write_demo_t2v_teachers.py",

@@ -8,9 +8,10 @@ import string
 from pathlib import Path
 
 import pytest
-from diffusers import AutoencoderKLTemporalDecoder, StableVideoDiffusionPipeline
+from diffusers import AutoencoderKLTemporalDecoder, HunyuanVideoPipeline, StableVideoDiffusionPipeline
 from PIL import Image
 from tiny import student_of, tiny_image, tiny_svd_pipeline
+from tiny_hunyuan_video import tiny_hunyuan_pipeline
 from tiny_text_to_video import tiny_t2v_pipeline, tiny_t2v_teacher
 
 from vdmini_diffusers import VDMiniAutoencoderKL, VDMiniAutoencoderKLTemporalDecoder, VDMiniI2VPipeline
@@ -27,6 +28,7 @@ CARDS = {  # the folders that a card's `$repository` may stand for
     "vdmini_t2v.md": ["t2v"],
     "vdmini_vae.md": ["i2v-vae", "t2v-vae"],
 }
+STOCK_CARDS = ("vdmini_t2v_hy.md", "vdmini_video_transformer.md")  # of students that are stock pipelines
 # The pipelines whose VAE is replaced: a stock teacher's, and students'.
 PIPELINES_OF_VAE = {"i2v-vae": ["svd", "i2v"], "t2v-vae": ["t2v"]}
 
@@ -68,7 +70,12 @@ def run(code: str, names: dict[str, Path]) -> dict:
     """The variables that `code` leaves; `names` in quotes become folders."""
     for name, folder in names.items():
         code = code.replace(f'"{name}"', f'"{folder}"')
-    code = code.replace('.to("cuda")', '.to("cpu")').replace("float16", "float32").replace(', variant="fp16"', "")
+    code = (
+        code.replace('.to("cuda")', '.to("cpu")')
+        .replace("bfloat16", "float32")
+        .replace("float16", "float32")
+        .replace(', variant="fp16"', "")
+    )
     variables: dict = {}
     exec(compile(code, "snippet", "exec"), variables)
     return variables
@@ -83,7 +90,15 @@ def card(template: str, **fields: str) -> str:
 
 
 def test_no_card_is_left_out():
-    assert {path.name for path in (ROOT / "model_cards").glob("*.md")} == set(CARDS)
+    assert {path.name for path in (ROOT / "model_cards").glob("*.md")} == {*CARDS, *STOCK_CARDS}
+
+
+@pytest.mark.parametrize("template", STOCK_CARDS)
+def test_the_block_of_a_stock_pipelines_card_opens_it(template, tmp_path):
+    tiny_hunyuan_pipeline().save_pretrained(tmp_path)
+    (snippet,) = blocks(card(template))
+    opens, _, _ = snippet.partition("pipe.enable_model_cpu_offload()")  # what follows needs a GPU and its time
+    assert isinstance(run(opens, {"path/or/id": tmp_path})["pipe"], HunyuanVideoPipeline)
 
 
 @pytest.mark.parametrize("template", sorted(set(CARDS) - {"vdmini_vae.md"}))

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import overload
 
 from vdmini_diffusers.pruning.depth import MiddleRule
 from vdmini_diffusers.pruning.plans import (
@@ -71,6 +72,12 @@ Q2 = replace(P1, name="q2", widths=(512, 384, 96, 64), upsampler_widths=(384, 16
 DECODER_PLANS: dict[str, DecoderPruningPlan] = {plan.name: plan for plan in (P1, Q2)}
 
 
+@overload
+def find_plan(plan: str | os.PathLike | PruningPlan, plans: Mapping[str, PruningPlan]) -> PruningPlan: ...
+@overload
+def find_plan(
+    plan: str | os.PathLike | PruningPlan | MiddleRule, plans: Mapping[str, PruningPlan | MiddleRule] = PLANS
+) -> PruningPlan | MiddleRule: ...
 def find_plan(
     plan: str | os.PathLike | PruningPlan | MiddleRule, plans: Mapping[str, PruningPlan | MiddleRule] = PLANS
 ) -> PruningPlan | MiddleRule:

@@ -125,7 +125,7 @@ def _attached_fields(
         )
     value = config.get(blocks.places or "", 1)
     positions = [kept_beside.index(at[i]) for i in kept]
-    if isinstance(value, (list, tuple)):
+    if blocks.places and isinstance(value, (list, tuple)):
         return {blocks.places: positions}
     if lonely := [i for i in range(count) if at[i] in kept_beside and i not in kept]:
         raise PruningPlanError(
