@@ -444,17 +444,8 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline, StableDiffusionLoraLoaderM
             OSError: if a file is missing, or its JSON is damaged.
             ValueError: if configs and weights do not describe a pipeline of this class.
         """
-        try:
+        with _explaining_errors(cls, pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (ImportError, OSError):
-            raise
-        except Exception as error:  # whatever a component makes of a config that is not its own
-            if isinstance(error, ValueError) and str(pretrained_model_name_or_path) in str(error):
-                raise
-            raise ValueError(
-                f"{pretrained_model_name_or_path} does not open as a {cls.__name__}: `model_index.json`, configs and"
-                f" weights do not fit together ({type(error).__name__}: {' '.join(str(error).split())[:1000]})."
-            ) from error
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
@@ -495,6 +486,22 @@ def _read_index(read: Callable[..., Any], file: str | os.PathLike, **kwargs: Any
         if not (pair or entry == [None, None] or (name == "_class_name" and isinstance(entry, str))):
             raise OSError(f"{file}: `{name}` must be a file or library and a class of it, not {entry!r}.")
     return index
+
+
+@contextmanager
+def _explaining_errors(cls: type, source: Any) -> Iterator[None]:
+    """Errors of loading a pipeline from `source` say what was tried."""
+    try:
+        yield
+    except (ImportError, OSError):
+        raise
+    except Exception as error:  # whatever a component makes of a config that is not its own
+        if isinstance(error, ValueError) and str(source) in str(error):
+            raise
+        raise ValueError(
+            f"{source} does not open as a {cls.__name__}: `model_index.json`, configs and weights do not fit together"
+            f" ({type(error).__name__}: {' '.join(str(error).split())[:1000]})."
+        ) from error
 
 
 @contextmanager

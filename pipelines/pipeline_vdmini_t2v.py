@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, LCMScheduler, UNet3DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, HunyuanVideoPipeline, LCMScheduler, UNet3DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 from diffusers.models.embeddings import get_timestep_embedding
@@ -49,6 +49,8 @@ EMBEDDED_DEFAULTS = (16, 7.5)
 RUN_TIME_DEFAULTS = (50, 9.0)
 MOTION_GUIDANCE_SCALE = 0.05
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# Arguments of `from_pretrained` that say where a file comes from.
+DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
 # Files beside the weights that describe them; diffusers neither reads nor saves these.
 UNET_COMPANIONS = ("pruning_plan.json", "pruning_provenance.json")
 
@@ -618,23 +620,27 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """As [`~DiffusionPipeline.from_pretrained`].
+        """As [`~DiffusionPipeline.from_pretrained`]. A folder of HunyuanVideo or VDMini-T2V-HY opens as a
+        [`VDMiniHunyuanVideoPipeline`], whose call has the arguments of [`HunyuanVideoPipeline`].
 
         Raises:
             OSError: if a file is missing, or its JSON is damaged.
             ValueError: if configs and weights do not describe a pipeline of this class.
         """
-        try:
+        with _explaining_errors(cls, pretrained_model_name_or_path):
+            other = cls._pipeline_of_a_transformer(pretrained_model_name_or_path, kwargs)
+            if other is not None:
+                return other.from_pretrained(pretrained_model_name_or_path, **kwargs)
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (ImportError, OSError):
-            raise
-        except Exception as error:  # whatever a component makes of a config that is not its own
-            if isinstance(error, ValueError) and str(pretrained_model_name_or_path) in str(error):
-                raise
-            raise ValueError(
-                f"{pretrained_model_name_or_path} does not open as a {cls.__name__}: `model_index.json`, configs and"
-                f" weights do not fit together ({type(error).__name__}: {' '.join(str(error).split())[:1000]})."
-            ) from error
+
+    @classmethod
+    def _pipeline_of_a_transformer(cls, name: str | os.PathLike, kwargs: dict[str, Any]) -> Any:
+        """The class that opens a folder of HunyuanVideo's pipeline; None for a folder of this class."""
+        index = super().load_config(name, **{key: kwargs[key] for key in DOWNLOAD_ARGUMENTS if key in kwargs})
+        if index.get("_class_name") != HunyuanVideoPipeline.__name__:
+            return None
+        package = sys.modules.get(__name__.partition(".")[0])  # nothing of the kind where this file is remote code
+        return getattr(package, "VDMiniHunyuanVideoPipeline", HunyuanVideoPipeline)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
@@ -685,6 +691,22 @@ def _read_index(read: Callable[..., Any], file: str | os.PathLike, **kwargs: Any
         if not (pair or entry == [None, None] or (name == "_class_name" and isinstance(entry, str))):
             raise OSError(f"{file}: `{name}` must be a file or library and a class of it, not {entry!r}.")
     return index
+
+
+@contextmanager
+def _explaining_errors(cls: type, source: Any) -> Iterator[None]:
+    """Errors of loading a pipeline from `source` say what was tried."""
+    try:
+        yield
+    except (ImportError, OSError):
+        raise
+    except Exception as error:  # whatever a component makes of a config that is not its own
+        if isinstance(error, ValueError) and str(source) in str(error):
+            raise
+        raise ValueError(
+            f"{source} does not open as a {cls.__name__}: `model_index.json`, configs and weights do not fit together"
+            f" ({type(error).__name__}: {' '.join(str(error).split())[:1000]})."
+        ) from error
 
 
 @contextmanager

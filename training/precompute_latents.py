@@ -27,12 +27,16 @@ from accelerate.logging import get_logger
 from tqdm.auto import tqdm
 
 from vdmini_diffusers.cli.script import parse_arguments, peek_argument, run
-from vdmini_diffusers.data.arguments import TextToVideoDataArguments, VideoDataArguments
+from vdmini_diffusers.data.arguments import (
+    TextToVideoDataArguments,
+    TransformerDataArguments,
+    VideoDataArguments,
+)
 from vdmini_diffusers.data.latents import LatentShards, lock_for_writing, write_shard
 from vdmini_diffusers.data.skipped_videos import SkipLog, summarize
 from vdmini_diffusers.data.vae_clips import encode_for_decoder
 from vdmini_diffusers.data.video_dataset import VideoDataset, VideoStream, load_video_dataset, seed_of
-from vdmini_diffusers.families import find_trainable_family
+from vdmini_diffusers.families import TransformerFamily, find_trainable_family
 from vdmini_diffusers.pruning.vae_folder import find_vae
 
 
@@ -43,7 +47,9 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 @dataclass
 class PrecomputeArguments:
     pretrained_model_name_or_path: str = field(
-        metadata={"help": "Pipeline (folder or Hub id) of SVD or T2V-Turbo whose encoders are used."}
+        metadata={
+            "help": "Pipeline (folder or Hub id) of SVD, T2V-Turbo, HunyuanVideo or another whose encoders are used."
+        }
     )
     output_dir: Path = field(metadata={"help": "Folder for the shards: a new one, or one that an earlier run began."})
     latents_for: Literal["image_to_video", "text_to_video", "vae_decoder"] = field(
@@ -195,7 +201,17 @@ def precompute(args: PrecomputeArguments, data_args: VideoDataArguments, acceler
             skip_log.raise_too_few()
 
 
+def data_arguments() -> type[VideoDataArguments]:
+    """The settings of clips, whose defaults are those of what will be trained."""
+    if peek_argument("latents_for", default="image_to_video") != "text_to_video":
+        return VideoDataArguments
+    name, revision = (peek_argument(flag, default="") for flag in ("pretrained_model_name_or_path", "revision"))
+    try:
+        is_transformer = isinstance(find_trainable_family(name, revision or None), TransformerFamily)
+    except (OSError, ValueError):  # as it is said later
+        is_transformer = False
+    return TransformerDataArguments if is_transformer else TextToVideoDataArguments
+
+
 if __name__ == "__main__":
-    text_to_video = peek_argument("latents_for", default="image_to_video") == "text_to_video"
-    kinds = (PrecomputeArguments, TextToVideoDataArguments if text_to_video else VideoDataArguments)
-    run(lambda: main(*parse_arguments(kinds, __doc__)))
+    run(lambda: main(*parse_arguments((PrecomputeArguments, data_arguments()), __doc__)))

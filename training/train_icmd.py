@@ -12,6 +12,11 @@
         --ode_teacher_model_name_or_path path/to/videocrafter2 \
         --train_data_dir path/to/videos --output_dir vdmini-t2v
 
+    accelerate launch training/train_icmd.py --task t2v_hy \
+        --pretrained_teacher_model_name_or_path hunyuanvideo-community/HunyuanVideo \
+        --pretrained_student_model_name_or_path path/to/vdmini-t2v-hy-pruned \
+        --precomputed_data_dir path/to/latents --output_dir vdmini-t2v-hy
+
 The bare commands are the paper's runs. A YAML file with settings may be the first argument: `train_icmd.py run.yaml`.
 """
 
@@ -22,20 +27,23 @@ from vdmini_diffusers.cli.script import parse_arguments, peek_argument, run
 from vdmini_diffusers.trainers.distill import OBJECTIVES, train_denoiser
 
 
-TASKS = {"i2v": "single_step", "t2v": "consistency"}
+TASKS = {"i2v": "single_step", "t2v": "consistency", "t2v_hy": "flow_matching"}
 
 
 @dataclass
 class ModelArguments:
     pretrained_teacher_model_name_or_path: str = field(
-        metadata={"help": "Pipeline folder or Hub id of the unpruned teacher (SF-V or T2V-Turbo-v2)."}
+        metadata={"help": "Pipeline folder or Hub id of the unpruned teacher: SF-V, T2V-Turbo-v2, HunyuanVideo."}
     )
     pretrained_student_model_name_or_path: str = field(
         metadata={"help": "Pipeline folder or Hub id of the pruned student, written by a script in conversion/."}
     )
-    task: Literal["i2v", "t2v"] = field(
+    task: Literal["i2v", "t2v", "t2v_hy"] = field(
         default="i2v",
-        metadata={"help": "Image or text to video. Each task has settings of its own, see --task t2v --help."},
+        metadata={
+            "help": "Image to video; text to video by a U-Net; or by a transformer: HunyuanVideo, Wan, CogVideoX. Each"
+            " task has settings of its own, see --task t2v --help."
+        },
     )
     variant: str | None = field(default=None, metadata={"help": "Variant of the teacher's weight files, e.g. fp16."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the teacher on the Hub."})

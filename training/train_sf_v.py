@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import VideoDataArguments
-from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, TrainingArguments, setting
+from vdmini_diffusers.distillation.arguments import ICMDArguments, TrainingArguments, UNetCriticArguments, setting
 from vdmini_diffusers.trainers.distill import train_denoiser
 from vdmini_diffusers.trainers.single_step import SingleStepPair
 
@@ -41,7 +41,7 @@ class SFVTrainingArguments(TrainingArguments):
 
 
 @dataclass
-class SFVCriticArguments(CriticArguments):
+class SFVCriticArguments(UNetCriticArguments):
     discriminator_learning_rate: float = setting(1e-4, "Learning rate of the critic's heads (appendix C).")
 
 

@@ -6,10 +6,16 @@ The models are imported eagerly: diffusers resolves a component's class only fro
 from vdmini_diffusers.models import (
     VDMiniAutoencoderKL,
     VDMiniAutoencoderKLTemporalDecoder,
+    VDMiniHunyuanVideoTransformer3DModel,
     VDMiniUNet3DConditionModel,
     VDMiniUNetSpatioTemporalConditionModel,
 )
-from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline, VDMiniVideoCrafterDDIMScheduler
+from vdmini_diffusers.pipelines import (
+    VDMiniHunyuanVideoPipeline,
+    VDMiniI2VPipeline,
+    VDMiniT2VPipeline,
+    VDMiniVideoCrafterDDIMScheduler,
+)
 from vdmini_diffusers.pruning import DECODER_PLANS, PLANS, PruningPlan, PruningPlanError
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 from vdmini_diffusers.pruning.prune_vae_decoder import prune_vae_decoder
@@ -24,6 +30,8 @@ __all__ = [
     "PruningPlanError",
     "VDMiniAutoencoderKL",
     "VDMiniAutoencoderKLTemporalDecoder",
+    "VDMiniHunyuanVideoPipeline",
+    "VDMiniHunyuanVideoTransformer3DModel",
     "VDMiniI2VPipeline",
     "VDMiniT2VPipeline",
     "VDMiniUNet3DConditionModel",

@@ -10,11 +10,11 @@ from transformers import HfArgumentParser
 
 from vdmini_diffusers.distillation.arguments import (
     CriticArguments,
+    DenoiserTrainingArguments,
     ICMDArguments,
     RunArguments,
     Settings,
     TrainingArguments,
-    UNetTrainingArguments,
     setting,
 )
 from vdmini_diffusers.distillation.consistency_arguments import (
@@ -55,7 +55,7 @@ def test_no_number_may_be_nan_or_infinite(kind, name):
         (RunArguments, "ema_decay", 2.0, "at least 0 and below 1, not 2.0"),
         (RunArguments, "adam_beta1", 1.0, "at least 0 and below 1, not 1.0"),
         (RunArguments, "seed", -1, "at least 0 and at most 4294967295, not -1"),
-        (UNetTrainingArguments, "rank", 0, "at least 1, not 0"),
+        (DenoiserTrainingArguments, "rank", 0, "at least 1, not 0"),
         (ICMDArguments, "lambda_icd", -0.1, "at least 0, not -0.1"),
         (ICMDArguments, "mca_start_step", -1, "at least 0, not -1"),
         (CriticArguments, "discriminator_width", 0, "at least 1, not 0"),

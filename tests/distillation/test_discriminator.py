@@ -43,6 +43,14 @@ def test_videos_of_a_batch_are_judged_one_by_one():
             assert torch.allclose(a[0], b[i], atol=1e-5)
 
 
+def test_tokens_in_their_grid_are_judged_as_channels_of_frames_are():
+    model, frames = heads(), features()
+    tokens = {name: f.unflatten(0, (BATCH, FRAMES)).movedim(2, -1).contiguous() for name, f in frames.items()}
+    assert tokens["down_blocks.0"].shape == (BATCH, FRAMES, 4, 6, 8)
+    for a, b in zip(logits_of(model, frames), logits_of(model, tokens), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def changes_when_shuffled(model, over: str) -> bool:
     """Whether the multiset of logits changes when frames, or places, change their order."""
     straight = features()

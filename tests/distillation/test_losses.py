@@ -36,6 +36,17 @@ def test_normalised_icd_does_not_depend_on_the_scale_of_a_stage():
     assert large.item() == pytest.approx(small.item(), rel=1e-4)
 
 
+def test_normalised_icd_of_a_batch_is_the_mean_of_its_samples():
+    """So that two processes have the loss of one with both batches."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 5, 8), torch.tensor([1.0, 100.0])[:, None, None] * torch.randn(2, 5, 8)
+    alone = [
+        icd_loss({"a": student[i : i + 1]}, {"b": teacher[i : i + 1]}, PAIRS[:1], normalize=True) for i in range(2)
+    ]
+    together = icd_loss({"a": student}, {"b": teacher}, PAIRS[:1], normalize=True)
+    assert together.item() == pytest.approx(sum(loss.item() for loss in alone) / 2, rel=1e-5)
+
+
 def test_icd_gives_the_teacher_no_gradient():
     student, teacher = torch.ones(2, requires_grad=True), torch.zeros(2, requires_grad=True)
     icd_loss({"a": student}, {"b": teacher}, PAIRS[:1]).backward()

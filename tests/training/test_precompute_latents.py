@@ -14,6 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKLTemporalDecoder
 from forked_scripts import start
+from tiny_hunyuan_video import tiny_hunyuan_pipeline
 from tiny_text_to_video import tiny_t2v_pipeline
 from written_videos import write_video
 
@@ -241,3 +242,25 @@ def test_for_text_to_video_it_writes_text_embeddings_and_draws_the_latents(run, 
     torch.testing.assert_close(sample["pooled_prompt_embeds"], expected[end.item()])
     assert sample["latents"].shape == (4, 4, 8, 8)
     assert "caption" not in PrecomputedLatents(output)[0]
+
+
+def test_for_a_transformer_clips_have_its_defaults_and_prompts_keep_their_padding(run, videos, tmp_path):
+    tiny_hunyuan_pipeline().save_pretrained(tmp_path / "pipe")
+    captioned = tmp_path / "videos"
+    captioned.mkdir()
+    write_video(captioned / "0.mp4", 10, 24)
+    (captioned / "metadata.jsonl").write_text(json.dumps({"file_name": "0.mp4", "caption": "a cat"}))
+    settings = {"pretrained_model_name_or_path": tmp_path / "pipe", "train_data_dir": captioned, "num_frames": 5}
+    output = run(tmp_path / "latents", latents_for="text_to_video", **settings)
+    data = PrecomputedLatents(output)
+    assert data.settings["fps"] == 24  # FastVideo's, and not T2V-Turbo's 8
+    shapes = {name: tuple(tensor.shape) for name, tensor in data[0].items()}
+    assert shapes == {
+        "latents": (2, 4, 2, 2),
+        "prompt_embeds": (256, 16),
+        "prompt_attention_mask": (256,),
+        "pooled_prompt_embeds": (8,),
+        "fps": (),
+    }
+    with pytest.raises(ValueError, match="with one frame more than a multiple of 4"):
+        run(tmp_path / "other", latents_for="text_to_video", **{**settings, "num_frames": 4})

@@ -191,7 +191,7 @@ def test_sf_v_trains_the_teacher_itself_to_one_step(folders, tmp_path):
 
 def test_lora_trains_few_weights_and_is_saved_both_alone_and_fused(folders, tmp_path):
     output = run(command("train_icmd.py", folders, tmp_path, rank=2, learning_rate=1e-2), tmp_path / "log")
-    assert int(re.search(r"trained parameters of the U-Net: ([\d,]+)", output)[1].replace(",", "")) < 100_000
+    assert int(re.search(r"trained parameters of the denoiser: ([\d,]+)", output)[1].replace(",", "")) < 100_000
     assert list((tmp_path / "lora").glob("*.safetensors"))
     after, before = weights(tmp_path), weights(folders[1])
     changed = {name for name in after if not torch.equal(after[name], before[name])}

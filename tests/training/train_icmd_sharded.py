@@ -18,6 +18,7 @@ from vdmini_diffusers.trainers import distill
 WRAPPED = {
     "i2v": ["TransformerSpatioTemporalModel", "SpatioTemporalResBlock"],
     "t2v": ["Transformer2DModel", "VDMiniTransformerTemporalModel"],
+    "t2v_hy": None,  # divides itself
 }
 make_accelerator = distill.make_accelerator
 
@@ -26,10 +27,11 @@ def make_sharding_accelerator(args: RunArguments) -> Accelerator:
     accelerator = make_accelerator(args)
     for state in (PartialState(), accelerator.state):
         state.distributed_type = DistributedType.FSDP
+    wrapped = WRAPPED[next((task for task in WRAPPED if task in sys.argv), "i2v")]
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=WRAPPED["t2v" if "t2v" in sys.argv else "i2v"],
+        auto_wrap_policy="transformer_based_wrap" if wrapped else "no_wrap",
+        transformer_cls_names_to_wrap=wrapped,
         state_dict_type="SHARDED_STATE_DICT",
     )
     return accelerator

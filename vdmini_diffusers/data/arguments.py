@@ -121,3 +121,15 @@ class TextToVideoDataArguments(VideoDataArguments):
     height: int = field(default=320, metadata={"help": "Height of a clip in pixels (section 4.2)."})
     width: int = field(default=512, metadata={"help": "Width of a clip in pixels (section 4.2)."})
     fps: int = field(default=8, metadata={"help": "Frames per second of a clip (T2V-Turbo-v2: 8)."})
+
+
+@dataclass
+class TransformerDataArguments(TextToVideoDataArguments):
+    """The same for transformers, with the size to which FastVideo preprocesses for HunyuanVideo."""
+
+    num_frames: int = field(
+        default=93, metadata={"help": "Frames of a clip (FastVideo: 93): one more than what the VAE packs into one."}
+    )
+    height: int = field(default=480, metadata={"help": "Height of a clip in pixels (FastVideo: 480)."})
+    width: int = field(default=848, metadata={"help": "Width of a clip in pixels (FastVideo: 848)."})
+    fps: int = field(default=24, metadata={"help": "Frames per second of a clip (FastVideo: 24)."})

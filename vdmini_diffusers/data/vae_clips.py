@@ -1,6 +1,6 @@
 """Clips to latents and back, by the VAE of a video diffusion pipeline, of either class."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 
@@ -44,6 +45,37 @@ def checked_videos(batch: Mapping[str, Any], vae: AutoencoderKL | AutoencoderKLT
             f"{tuple(videos.shape)}."
         )
     return videos
+
+
+def encode_whole_clips(batch: Mapping[str, Any], pipe: Any, generators: Sequence[torch.Generator] | None) -> Tensor:
+    """Latents `(batch, frames, channels, h, w)` by a VAE that compresses time as well, one clip at a time; float32.
+
+    They are drawn from the VAE's posterior, and not scaled.
+
+    Args:
+        pipe: pipeline whose VAE is used.
+        generators: one for each sample, so that a sample does not depend on its batch.
+
+    Raises:
+        ValueError: if the videos' shape does not fit the VAE, or the number of captions or generators does not fit
+            the batch.
+    """
+    videos, vae = batch["pixel_values"], pipe.vae
+    space, time = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
+    if videos.ndim != 5 or (videos.shape[1] - 1) % time or videos.shape[3] % space or videos.shape[4] % space:
+        raise ValueError(
+            f"pixel_values should be (batch, frames, 3, height, width), with one frame more than a multiple of {time},"
+            f" and height and width multiples of {space}; got {tuple(videos.shape)}."
+        )
+    if len(batch["caption"]) != len(videos) or (generators is not None and len(generators) != len(videos)):
+        raise ValueError(f"One caption and one generator for each of the {len(videos)} samples is needed.")
+    latents = []
+    for i, clip in enumerate(videos.transpose(1, 2)):  # (3, frames, height, width)
+        posterior = vae.encode(clip[None].to(vae.device, vae.dtype)).latent_dist
+        mean, std = posterior.mean.float(), posterior.std.float()
+        noise = randn_tensor(mean.shape, None if generators is None else generators[i], mean.device, mean.dtype)
+        latents.append((mean + std * noise).transpose(1, 2))
+    return torch.cat(latents)
 
 
 def encode_modes(vae: AutoencoderKL | AutoencoderKLTemporalDecoder, images: Tensor, chunk_size: int) -> Tensor:

@@ -146,8 +146,8 @@ class RunArguments(Settings):
 
 
 @dataclass
-class UNetTrainingArguments(RunArguments):
-    """Settings of the scripts that train a U-Net."""
+class DenoiserTrainingArguments(RunArguments):
+    """Settings of the scripts that train a denoiser."""
 
     shard_teacher: bool = setting(
         False, "Divide the teacher over the processes as FSDP divides the student; otherwise each holds all of it."
@@ -156,7 +156,7 @@ class UNetTrainingArguments(RunArguments):
 
 
 @dataclass
-class TrainingArguments(UNetTrainingArguments):
+class TrainingArguments(DenoiserTrainingArguments):
     """Settings of the scripts that train an image-to-video U-Net."""
 
     validation_images: list[Path] = field(
@@ -191,9 +191,6 @@ class CriticArguments(Settings):
     )
     critic_backbone_variant: str | None = setting(None, "Variant of the backbone's weight files, e.g. fp16.")
     critic_backbone_revision: str | None = setting(None, "Revision of the backbone on the Hub.")
-    critic_taps: Literal["blocks", "before_downsampling"] = setting(
-        "blocks", "Features that critics see: what down blocks put out, or what their downsamplers take."
-    )
     critic_warmup_steps: int = setting(
         100,
         "Steps in which new heads learn before the student is trained by them. The paper has none; heads that know"
@@ -241,6 +238,24 @@ class CriticArguments(Settings):
                 f"`--discriminator_width` must be at least 4 with `--critic_backbone none`, not"
                 f" {self.discriminator_width}."
             )
+
+    @property
+    def features_in_words(self) -> str:
+        """Which of the backbone's features the critics see."""
+        return ""
+
+
+@dataclass
+class UNetCriticArguments(CriticArguments):
+    """Settings of the critics of a U-Net."""
+
+    critic_taps: Literal["blocks", "before_downsampling"] = setting(
+        "blocks", "Features that critics see: what down blocks put out, or what their downsamplers take."
+    )
+
+    @property
+    def features_in_words(self) -> str:
+        return self.critic_taps
 
 
 @dataclass

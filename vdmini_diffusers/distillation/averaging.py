@@ -11,18 +11,16 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class ShardedEMA(EMAModel):
-    """`EMAModel` whose state is that of the whole model. All processes must call `state_dict`: they gather it."""
-
-    def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        whole = [p.full_tensor().cpu() if isinstance(p, DTensor) else p for p in state["shadow_params"]]
-        return state | {"shadow_params": whole}
+    """`EMAModel` whose averages are divided as the weights are. Its state holds them so."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also the state of a whole model, as it was saved once."""
         divided = self.shadow_params
         super().load_state_dict(state_dict)
         self.shadow_params = [
-            distribute_tensor(new.to(old.device), old.device_mesh, old.placements) if isinstance(old, DTensor) else new
+            distribute_tensor(new.to(old.device), old.device_mesh, old.placements)
+            if isinstance(old, DTensor) and not isinstance(new, DTensor)
+            else new
             for old, new in zip(divided, self.shadow_params, strict=True)
         ]
 

@@ -1,5 +1,6 @@
 """Training state on disk, such that a kill at any moment costs no more than the steps since the last checkpoint."""
 
+import itertools
 import json
 import os
 import re
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed.checkpoint
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.tensor import DTensor
 
 
@@ -21,6 +24,8 @@ logger = get_logger(__name__, log_level="INFO")
 
 NAME = re.compile(r"checkpoint-([0-9]+)")  # a copy under another name, e.g. checkpoint-best, is left alone
 STATE = "state.pt"
+PARTS = "parts"  # of tensors that are divided over processes, in the format of torch.distributed.checkpoint
+IN_PARTS = "in parts"
 MANIFEST = "files.json"  # written last: a folder without it, or that disagrees with it, is not a checkpoint
 
 
@@ -49,7 +54,7 @@ class Checkpoints:
     """Folders `checkpoint-<step>` in `output_dir`, each with all that `accelerator` has prepared, and `others`.
 
     `others` are alike on all processes, except for the progress. They are written as tensors and plain values, and
-    nothing else is read back.
+    nothing else is read back. Tensors that are divided over processes are written, and read, in parts.
 
     Args:
         resume_from: `"latest"`, the name of a checkpoint in `output_dir`, a checkpoint's folder, or None to start
@@ -121,6 +126,12 @@ class Checkpoints:
             positions = state["progress"]  # of each process: streams are not of one length
             rank = accelerator.process_index
             state["progress"] = positions[rank if rank < len(positions) else 0]
+            parts: dict[str, torch.Tensor] = {}
+            for name, other in self.others.items():
+                if name != "progress":
+                    state[name] = _with_parts(state[name], other.state_dict(), name, parts)
+            if parts:
+                torch.distributed.checkpoint.load(parts, checkpoint_id=folder / PARTS)  # in place
             for name, other in self.others.items():
                 other.load_state_dict(state[name])
         except Exception as error:  # as above, and for weights of another shape
@@ -140,7 +151,7 @@ class Checkpoints:
         """
         folder = self.output_dir / f"checkpoint-{progress.step:06d}"
         aside = self.output_dir / f".{folder.name}.tmp"
-        state = {name: other.state_dict() for name, other in self.others.items()}  # gathered, where it is sharded
+        state = {name: other.state_dict() for name, other in self.others.items()}
         if found := _not_finite(accelerator, state):
             raise FloatingPointError(
                 f"After step {progress.step}, {found} hold values that are not finite. Nothing was saved since the"
@@ -154,9 +165,14 @@ class Checkpoints:
         try:
             accelerator.save_state(str(aside))
             state["progress"] = gather_object([state["progress"]])
+            parts: dict[str, DTensor] = {}
+            whole = {name: _without_parts(part, name, parts) for name, part in state.items()}
+            if parts:
+                torch.distributed.checkpoint.save(parts, checkpoint_id=aside / PARTS)
             if accelerator.is_main_process:
-                torch.save(state, aside / STATE)
-        except (OSError, RuntimeError, SafetensorError) as error:  # of Python, torch and safetensors, for a full disk
+                torch.save(whole, aside / STATE)
+        # Of Python, torch and safetensors, for a full disk.
+        except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
             shutil.rmtree(aside, ignore_errors=True)
             last = next(iter(self.complete()), None)
             raise OSError(
@@ -202,6 +218,32 @@ class Checkpoints:
         if (what := damage(folder)) is not None:
             raise ValueError(f"{folder} cannot be resumed from: {what}. Use 'latest' for the newest whole one.")
         return folder
+
+
+def _without_parts(state: Any, path: str, parts: dict[str, DTensor]) -> Any:
+    """The state with a note in the place of each tensor that is divided, which is added to `parts` by its path."""
+    if isinstance(state, DTensor):
+        parts[path] = state
+        return {IN_PARTS: path}
+    if isinstance(state, Mapping):
+        return {key: _without_parts(value, f"{path}.{key}", parts) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_without_parts(value, f"{path}.{i}", parts) for i, value in enumerate(state)]
+    return state
+
+
+def _with_parts(state: Any, present: Any, path: str, parts: dict[str, torch.Tensor]) -> Any:
+    """A state that was read, with the present tensors in the places of notes; they are added to `parts`."""
+    if isinstance(state, Mapping):
+        if set(state) == {IN_PARTS}:
+            parts[path] = present
+            return present
+        known = present if isinstance(present, Mapping) else {}  # an optimiser has no moments yet
+        return {key: _with_parts(value, known.get(key), f"{path}.{key}", parts) for key, value in state.items()}
+    if isinstance(state, list) and isinstance(present, list):
+        pairs = itertools.zip_longest(state, present[: len(state)])
+        return [_with_parts(value, now, f"{path}.{i}", parts) for i, (value, now) in enumerate(pairs)]
+    return state
 
 
 def _step(folder: Path) -> int:

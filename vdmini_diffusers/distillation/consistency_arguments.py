@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from vdmini_diffusers.distillation.arguments import ICMDArguments, Settings, UNetTrainingArguments, setting
+from vdmini_diffusers.distillation.arguments import DenoiserTrainingArguments, ICMDArguments, Settings, setting
 
 
 @dataclass
-class TextToVideoTrainingArguments(UNetTrainingArguments):
+class TextToVideoTrainingArguments(DenoiserTrainingArguments):
     """Settings of the scripts that train a text-to-video U-Net."""
 
     max_train_steps: int = setting(8_000, "Number of optimiser steps (section 4.2).")

@@ -21,6 +21,7 @@ from vdmini_diffusers.distillation.losses import (
     relativistic_loss,
 )
 from vdmini_diffusers.distillation.tasks.base import ModelInputs, Task
+from vdmini_diffusers.families import TokenGrid
 
 
 Features = dict[str, torch.Tensor]
@@ -43,11 +44,13 @@ class CriticFeatures:
         backbone: the frozen network whose features are taken. Only its part up to the last tap runs, unless it is
             sharded. None if critics see the latents themselves.
         taps: modules of the backbone, in the order in which they run; by default the task's.
+        token_grid: of a transformer: `(config, shape of latents)` to frames, height and width of the tokens' grid.
     """
 
     task: Task
     backbone: nn.Module | None
     taps: Sequence[str] | None = None
+    token_grid: TokenGrid | None = None
 
     @contextmanager
     def keeping_weights(self) -> Iterator[None]:
@@ -62,7 +65,8 @@ class CriticFeatures:
                 sharded.set_reshard_after_backward(True)
 
     def __call__(self, latents: torch.Tensor, instance_noise: InstanceNoise, inputs: ModelInputs) -> Features:
-        """Features of `(batch, frames, ...)` latents, each `(batch * frames, channels, height, width)`."""
+        """Features of `(batch, frames, ...)` latents, each `(batch * frames, channels, height, width)`, or for
+        tokens `(batch, frames, height, width, channels)`."""
         levels = instance_noise.levels
         noisy_latents = self.task.add_noise(latents, instance_noise.noise, levels)
         if self.backbone is None:
@@ -71,6 +75,9 @@ class CriticFeatures:
         with taps(self.backbone, self.taps or self.task.critic_taps) as features:
             conditioning = self.task.backbone_conditioning(levels, inputs)
             self.task.denoise(self.backbone, noisy_latents, levels, conditioning)
+        if self.token_grid is not None:
+            grid = self.token_grid(self.backbone.config, latents.shape)
+            return {name: tokens.unflatten(1, grid) for name, tokens in features.items()}
         return features
 
 

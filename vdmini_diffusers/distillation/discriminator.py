@@ -92,28 +92,28 @@ class DiscriminatorHeads(ModelMixin, ConfigMixin):
         """One `(batch, logits)` per head, spatial ones first.
 
         Args:
-            features: `(batch * frames, channels, height, width)` each.
+            features: `(batch * frames, channels, height, width)` each; or tokens in their grid, `(batch, frames,
+                height, width, channels)`.
             noise_levels: `(batch,)`, as the backbone is conditioned on them: 0.25 ln sigma for EDM models.
             condition: `(batch, condition_dim)`.
         """
         batch = len(noise_levels)
-        frames = len(next(iter(features.values()))) // batch
         dtype = self.embed_condition.weight.dtype
         # 0.25 ln sigma lies within -2 and 2; sinusoids are made for hundreds.
         levels = get_timestep_embedding(100 * noise_levels, NOISE_FREQUENCIES).to(dtype)
         condition = self.embed_noise(levels) + self.embed_condition(condition.to(dtype))
-        index = torch.arange(frames, device=condition.device)
-        frame = self.embed_frame(get_timestep_embedding(index, NOISE_FREQUENCIES).to(dtype))
 
         logits = []
         for name in self.config.channels:
-            feature = features[name].to(dtype)
-            channels, height, width = feature.shape[1:]
+            feature = _frames_of(features[name].to(dtype), batch)
+            frames, _, height, width = feature.shape[1:]
             if self.config.spatial:
+                index = torch.arange(frames, device=condition.device)
+                frame = self.embed_frame(get_timestep_embedding(index, NOISE_FREQUENCIES).to(dtype))
                 per_frame = (condition[:, None] + frame[None]).flatten(0, 1)
-                logits.append(self.spatial_heads[_key(name)](feature, per_frame))
+                logits.append(self.spatial_heads[_key(name)](feature.flatten(0, 1), per_frame))
             if self.config.temporal:
-                places = feature.view(batch, frames, channels, height * width).permute(0, 3, 2, 1).flatten(0, 1)
+                places = feature.permute(0, 3, 4, 2, 1).flatten(0, 2)  # (batch * places, channels, frames)
                 per_place = condition.repeat_interleave(height * width, dim=0)
                 logits.append(self.temporal_heads[_key(name)](places, per_place))
         return [logit.reshape(batch, -1) for logit in logits]
@@ -168,6 +168,11 @@ def zeroed(layer: Layer) -> Layer:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def _frames_of(feature: torch.Tensor, batch: int) -> torch.Tensor:
+    """A feature of either layout as `(batch, frames, channels, height, width)`, without a copy."""
+    return feature.movedim(-1, 2) if feature.ndim == 5 else feature.unflatten(0, (batch, -1))
 
 
 def _key(name: str) -> str:

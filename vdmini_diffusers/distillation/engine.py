@@ -13,7 +13,6 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from vdmini_diffusers.distillation.arguments import RunArguments
@@ -113,21 +112,6 @@ def whole_state_dict(accelerator: Accelerator, model: nn.Module) -> dict[str, to
     """
     state_dict: Any = accelerator.get_state_dict(model)
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in state_dict.items()}  # of torch.compile
-
-
-def shard_frozen(model: nn.Module) -> None:
-    """Divide a frozen model's weights over all processes (FSDP2); each block's are gathered while it runs.
-
-    Raises:
-        ValueError: if there is one process only.
-    """
-    if not torch.distributed.is_initialized():
-        raise ValueError("`--shard_teacher` divides the teacher over several processes, and there is one.")
-    for child in model.children():
-        if isinstance(child, nn.ModuleList):
-            for block in child:
-                fully_shard(block)
-    fully_shard(model)
 
 
 def make_optimizer(args: RunArguments, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

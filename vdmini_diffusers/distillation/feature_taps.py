@@ -1,9 +1,12 @@
 """Outputs of named modules, collected while a model runs."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
+
+from vdmini_diffusers.families.block_lists import BLOCK_LISTS
 
 
 class _Collected(Exception):  # noqa: N818 - it ends a forward pass, and is no error
@@ -18,8 +21,9 @@ class FeatureTaps:
         features["down_blocks.0"]  # (batch * frames, channels, height, width)
 
     Where a module returns a tuple, as blocks do, its first element is taken, and by `"transformer_blocks.0[1]"` its
-    second: the text beside the video of a dual-stream block. Nothing is detached. Tap the bare module: its names do
-    not depend on what wraps it (DDP, compile).
+    second: the text beside the video of a dual-stream block. Tokens of text that the model is told to mask, by its
+    keyword argument `encoder_attention_mask`, are zero: they are padding, which nothing reads. Nothing is detached.
+    Tap the bare module: its names do not depend on what wraps it (DDP, compile).
 
     Args:
         names: names of submodules, with the index of an output behind those of which it is not the first.
@@ -30,6 +34,8 @@ class FeatureTaps:
 
     def __init__(self, model: nn.Module, names: Iterable[str]):
         modules = dict(model.named_modules())
+        self.model, self.text_mask = model, None
+        self.text_outputs = _text_outputs(model)
         self.modules = {}
         self.outputs = {}
         for name in names:
@@ -45,7 +51,11 @@ class FeatureTaps:
             module.register_forward_hook(lambda module, args, output, name=name: self._tap(name, output))
             for name, module in self.modules.items()
         ]
+        self.handles.append(self.model.register_forward_pre_hook(self._note_text_mask, with_kwargs=True))
         return self.features
+
+    def _note_text_mask(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self.text_mask = kwargs.get("encoder_attention_mask")
 
     def _tap(self, name: str, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         self.features[name] = output[self.outputs[name]] if isinstance(output, tuple) else output
@@ -53,6 +63,10 @@ class FeatureTaps:
     def __exit__(self, *error: object) -> None:
         for handle in self.handles:
             handle.remove()
+        # Not in the hooks: where gradient checkpointing runs a block again, they are gone.
+        for name, feature in self.features.items() if self.text_mask is not None else ():
+            if (name.partition(".")[0], self.outputs[name]) in self.text_outputs:
+                self.features[name] = feature * self.text_mask[:, :, None].to(feature.dtype)  # (batch, tokens, width)
 
 
 class FirstFeatures(FeatureTaps):
@@ -69,3 +83,9 @@ class FirstFeatures(FeatureTaps):
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> bool:
         super().__exit__()
         return kind is _Collected
+
+
+def _text_outputs(model: nn.Module) -> set[tuple[str, int]]:
+    """Which outputs of the blocks of a transformer are text: the name of their list, and the output's index."""
+    lists = [blocks for cls in type(model).__mro__ for blocks in BLOCK_LISTS.get(cls.__name__, ())]
+    return {(blocks.name, i) for blocks in lists for i, stream in enumerate(blocks.streams) if stream == "text"}

@@ -25,7 +25,8 @@ def icd_loss(
     Args:
         pairs: `(student module, teacher module)`, from `feature_pairs`.
         reduction: over pairs.
-        normalize: divide each pair's error by the teacher's mean square, so that every stage counts alike.
+        normalize: divide each pair's error by the teacher's mean square, so that every stage counts alike. Both are
+            taken row by row, of the first dimension, so that a sample's share does not depend on its batch.
 
     Raises:
         ValueError: if two features differ in shape.
@@ -38,8 +39,11 @@ def icd_loss(
                 f"ICD compares {student_name!r} of the student {tuple(student.shape)} with {teacher_name!r} of the"
                 f" teacher {tuple(teacher.shape)}: the plan does not belong to these two models."
             )
-        distance = F.mse_loss(student, teacher)
-        distances.append(distance / teacher.square().mean().clamp_min(1e-8) if normalize else distance)
+        if normalize:
+            errors, squares = (x.square().flatten(1).mean(dim=1) for x in (student - teacher, teacher))
+            distances.append((errors / squares.clamp_min(1e-8)).mean())
+        else:
+            distances.append(F.mse_loss(student, teacher))
     total = torch.stack(distances)
     return total.sum() if reduction == "sum" else total.mean()
 
@@ -110,9 +114,11 @@ def adaptive_weight(
 def gradient_at(loss: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     """The gradient of a loss at a tensor, zero if it does not depend on it; the graph is kept.
 
-    It is taken of a multiple of the loss: half precision on the way would round small gradients to zero.
+    Of clean latents that carry the network's raw output, it is taken there: what trains the output need not depend on
+    the latents. It is taken of a multiple of the loss: half precision on the way would round small gradients to zero.
     """
     scale = 2.0**16
+    at = getattr(at, "raw_output", at)
     (gradient,) = torch.autograd.grad(scale * loss, at, retain_graph=True, allow_unused=True)
     return torch.zeros_like(at) if gradient is None else gradient / scale
 

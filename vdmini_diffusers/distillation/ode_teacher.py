@@ -61,6 +61,11 @@ class DiffusionSchedule:
         """Noise over signal, `(num_train_timesteps,)`: the sigma of EDM models with as much noise."""
         return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
 
+    def timesteps_of(self, sigmas: torch.Tensor) -> torch.Tensor:
+        """The timestep with as much noise over signal, for each of these levels."""
+        distances = (self.sigmas.double().log()[None] - sigmas.log()[:, None]).abs()
+        return distances.argmin(dim=1)
+
     def coefficients(self, timesteps: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Coefficients of signal and noise, to be multiplied with `like`."""
         alphas_cumprod = self.alphas_cumprod.to(timesteps.device)[timesteps]

@@ -8,7 +8,15 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
-from vdmini_diffusers.families.base import ClipShape, Denoiser, Family, TrainableFamily
+from vdmini_diffusers.families.base import (
+    ClipShape,
+    Denoiser,
+    Family,
+    TokenGrid,
+    TrainableFamily,
+    TransformerFamily,
+    UNetFamily,
+)
 from vdmini_diffusers.families.stock import stock_family
 from vdmini_diffusers.serialization.pipeline_folder import named_class, read_model_index
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, short_repr
@@ -19,7 +27,10 @@ __all__ = [
     "ClipShape",
     "Denoiser",
     "Family",
+    "TokenGrid",
     "TrainableFamily",
+    "TransformerFamily",
+    "UNetFamily",
     "family_of",
     "find_family",
     "find_trainable_family",

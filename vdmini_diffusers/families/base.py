@@ -1,6 +1,6 @@
 """All that the rest of the package needs to know about a kind of video diffusion pipeline, in one object."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +10,7 @@ from vdmini_diffusers.serialization.pipeline_folder import PipelineLayout
 
 
 Predict = Callable[[Any, torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
+TokenGrid = Callable[[Mapping[str, Any], Sequence[int]], tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,6 @@ class TrainableFamily(Family):
     Args:
         given: the kind of input that a video is made from.
         task: the objective, a key of `OBJECTIVES` in `vdmini_diffusers.trainers.distill`.
-        teacher_card: template in `model_cards/` for a teacher that was distilled to few steps.
-        teacher_tags: the tags of that card.
-        critic_taps: modules of a teacher's denoiser whose outputs the critics receive, in the order in which they run:
-            its down blocks (`"blocks"`), or the last layers of these before they downsample (`"before_downsampling"`).
-        critic_channels: the number of channels of each of them, given the denoiser's config.
         sample_tensors: the tensors that every precomputed sample holds.
         exact_tensors: those of them that are stored in float32 whatever the dtype of the others.
         encode: `(batch, pipe, generators, encode_chunk_size, ...)`: the denoiser's training inputs from a
@@ -101,16 +97,11 @@ class TrainableFamily(Family):
         clip_shape: the shape of the clip that a precomputed sample was made from, given the sample and the pipeline.
         sample: `(pipe, image path or prompt, clip_shape, generator)`: the frames of one video.
         encode_prompts: `(prompts, pipe)`: their embeddings `(batch, tokens, width)` and pooled ones
-            `(batch, width)`, if the family is given text.
-        add_guidance: `(denoiser, *widths)`: the denoiser with embeddings of guidance, if the family has them.
+            `(batch, width)`, if the objective needs those of other prompts than the captions.
     """
 
     given: Literal["image", "text"]
-    task: Literal["single_step", "consistency"]
-    teacher_card: str
-    teacher_tags: tuple[str, ...]
-    critic_taps: Mapping[Literal["blocks", "before_downsampling"], tuple[str, ...]]
-    critic_channels: Callable[[Mapping[str, Any]], tuple[int, ...]]
+    task: Literal["single_step", "consistency", "flow_matching"]
     sample_tensors: tuple[str, ...]
     exact_tensors: tuple[str, ...]
     encode: Callable[..., dict[str, Any]]
@@ -120,4 +111,43 @@ class TrainableFamily(Family):
     clip_shape: Callable[[Mapping[str, torch.Tensor], Any], ClipShape]
     sample: Callable[[Any, str, ClipShape, torch.Generator], list[Any]]
     encode_prompts: Callable[[list[str], Any], tuple[torch.Tensor, torch.Tensor]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetFamily(TrainableFamily):
+    """A family of U-Nets, whose teachers were distilled to few steps.
+
+    Args:
+        teacher_card: template in `model_cards/` for a teacher that was distilled to few steps.
+        teacher_tags: the tags of that card.
+        critic_taps: modules of a teacher's denoiser whose outputs the critics receive, in the order in which they run:
+            its down blocks (`"blocks"`), or the last layers of these before they downsample (`"before_downsampling"`).
+        critic_channels: the number of channels of each of them, given the denoiser's config.
+        add_guidance: `(denoiser, *widths)`: the denoiser with embeddings of guidance, if the family has them.
+    """
+
+    teacher_card: str
+    teacher_tags: tuple[str, ...]
+    critic_taps: Mapping[Literal["blocks", "before_downsampling"], tuple[str, ...]]
+    critic_channels: Callable[[Mapping[str, Any]], tuple[int, ...]]
     add_guidance: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerFamily(TrainableFamily):
+    """A family of transformers, which predict velocities. Their blocks are in `BLOCK_LISTS`.
+
+    Args:
+        token_grid: `(config, shape of latents)`: frames, height and width of the grid that the video's tokens fill in
+            this order, for latents `(batch, frames, channels, height, width)`.
+        lora_targets: names of the linear layers that LoRA is added to.
+        from_fastvideo: `(latents, text embedding, config of the transformer, config of the VAE)`: a precomputed
+            sample's tensors but `fps`, from latents `(channels, frames, h, w)` that are not scaled and embeddings
+            `(tokens, width)` without padding, as FastVideo stores them; None if it has no such model.
+    """
+
+    token_grid: TokenGrid
+    lora_targets: tuple[str, ...]
+    from_fastvideo: Callable[[torch.Tensor, torch.Tensor, Any, Mapping[str, Any]], dict[str, torch.Tensor]] | None = (
+        None
+    )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.data.vae_clips import checked_videos, encode_modes, upcast
-from vdmini_diffusers.families.base import ClipShape, Denoiser, TrainableFamily
+from vdmini_diffusers.families.base import ClipShape, Denoiser, UNetFamily
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.serialization.pipeline_folder import Component, PipelineLayout
@@ -133,7 +133,7 @@ def sample_video(pipe: VDMiniI2VPipeline, image: str, shape: ClipShape, generato
     ).frames[0]
 
 
-SVD = TrainableFamily(
+SVD = UNetFamily(
     name="Stable Video Diffusion",
     layout=PipelineLayout(
         class_names=("StableVideoDiffusionPipeline", "VDMiniI2VPipeline"),

@@ -10,7 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from vdmini_diffusers.data.vae_clips import checked_videos, upcast
-from vdmini_diffusers.families.base import ClipShape, Denoiser, TrainableFamily
+from vdmini_diffusers.families.base import ClipShape, Denoiser, UNetFamily
 from vdmini_diffusers.models import VDMiniUNet3DConditionModel
 from vdmini_diffusers.pipelines import VDMiniT2VPipeline, VDMiniVideoCrafterDDIMScheduler
 from vdmini_diffusers.pipelines.pipeline_vdmini_t2v import guidance_embedding
@@ -140,7 +140,7 @@ def with_guidance(
     return unet
 
 
-VIDEOCRAFTER = TrainableFamily(
+VIDEOCRAFTER = UNetFamily(
     name="VideoCrafter",
     layout=PipelineLayout(
         class_names=("VDMiniT2VPipeline", "TextToVideoSDPipeline"),

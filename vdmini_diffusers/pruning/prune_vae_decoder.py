@@ -106,11 +106,11 @@ def prune_vae_decoder(
     name = pretrained_model_name_or_path
     plan_file = None if isinstance(plan, PruningPlan) or plan in DECODER_PLANS else plan
     check_apart(output_dir, {"the teacher": name, "the plan": plan_file})
-    plan = find_plan(plan, DECODER_PLANS)
+    found_plan = find_plan(plan, DECODER_PLANS)
     with new_folder(output_dir, overwrite, kind="pruned VAE", marker="pruning_provenance.json") as folder:
         patterns = weight_patterns("diffusers", variant, allow_pickle)
         teacher = _open_vae(name, subfolder, revision, patterns, **download_kwargs)
-        survey = survey_vae(teacher.folder / subfolder, plan)
+        survey = survey_vae(teacher.folder / subfolder, found_plan)
         files = {}
         for name in licence_files(teacher):
             shutil.copyfile(teacher.folder / name, folder / name)

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 
 from vdmini_diffusers.pruning.channels import STUDENTS
 from vdmini_diffusers.pruning.components import FORMER_NAMES
+from vdmini_diffusers.pruning.depth import MiddleRule
 from vdmini_diffusers.pruning.plans import PruningPlan
 from vdmini_diffusers.pruning.survey import Survey, survey_network
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS
@@ -18,7 +19,7 @@ from vdmini_diffusers.serialization.sources import read_bytes
 TEACHERS = {cls.__name__: cls for cls in (AutoencoderKL, AutoencoderKLTemporalDecoder)}
 
 
-def survey_vae(folder: Path, plan: PruningPlan) -> Survey:
+def survey_vae(folder: Path, plan: PruningPlan | MiddleRule) -> Survey:
     """Read `folder/config.json` and work out what `plan` keeps of that VAE. Only its decoder is pruned and counted.
 
     Raises:

@@ -20,14 +20,17 @@ __all__ = ["download", "fetch_file", "list_remote_files", "model_index_entry", "
 def model_index_entry(cls: type, folder: str | os.PathLike) -> tuple[str, str]:
     """The entry of a class in `model_index.json`: `("diffusers", class name)`, or `(file stem, class name)` for ours.
 
-    The source file of a class of ours is copied into `folder`.
+    The source file of a class of ours is copied into `folder`. One that `stands_for` a class of diffusers has the
+    entry of that: what it opens is a folder of the stock class.
 
     Raises:
         OSError: if `folder` cannot be written.
     """
     if cls.__module__.partition(".")[0] == "diffusers":
         return "diffusers", cls.__name__
-    return pipeline_vdmini_i2v.publish_class(cls, folder)
+    entry = pipeline_vdmini_i2v.publish_class(cls, folder)
+    stock = getattr(cls, "stands_for", None)
+    return entry if stock is None else ("diffusers", stock)
 
 
 def download(name: str, revision: str | None, patterns: list[str], **download_kwargs: Any) -> Path:

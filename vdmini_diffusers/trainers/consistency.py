@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from diffusers import DiffusionPipeline, LCMScheduler, ModelMixin
 from diffusers.models.resnet import TemporalConvLayer
 from torch import nn
@@ -17,6 +18,7 @@ from vdmini_diffusers.distillation.consistency_arguments import (
     RewardArguments,
     TextToVideoTrainingArguments,
 )
+from vdmini_diffusers.distillation.engine import DTYPES
 from vdmini_diffusers.distillation.ode_teacher import DiffusionSchedule, ODETeacher
 from vdmini_diffusers.distillation.rewards import RewardMixture
 from vdmini_diffusers.distillation.tasks.base import Encode
@@ -24,10 +26,10 @@ from vdmini_diffusers.distillation.tasks.consistency import MOTION_GUIDANCE, Con
 from vdmini_diffusers.pruning import PruningPlan
 from vdmini_diffusers.trainers.critics import ModelSource
 from vdmini_diffusers.trainers.reward_weights import load_rewards, reward_weights
-from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
+from vdmini_diffusers.trainers.unet_pair import UNetPair
 
 
-class ConsistencyPair(TeacherAndStudent):
+class ConsistencyPair(UNetPair):
     """A few-step teacher (T2V-Turbo) and its student. Without a student, a multi-step model is distilled to few steps.
 
     Without a student, the teacher's denoiser has no embedding of guidance (VideoCrafter2's, for example): the trained
@@ -84,9 +86,9 @@ class ConsistencyPair(TeacherAndStudent):
             self.check_family(self.ode_source.name)
         reward_weights(self.reward_args)
 
-    def load_teacher(self, args: TextToVideoTrainingArguments, dtype: torch.dtype) -> list[nn.Module]:
-        own = self.consistency_args
-        frozen = super().load_teacher(args, dtype)
+    def load_teacher(self, args: TextToVideoTrainingArguments, accelerator: Accelerator) -> list[nn.Module]:
+        own, dtype = self.consistency_args, DTYPES[accelerator.mixed_precision]
+        frozen = super().load_teacher(args, accelerator)
         denoiser, pipe = self.teacher_denoiser, self.teacher
         embeds_guidance = denoiser.config.get("time_cond_proj_dim") is not None
         if self.student_name is not None and not embeds_guidance:
@@ -110,8 +112,10 @@ class ConsistencyPair(TeacherAndStudent):
         uncond_prompt_embeds = self.family.encode_prompts([""], self.teacher)[0]
         return ODETeacher(self.family.predict, denoiser, schedule, uncond_prompt_embeds)
 
-    def load_student(self, args: TextToVideoTrainingArguments) -> tuple[Any, PruningPlan | None]:
-        denoiser, plan = super().load_student(args)
+    def load_student(
+        self, args: TextToVideoTrainingArguments, accelerator: Accelerator
+    ) -> tuple[Any, PruningPlan | None]:
+        denoiser, plan = super().load_student(args, accelerator)
         if self.student_name is None:
             assert self.family.add_guidance is not None, f"{self.family.name} has no embedding of guidance"
             denoiser = self.family.add_guidance(denoiser, *self.guidance_dims)

@@ -17,15 +17,21 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from diffusers import ModelMixin
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.training_utils import cast_training_params
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vdmini_diffusers.data.arguments import TextToVideoDataArguments, VideoDataArguments
+from vdmini_diffusers.data.arguments import (
+    TextToVideoDataArguments,
+    TransformerDataArguments,
+    VideoDataArguments,
+)
 from vdmini_diffusers.distillation.arguments import (
     CriticArguments,
+    DenoiserTrainingArguments,
     ICMDArguments,
     TrainingArguments,
-    UNetTrainingArguments,
+    UNetCriticArguments,
 )
 from vdmini_diffusers.distillation.averaging import ShardedEMA, averaged
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
@@ -45,11 +51,16 @@ from vdmini_diffusers.distillation.engine import (
     make_lr_scheduler,
     make_optimizer,
     report_settings,
-    shard_frozen,
-    whole_state_dict,
+)
+from vdmini_diffusers.distillation.flow_matching_arguments import (
+    FlowMatchingArguments,
+    FlowMatchingCriticArguments,
+    FlowMatchingICMDArguments,
+    FlowMatchingTrainingArguments,
 )
 from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
 from vdmini_diffusers.distillation.ranking import rank_held_out
+from vdmini_diffusers.distillation.sharding import is_sharded, shard_blocks
 from vdmini_diffusers.distillation.tasks.base import Task
 from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.pruning import PruningPlan
@@ -63,6 +74,7 @@ from vdmini_diffusers.trainers.before_training import (
 )
 from vdmini_diffusers.trainers.consistency import ConsistencyPair
 from vdmini_diffusers.trainers.critics import FoundDiscriminator, ModelSource, find_discriminator, make_critics
+from vdmini_diffusers.trainers.flow_matching import FlowMatchingPair
 from vdmini_diffusers.trainers.single_step import SingleStepPair
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 from vdmini_diffusers.trainers.trained_pipeline import push, show_on_trackers
@@ -93,11 +105,23 @@ class Objective(NamedTuple):
 
 
 OBJECTIVES = {
-    "single_step": Objective(SingleStepPair, (TrainingArguments, CriticArguments, ICMDArguments, VideoDataArguments)),
+    "single_step": Objective(
+        SingleStepPair, (TrainingArguments, UNetCriticArguments, ICMDArguments, VideoDataArguments)
+    ),
     "consistency": Objective(
         ConsistencyPair,
-        (TextToVideoTrainingArguments, CriticArguments, TextToVideoICMDArguments, TextToVideoDataArguments),
+        (TextToVideoTrainingArguments, UNetCriticArguments, TextToVideoICMDArguments, TextToVideoDataArguments),
         own=(ConsistencyArguments, RewardArguments),
+    ),
+    "flow_matching": Objective(
+        FlowMatchingPair,
+        (
+            FlowMatchingTrainingArguments,
+            FlowMatchingCriticArguments,
+            FlowMatchingICMDArguments,
+            TransformerDataArguments,
+        ),
+        own=(FlowMatchingArguments,),
     ),
 }
 
@@ -150,7 +174,7 @@ def distill(
 
 def train_denoiser(
     pair: TeacherAndStudent,
-    args: UNetTrainingArguments,
+    args: DenoiserTrainingArguments,
     critic_args: CriticArguments,
     icmd_args: ICMDArguments,
     data_args: VideoDataArguments,
@@ -176,17 +200,14 @@ def train_denoiser(
         denoiser, plan = load_models(pair, args, accelerator)
         backbone = load_backbone(pair, args, sources.backbone, accelerator)
         teacher = pair.teacher_denoiser
-        pairs = plan.feature_pairs(teacher.config) if plan is not None and icmd_args.lambda_icd > 0 else ()
+        pairs = pair.feature_pairs(plan) if plan is not None and icmd_args.lambda_icd > 0 else ()
 
         dataset, encode = open_data(pair, args, data_args, accelerator)
         dataset, held_out = split_held_out(dataset, critic_args.num_held_out_clips, args.train_batch_size)
         dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers)
         task = pair.make_task(denoiser, critic_args, encode)
         condition_dim = pair.family.critic_condition_dim(pair.teacher)
-        taps = pair.family.critic_taps[critic_args.critic_taps]
-        channels = None
-        if backbone is not None:
-            channels = dict(zip(taps, pair.family.critic_channels(backbone.config), strict=True))
+        channels = None if backbone is None else pair.critic_channels(critic_args, backbone.config)
         critics = make_critics(
             channels,
             teacher.config.out_channels,
@@ -210,7 +231,7 @@ def train_denoiser(
             record["critic_backbone"] = sources.backbone.name if sources.backbone is not None else "none"
             report_run(record, denoiser, critics, pairs, None if args.dry_run else args.output_dir)
         if not args.dry_run:
-            features = CriticFeatures(task, backbone, taps)
+            features = CriticFeatures(task, backbone, None if channels is None else tuple(channels), pair.token_grid)
             run_training(
                 pair,
                 args,
@@ -230,7 +251,7 @@ def train_denoiser(
 
 def check_run(
     pair: TeacherAndStudent,
-    args: UNetTrainingArguments,
+    args: DenoiserTrainingArguments,
     critic_args: CriticArguments,
     icmd_args: ICMDArguments,
     data_args: VideoDataArguments,
@@ -243,10 +264,10 @@ def check_run(
     check_apart(args.output_dir, pair.sources() | data_sources(data_args))
     check_images(getattr(args, "validation_images", ()))
     check_optimizer(args)
-    if args.rank is not None:
-        lora_config(args.rank)
     checkpoints.choose()
     pair.check(args)
+    if args.rank is not None:
+        lora_config(args.rank, pair.lora_targets)
     if icmd_args.lambda_mca == 0 and icmd_args.lambda_data_critic == 0:
         return CriticSources(None, None)
     if icmd_args.lambda_mca > 0:
@@ -270,11 +291,11 @@ def seen_by_critics(backbone: ModelSource | None, args: CriticArguments) -> str:
     """The critics' features in words, which stay the same where folders move."""
     if backbone is None:
         return "noisy latents"
-    return " ".join(filter(None, (args.critic_taps, "of", Path(backbone.name).name, backbone.variant)))
+    return " ".join(filter(None, (args.features_in_words, "of", Path(backbone.name).name, backbone.variant)))
 
 
 def load_backbone(
-    pair: TeacherAndStudent, args: UNetTrainingArguments, source: ModelSource | None, accelerator: Accelerator
+    pair: TeacherAndStudent, args: DenoiserTrainingArguments, source: ModelSource | None, accelerator: Accelerator
 ) -> Any:
     """Load the frozen network that carries the critics' features to the device; None if they see the latents."""
     if source is None:
@@ -283,30 +304,30 @@ def load_backbone(
     if backbone is not pair.teacher_denoiser:
         backbone.to(accelerator.device).eval().requires_grad_(False)
         if args.shard_teacher:
-            shard_frozen(backbone)
+            shard_blocks(backbone)
     return backbone
 
 
 def load_models(
-    pair: TeacherAndStudent, args: UNetTrainingArguments, accelerator: Accelerator
+    pair: TeacherAndStudent, args: DenoiserTrainingArguments, accelerator: Accelerator
 ) -> tuple[Any, PruningPlan | None]:
     """Load the teacher to the device, and return the denoiser to train with its plan."""
-    frozen = pair.load_teacher(args, DTYPES[accelerator.mixed_precision])
-    denoiser, plan = pair.load_student(args)
+    frozen = pair.load_teacher(args, accelerator)
+    denoiser, plan = pair.load_student(args, accelerator)
     for model in frozen:
         model.to(accelerator.device).eval().requires_grad_(False)
-    if args.shard_teacher:
-        shard_frozen(pair.teacher_denoiser)
+    if args.shard_teacher and not is_sharded(pair.teacher_denoiser):
+        shard_blocks(pair.teacher_denoiser)
     if args.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     if args.rank is not None:
-        add_lora(denoiser, args.rank)
+        add_lora(denoiser, lora_config(args.rank, pair.lora_targets))
     return denoiser, plan
 
 
 def run_training(
     pair: TeacherAndStudent,
-    args: UNetTrainingArguments,
+    args: DenoiserTrainingArguments,
     icmd_args: ICMDArguments,
     accelerator: Accelerator,
     checkpoints: Checkpoints,
@@ -339,9 +360,8 @@ def run_training(
         if not pair.validation_inputs(args):
             return
         with averaged(ema, trained):
-            state_dict = whole_state_dict(accelerator, prepared)
+            paths = pair.write_validation_videos(args, accelerator, prepared, denoiser, step)
             if accelerator.is_main_process:
-                paths = pair.write_validation_videos(args, denoiser, state_dict, step)
                 show_on_trackers(accelerator.trackers, paths, step)
         accelerator.wait_for_everyone()
 
@@ -363,17 +383,15 @@ def run_training(
     )
 
     with averaged(ema, trained):
-        state_dict = whole_state_dict(accelerator, prepared)
-        if accelerator.is_main_process:
-            judges_data: list[Any] = [critic.heads for critic in critics if "data" in critic.settings.real]
-            pair.save(args, denoiser, state_dict, discriminator=next(iter(judges_data), None))
-            if args.push_to_hub:
-                push(args)
+        judges_data: list[Any] = [critic.heads for critic in critics if "data" in critic.settings.real]
+        pair.save(args, accelerator, prepared, denoiser, discriminator=next(iter(judges_data), None))
+        if accelerator.is_main_process and args.push_to_hub:
+            push(args)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
-def loop_settings(args: UNetTrainingArguments, icmd_args: ICMDArguments) -> LoopSettings:
+def loop_settings(args: DenoiserTrainingArguments, icmd_args: ICMDArguments) -> LoopSettings:
     given = asdict(args) | asdict(icmd_args)
     return LoopSettings(**{name: given[name] for name in (field.name for field in fields(LoopSettings))})
 
@@ -382,33 +400,34 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def lora_config(rank: int) -> Any:
-    """LoRA on the attention of a U-Net. Raises `ImportError` if peft is not installed."""
+def lora_config(rank: int, targets: Sequence[str]) -> Any:
+    """LoRA on linear layers of these names. Raises `ImportError` if peft is not installed."""
     try:
         from peft import LoraConfig
     except ImportError as error:
         raise ImportError("`--rank` needs peft: `pip install -e '.[train]'`.") from error
-    return LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
 
 
-def add_lora(unet: ModelMixin, rank: int) -> None:
-    """Freeze the U-Net, and add LoRA to its attention."""
-    if not isinstance(unet, PeftAdapterMixin):
+def add_lora(denoiser: ModelMixin, config: Any) -> None:
+    """Freeze the denoiser, and add LoRA to it, in float32."""
+    if not isinstance(denoiser, PeftAdapterMixin):
         raise ValueError("`--rank` trains a pruned student; diffusers' own U-Net classes take no adapter.")
-    unet.requires_grad_(False)
-    unet.add_adapter(lora_config(rank))
+    denoiser.requires_grad_(False)
+    denoiser.add_adapter(config)
+    cast_training_params(denoiser, torch.float32)
 
 
 def report_run(
     record: dict[str, Any],
-    unet: nn.Module,
+    denoiser: nn.Module,
     critics: list[Critic],
     pairs: Sequence[tuple[str, str]],
     output_dir: Path | None,
 ) -> None:
     """Print the settings and what is trained; with a folder, keep the settings there."""
     report_settings(record, output_dir)
-    logger.info("trained parameters of the U-Net: %s", f"{sum(p.numel() for p in trainable(unet)):,}")
+    logger.info("trained parameters of the denoiser: %s", f"{sum(p.numel() for p in trainable(denoiser)):,}")
     for critic in critics:
         count = sum(p.numel() for p in critic.heads.parameters())
         logger.info("critic %s, from step %d on: %s parameters", critic.name, critic.settings.start_step, f"{count:,}")

@@ -5,10 +5,10 @@ from torch import nn
 from vdmini_diffusers.distillation.arguments import CriticArguments
 from vdmini_diffusers.distillation.tasks.base import Encode
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
-from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
+from vdmini_diffusers.trainers.unet_pair import UNetPair
 
 
-class SingleStepPair(TeacherAndStudent):
+class SingleStepPair(UNetPair):
     """A one-step teacher (SF-V) and its student. Without a student, a multi-step model is distilled to one step."""
 
     task = "single_step"

@@ -2,32 +2,33 @@
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import export_to_gif
 from torch import nn
+from torch.utils.data import Dataset
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.latents import PrecomputedLatents
-from vdmini_diffusers.distillation.arguments import CriticArguments, UNetTrainingArguments
+from vdmini_diffusers.distillation.arguments import CriticArguments, DenoiserTrainingArguments
+from vdmini_diffusers.distillation.engine import DTYPES, whole_state_dict
 from vdmini_diffusers.distillation.tasks.base import Encode, Generators, Task
-from vdmini_diffusers.families import ClipShape, TrainableFamily, find_trainable_family
+from vdmini_diffusers.families import ClipShape, TokenGrid, TrainableFamily, find_trainable_family
 from vdmini_diffusers.pruning import PruningPlan
 from vdmini_diffusers.pruning.student_folder import check_student, read_plan
 from vdmini_diffusers.trainers.critics import DISCRIMINATOR, ModelSource, read_origin
 from vdmini_diffusers.trainers.trained_pipeline import (
-    StateDict,
     clone_with_weights,
     finished_files,
     save_trained_pipeline,
     student_card,
     student_companions,
-    teacher_card,
 )
 
 
@@ -35,9 +36,11 @@ from vdmini_diffusers.trainers.trained_pipeline import (
 INPUTS = {"image": "image to video", "text": "text to video"}
 VALIDATION = {"image": "validation_images", "text": "validation_prompts"}
 
+FamilyT = TypeVar("FamilyT", bound=TrainableFamily)
 
-class TeacherAndStudent(ABC):
-    """A teacher and its pruned student. Without a student, the teacher itself is distilled to fewer steps.
+
+class TeacherAndStudent(ABC, Generic[FamilyT]):
+    """A teacher and its pruned student. Where there may be none, the teacher itself is distilled to fewer steps.
 
     Args:
         teacher_name: folder or Hub id of a pipeline. It is frozen.
@@ -55,7 +58,7 @@ class TeacherAndStudent(ABC):
     """
 
     task: ClassVar[str]  # the objective of the families that this class trains
-    family: TrainableFamily
+    family: FamilyT
     companions: Mapping[str, Path]
     card: str
     teacher: DiffusionPipeline
@@ -81,7 +84,7 @@ class TeacherAndStudent(ABC):
         """The models that are read, by what they are."""
         return {"the teacher": self.teacher_name, "the student": self.student_name}
 
-    def check(self, args: UNetTrainingArguments) -> None:
+    def check(self, args: DenoiserTrainingArguments) -> None:
         """Read all but the weights: families, and the files that the result needs besides.
 
         Raises:
@@ -89,12 +92,10 @@ class TeacherAndStudent(ABC):
             ValueError: if a model is of another objective, or a student lacks its plan, provenance or card.
         """
         self.family = self.check_family(self.teacher_name, self._weights["revision"])
-        if self.student_name is None:
-            self.companions, self.card = {}, teacher_card(args, self.teacher_name, self.family)
-            return
-        self.check_family(self.student_name)
-        self.companions = student_companions(self.student_name, self.family.denoiser)
-        self.card = student_card(args, self.student_name)
+        if self.student_name is not None:
+            self.check_family(self.student_name)
+            self.companions = student_companions(self.student_name, self.family.denoiser)
+            self.card = student_card(args, self.student_name)
 
     def find_critic_backbone(self, args: CriticArguments) -> ModelSource | None:
         """The network that carries the critics' features; None if they see the latents. To be called after `check`.
@@ -152,14 +153,14 @@ class TeacherAndStudent(ABC):
                 )
         return denoiser, pipe.scheduler
 
-    def load_teacher(self, args: UNetTrainingArguments, dtype: torch.dtype) -> list[nn.Module]:
+    def load_teacher(self, args: DenoiserTrainingArguments, accelerator: Accelerator) -> list[nn.Module]:
         """Load the teacher, and return all that is frozen and goes to the device. To be called after `check`."""
-        self.teacher = self.load_pipeline(dtype=dtype)
+        self.teacher = self.load_pipeline(dtype=DTYPES[accelerator.mixed_precision])
         return [model for model in self.teacher.components.values() if isinstance(model, nn.Module)]
 
-    def check_family(self, name: str, revision: str | None = None) -> TrainableFamily:
+    def check_family(self, name: str, revision: str | None = None) -> FamilyT:
         """The family of a pipeline. Raises `ValueError` if it is trained by another objective than this run's."""
-        family = find_trainable_family(name, revision)
+        family: Any = find_trainable_family(name, revision)
         if family.task != self.task:
             raise ValueError(
                 f"{name} is for {INPUTS[family.given]} ({family.name}), and this run is for another objective,"
@@ -171,7 +172,9 @@ class TeacherAndStudent(ABC):
         """The teacher's pipeline, opened by the family's class. `options` are those of `from_pretrained`."""
         return self.family.pipeline.from_pretrained(self.teacher_name, **self._weights, **options)
 
-    def load_student(self, args: UNetTrainingArguments) -> tuple[Any, PruningPlan | None]:
+    def load_student(
+        self, args: DenoiserTrainingArguments, accelerator: Accelerator
+    ) -> tuple[Any, PruningPlan | None]:
         """The denoiser to train, in float32, and the plan by which it was pruned, if it was."""
         subfolder = self.family.denoiser
         if self.student_name is None:
@@ -184,7 +187,7 @@ class TeacherAndStudent(ABC):
         check_student(plan, self.teacher_denoiser.config, denoiser.config, self.student_name)
         return denoiser, plan
 
-    def precomputed(self, folder: str) -> PrecomputedLatents:
+    def precomputed(self, folder: str) -> Dataset:
         """Read what `training/precompute_latents.py` wrote.
 
         Raises:
@@ -214,6 +217,28 @@ class TeacherAndStudent(ABC):
         """A batch of videos to one of latents and conditions."""
         return self.family.encode(batch, self.teacher, generators)
 
+    def feature_pairs(self, plan: PruningPlan) -> Sequence[tuple[str, str]]:
+        """The modules of student and teacher whose features ICD compares (Eq. 4)."""
+        return plan.feature_pairs(self.teacher_denoiser.config)
+
+    @abstractmethod
+    def critic_channels(self, critic_args: Any, config: Mapping[str, Any]) -> dict[str, int]:
+        """The features of a backbone with `config` that critics see: their numbers of channels, by module.
+
+        Raises:
+            ValueError: if the backbone has none of them.
+        """
+
+    @property
+    def lora_targets(self) -> Sequence[str]:
+        """The names of the linear layers that LoRA is added to."""
+        return ("to_q", "to_k", "to_v", "to_out.0")
+
+    @property
+    def token_grid(self) -> TokenGrid | None:
+        """Of a transformer: the grid of its tokens."""
+        return None
+
     @abstractmethod
     def make_task(self, denoiser: nn.Module, critic_args: CriticArguments, encode: Encode | None) -> Task:
         """The training objective of `denoiser`, which may be wrapped."""
@@ -226,15 +251,32 @@ class TeacherAndStudent(ABC):
         """The images or prompts that validation videos are made from."""
         return [str(given) for given in getattr(args, VALIDATION[self.family.given])]
 
-    def write_validation_videos(self, args: Any, denoiser: Any, state_dict: StateDict, step: int) -> list[Path]:
-        """Videos with these weights, as GIFs in `output_dir/validation`."""
+    def write_validation_videos(
+        self, args: Any, accelerator: Accelerator, prepared: nn.Module, denoiser: Any, step: int
+    ) -> list[Path]:
+        """Videos with the present weights, as GIFs in `output_dir/validation`. All processes must call it.
+
+        Args:
+            prepared: `denoiser` as the accelerator has wrapped it.
+        """
+        state_dict = whole_state_dict(accelerator, prepared)
+        if not accelerator.is_main_process:
+            return []
         shown = clone_with_weights(denoiser, state_dict).to(self.teacher.device, self.teacher.dtype).eval()
-        pipe = self.pipeline_with(shown)
+        return self._write_videos(args, self._sample_videos(args, self.pipeline_with(shown)), step)
+
+    def _sample_videos(self, args: Any, pipe: DiffusionPipeline) -> list[Any]:
+        """One video for each of the validation inputs."""
+        return [
+            self.family.sample(pipe, given, self.clip_shape, torch.Generator().manual_seed(args.seed))
+            for given in self.validation_inputs(args)
+        ]
+
+    def _write_videos(self, args: Any, videos: Iterable[Any], step: int) -> list[Path]:
         folder = args.output_dir / "validation"
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
-        for i, given in enumerate(self.validation_inputs(args)):
-            frames = self.family.sample(pipe, given, self.clip_shape, torch.Generator().manual_seed(args.seed))
+        for i, frames in enumerate(videos):
             paths.append(folder / f"step-{step:06d}-{i}.gif")
             export_to_gif(frames, str(paths[-1]), fps=round(self.clip_shape.fps))
         return paths
@@ -245,16 +287,22 @@ class TeacherAndStudent(ABC):
 
     def save(
         self,
-        args: UNetTrainingArguments,
+        args: DenoiserTrainingArguments,
+        accelerator: Accelerator,
+        prepared: nn.Module,
         denoiser: Any,
-        state_dict: StateDict,
         discriminator: ModelMixin | None = None,
     ) -> None:
-        """Write the whole pipeline with these weights, its plan and its card to `output_dir`.
+        """Write the whole pipeline with the present weights, its plan and its card to `output_dir`. All processes must
+        call it.
 
         Args:
+            prepared: `denoiser` as the accelerator has wrapped it.
             discriminator: heads that are saved beside it.
         """
+        state_dict = whole_state_dict(accelerator, prepared)
+        if not accelerator.is_main_process:
+            return
         with finished_files(args.output_dir, "model_index.json") as aside:
             save_trained_pipeline(
                 replace(args, output_dir=aside),
@@ -264,9 +312,14 @@ class TeacherAndStudent(ABC):
                 self.companions,
                 self.card,
             )
-            shutil.rmtree(args.output_dir / DISCRIMINATOR, ignore_errors=True)  # of an earlier run
-            if discriminator is not None:
-                discriminator.save_pretrained(aside / DISCRIMINATOR)
+            self._save_discriminator(args, aside, discriminator)
+
+    def _save_discriminator(
+        self, args: DenoiserTrainingArguments, aside: Path, discriminator: ModelMixin | None
+    ) -> None:
+        shutil.rmtree(args.output_dir / DISCRIMINATOR, ignore_errors=True)  # of an earlier run
+        if discriminator is not None:
+            discriminator.save_pretrained(aside / DISCRIMINATOR)
 
     def _whole_pipeline(self, denoiser: ModelMixin) -> DiffusionPipeline:
         """With the teacher's other parts in float32."""

@@ -15,9 +15,9 @@ from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image, ImageSequence
 from safetensors import SafetensorError
 
-from vdmini_diffusers.distillation.arguments import RunArguments, UNetTrainingArguments
+from vdmini_diffusers.distillation.arguments import DenoiserTrainingArguments, RunArguments
 from vdmini_diffusers.distillation.engine import without_folders
-from vdmini_diffusers.families import TrainableFamily
+from vdmini_diffusers.families import UNetFamily
 from vdmini_diffusers.pruning.student_folder import student_file
 from vdmini_diffusers.serialization.cards import render_card, with_training_note
 from vdmini_diffusers.serialization.repository import fetch_file, push_folder
@@ -92,7 +92,7 @@ def finished_files(output_dir: Path, marker: str) -> Iterator[Path]:
 
 
 def save_trained_pipeline(
-    args: UNetTrainingArguments,
+    args: DenoiserTrainingArguments,
     pipeline_with: Callable[[ModelMixin], DiffusionPipeline],
     denoiser: ModelMixin,
     state_dict: StateDict,
@@ -129,7 +129,7 @@ def student_companions(student_name: str, subfolder: str) -> dict[str, Path]:
     return {name: student_file(student_name, name) for name in names}
 
 
-def student_card(args: UNetTrainingArguments, student_name: str) -> str:
+def student_card(args: DenoiserTrainingArguments, student_name: str) -> str:
     """The pruned student's card, with the note that it was trained."""
     note = (
         f"**Distilled towards the teacher** by ICMD (section 3.3) for {args.max_train_steps:,} steps with"
@@ -138,7 +138,7 @@ def student_card(args: UNetTrainingArguments, student_name: str) -> str:
     return with_training_note(student_file(student_name, "README.md").read_text(encoding="utf-8"), note)
 
 
-def teacher_card(args: UNetTrainingArguments, teacher_name: str, family: TrainableFamily) -> str:
+def teacher_card(args: DenoiserTrainingArguments, teacher_name: str, family: UNetFamily) -> str:
     """The card of a teacher that was distilled to few steps from `teacher_name`."""
     is_folder = Path(teacher_name).is_dir()
     try:

@@ -8,16 +8,17 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.data.fastvideo_parquet import FastVideoParquet
 from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.video_dataset import load_video_dataset
-from vdmini_diffusers.distillation.arguments import UNetTrainingArguments
+from vdmini_diffusers.distillation.arguments import DenoiserTrainingArguments
 from vdmini_diffusers.distillation.tasks.base import Encode, Generators
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 
 
 def open_data(
-    pair: TeacherAndStudent, args: UNetTrainingArguments, data_args: VideoDataArguments, accelerator: Accelerator
+    pair: TeacherAndStudent, args: DenoiserTrainingArguments, data_args: VideoDataArguments, accelerator: Accelerator
 ) -> tuple[Dataset, Encode | None]:
     """The data set, and the function that encodes its batches if they are videos."""
     if data_args.precomputed_data_dir is not None:
@@ -51,7 +52,9 @@ def split_held_out(dataset: Dataset, num_clips: int, batch_size: int) -> tuple[D
     """
     if num_clips == 0:
         return dataset, None
-    if not isinstance(dataset, PrecomputedLatents):  # videos that cannot be decoded are replaced by others
+    if not isinstance(
+        dataset, (PrecomputedLatents, FastVideoParquet)
+    ):  # videos that cannot be decoded are replaced by others
         raise ValueError("`--num_held_out_clips` needs `--precomputed_data_dir`.")
     rest = len(dataset) - num_clips
     if rest < 1:

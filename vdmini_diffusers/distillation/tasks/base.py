@@ -29,6 +29,26 @@ class ModelInputs:
     conditioning: Mapping[str, torch.Tensor]
 
 
+class Denoised(torch.Tensor):
+    """Clean latents that carry the network's raw output, of which they were computed.
+
+    A velocity that is recovered from clean latents is divided by the noise level. What operations make of it are plain
+    tensors.
+
+    Attributes:
+        raw_output: of the latents' shape, with its graph.
+    """
+
+    raw_output: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def of(clean_latents: torch.Tensor, raw_output: torch.Tensor) -> "Denoised":
+        denoised = clean_latents.as_subclass(Denoised)
+        denoised.raw_output = raw_output
+        return denoised
+
+
 class Task(Protocol):
     """How a base model's latents are noised, denoised and trained on. No inheritance is needed.
 
@@ -49,7 +69,8 @@ class Task(Protocol):
         noise_levels: torch.Tensor,
         conditioning: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
-        """The clean latents that `model`, student or teacher, predicts; float32."""
+        """The clean latents that `model`, student or teacher, predicts; float32. Where the losses are those of the raw
+        output, it comes along as [`Denoised`]."""
         ...
 
     def losses(self, denoised: torch.Tensor, inputs: ModelInputs) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from vdmini_diffusers.distillation.noise import (
 from vdmini_diffusers.distillation.ode_teacher import DiffusionSchedule, ODETeacher
 from vdmini_diffusers.distillation.rewards import RewardMixture
 from vdmini_diffusers.distillation.tasks.base import Encode, Generators, ModelInputs
-from vdmini_diffusers.families.base import TrainableFamily
+from vdmini_diffusers.families.base import UNetFamily
 
 
 MOTION_GUIDANCE = ("motion_score", "noisy_latents", "timestep_index", "use_motion_guide")
@@ -69,7 +69,7 @@ class ConsistencyTask:
 
     def __init__(
         self,
-        family: TrainableFamily,
+        family: UNetFamily,
         student: nn.Module,
         schedule: DiffusionSchedule,
         ode_teacher: ODETeacher,
@@ -107,9 +107,7 @@ class ConsistencyTask:
         self.motion_gs = motion_gs
         self.motion_start = (1 - motion_percentage) * num_ddim_steps
         sigmas, self.instance_probabilities = instance_noise_probabilities(instance_noise_mean, instance_noise_std)
-        # The timestep with as much noise, for each of EDM's levels.
-        distances = (schedule.sigmas.double().log()[None] - sigmas.log()[:, None]).abs()
-        self.instance_timesteps = distances.argmin(dim=1)
+        self.instance_timesteps = schedule.timesteps_of(sigmas)
         self.rewards = rewards
         self.encode = encode
 

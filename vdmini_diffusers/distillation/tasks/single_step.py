@@ -15,7 +15,7 @@ from vdmini_diffusers.distillation.noise import (
     per_sample,
 )
 from vdmini_diffusers.distillation.tasks.base import Encode, Generators, ModelInputs
-from vdmini_diffusers.families.base import TrainableFamily
+from vdmini_diffusers.families.base import UNetFamily
 
 
 class SingleStepTask:
@@ -34,7 +34,7 @@ class SingleStepTask:
 
     def __init__(
         self,
-        family: TrainableFamily,
+        family: UNetFamily,
         num_noise_levels: int = 4,
         reconstruction_weight: float = 0.1,
         instance_noise_mean: float = -1.0,

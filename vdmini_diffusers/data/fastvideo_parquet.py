@@ -1,0 +1,88 @@
+"""Latents and text embeddings as FastVideo stores them: parquet files, with bytes, shape and dtype of each tensor."""
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdmini_diffusers.data.tables import reading
+
+
+TENSORS = ("vae_latent", "text_embedding")
+COLUMNS = (*(f"{name}_{part}" for name in TENSORS for part in ("bytes", "shape", "dtype")), "fps")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Convert = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+def holds_parquet(folder: str | os.PathLike) -> bool:
+    """Whether a folder, or one in it, has parquet files."""
+    return next(Path(folder).rglob("*.parquet"), None) is not None
+
+
+class FastVideoParquet(torch.utils.data.Dataset):
+    """Reads what FastVideo's preprocessing for text to video wrote: map-style, one group of rows at a time.
+
+    Args:
+        folder: with parquet files, in any subfolders.
+        convert: from a row's latents `(channels, frames, h, w)`, as the VAE gave them, and its text embedding
+            `(tokens, width)`, both float32, to the tensors of a sample, all of whose shapes are those of other rows.
+
+    Raises:
+        ValueError: if the folder holds no such file, one cannot be read or lacks a column, or there is no row.
+    """
+
+    def __init__(self, folder: str | os.PathLike, convert: Convert):
+        from pyarrow import parquet
+
+        self.convert = convert
+        self.groups: list[tuple[Path, int]] = []  # file and number of each group of rows
+        self._ends: list[int] = []  # index after the last row of each group
+        for file in sorted(Path(folder).rglob("*.parquet")):
+            with reading(file):
+                opened = parquet.ParquetFile(file)
+            if missing := sorted(set(COLUMNS) - set(opened.schema_arrow.names)):
+                raise ValueError(
+                    f"{file} has no column {missing[0]}: it was not made by FastVideo's preprocessing for text to"
+                    " video."
+                )
+            for number in range(opened.num_row_groups):
+                rows = opened.metadata.row_group(number).num_rows
+                if rows:
+                    self.groups.append((file, number))
+                    self._ends.append(len(self) + rows)
+        if not self.groups:
+            raise ValueError(f"{folder} has no parquet file with a row in it.")
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        from pyarrow import parquet
+
+        if not 0 <= index < len(self):
+            raise IndexError(f"Sample {index} of {len(self)}.")
+        group = bisect_right(self._ends, index)
+        file, number = self.groups[group]
+        row = index - (self._ends[group - 1] if group else 0)
+        with reading(file):
+            table = parquet.ParquetFile(file).read_row_group(number, columns=list(COLUMNS))
+            values = table.slice(row, 1).to_pylist()[0]
+        latents, text = (_tensor(values, name, f"{file}, row {row} of group {number}") for name in TENSORS)
+        return self.convert(latents, text) | {"fps": torch.tensor(float(values["fps"] or 0))}
+
+
+def _tensor(row: Mapping[str, Any], name: str, where: str) -> Tensor:
+    """A tensor of a row, in float32. FastVideo itself reads float32 whatever the dtype says."""
+    content, shape, dtype = (row[f"{name}_{part}"] for part in ("bytes", "shape", "dtype"))
+    size = torch.Size(shape or ())
+    kind = DTYPES.get(str(dtype).removeprefix("torch."), torch.float32)
+    kind = torch.float32 if content and len(content) == 4 * size.numel() else kind
+    if not content or not shape or len(content) != kind.itemsize * size.numel():
+        raise ValueError(
+            f"{where}: {name} has {len(content or b'')} bytes, which are not those of the shape {shape} in {dtype}."
+        )
+    return torch.frombuffer(bytearray(content), dtype=kind).view(size).float()

@@ -1,0 +1,81 @@
+"""The folder of a pruned transformer's pipeline, and weights trained from there, which are written file by file."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from vdmini_diffusers.distillation.sharding import STEM, whole_tensors
+from vdmini_diffusers.serialization.pipeline_folder import read_model_index
+from vdmini_diffusers.serialization.repository import download
+from vdmini_diffusers.serialization.safetensors_copy import FLOATS
+from vdmini_diffusers.serialization.safetensors_reader import StoredTensor, read_checkpoint
+
+
+@dataclass(frozen=True)
+class StudentFiles:
+    """A pipeline's folder.
+
+    Attributes:
+        weights: the tensors of its denoiser.
+        others: paths in the folder of what belongs to the pipeline besides; neither its card nor records of training.
+    """
+
+    folder: Path
+    weights: Mapping[str, StoredTensor]
+    others: tuple[Path, ...]
+
+
+def pipeline_files(name: str, denoiser: str, variant: str | None) -> StudentFiles:
+    """The files of a pipeline, a folder or a Hub id.
+
+    Raises:
+        CheckpointError: if the denoiser's weights are missing or malformed.
+        OSError: if a file cannot be read or downloaded.
+    """
+    folder = Path(name) if Path(name).is_dir() else download(name, None, ["*.json", "*.txt", "*.py", "*.safetensors"])
+    index, _ = read_model_index(folder)
+    components = [folder / part for part, entry in index.items() if isinstance(entry, list) and part != "_class_name"]
+    top = [path for path in folder.iterdir() if re.match(r"model_index\.json$|LICENSE|NOTICE|.*\.py$", path.name)]
+    inner = [path for part in components if part.is_dir() for path in part.rglob("*")]
+    is_weight = re.compile(rf"{denoiser}/[^/]*\.(safetensors|bin)")
+    others = [
+        relative
+        for path in sorted([*top, *inner])
+        if path.is_file() and not is_weight.fullmatch((relative := path.relative_to(folder)).as_posix())
+    ]
+    return StudentFiles(folder, read_checkpoint(folder / denoiser, STEM, variant), tuple(others))
+
+
+def weights_folder(name: str, denoiser: str, revision: str | None = None) -> Path:
+    """The folder of a denoiser, downloaded if need be."""
+    if Path(name).is_dir():
+        return Path(name) / denoiser
+    return download(name, revision, [f"{denoiser}/*.json", f"{denoiser}/*.safetensors"]) / denoiser
+
+
+def save_weights(model: nn.Module, stored: Mapping[str, StoredTensor], folder: Path | None) -> None:
+    """Write a model's weights to `folder` as they were stored: in files of the same names, in the same dtypes.
+
+    One file's tensors are held at once. All processes take part where the model is divided; those that do not write
+    give no folder.
+
+    Raises:
+        OSError: if a file cannot be written.
+        SafetensorError: likewise.
+    """
+    files: dict[Path, list[str]] = {}
+    for name, tensor in stored.items():
+        files.setdefault(tensor.file, []).append(name)
+    for file, names in files.items():
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in whole_tensors(model, names):
+            if folder is not None:
+                tensors[name] = tensor.to(FLOATS[stored[name].dtype], copy=True).contiguous()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, folder / file.name, metadata={"format": "pt"})
