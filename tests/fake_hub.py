@@ -9,20 +9,55 @@ import hashlib
 import json
 import re
 import shutil
+import sys
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 
+@dataclass
+class Fault:
+    """What goes wrong with downloads of the files whose path ends with `path`, `times` times from the `after`th on.
+
+    Args:
+        status: that is answered instead, with these `headers`.
+        cut_after: bytes of the body after which the connection is closed.
+        content_range: header that is sent instead of the true one.
+    """
+
+    path: str
+    times: int = 1
+    after: int = 0
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    cut_after: int | None = None
+    content_range: str | None = None
+
+
 class FakeHub:
-    """Serves while it is used as a context manager. `requests` logs `(method, path)`."""
+    """Serves while it is used as a context manager.
+
+    Args:
+        requests: a log of `(method, path)`.
+        sent: the number of bytes of each file that were sent, by its path in the repository.
+        has_ranges: whether requests for ranges are answered with them, and not with the whole file.
+        tokens: those of which one must come with every download; `None` for a public repository.
+        faults: see `Fault`.
+        listed_sizes: of files, by path, where the listing shall say another size than the true one.
+    """
 
     def __init__(self, root: Path):
         self.root = root
+        self.sent: dict[str, int] = {}
+        self.has_ranges = True
+        self.tokens: set[str] | None = None
+        self.faults: list[Fault] = []
+        self.listed_sizes: dict[str, int] = {}
         self.refs: dict[str, dict[str, str]] = {}  # repository -> branch or tag -> commit
         self.requests: list[tuple[str, str]] = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": self}))
+        self.server = HubServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": self}))
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> "FakeHub":
@@ -54,6 +89,12 @@ class FakeHub:
         return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+class HubServer(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):  # a client may go away at any time
+            super().handle_error(request, client_address)
+
+
 def is_lfs(path: str) -> bool:
     return path.endswith((".safetensors", ".bin"))
 
@@ -67,6 +108,7 @@ def etag_of(path: str, content: bytes) -> str:
 
 class HubHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits for an acknowledgement
     hub: FakeHub
 
     def do_HEAD(self):
@@ -121,13 +163,53 @@ class HubHandler(BaseHTTPRequestHandler):
         assert verb == "resolve", path
         if name not in files:
             return self.answer({"error": "Not found"}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
-        content = files[name].read_bytes()
-        self.answer(content, headers={"ETag": f'"{etag_of(name, content)}"', "X-Repo-Commit": sha})
+        if self.hub.tokens and self.headers.get("Authorization", "").removeprefix("Bearer ") not in self.hub.tokens:
+            return self.answer({"error": "Unauthorized"}, 401, {"X-Error-Code": "RepoNotFound"})
+        self.send_file(name, files[name].read_bytes(), sha)
+
+    def send_file(self, name: str, content: bytes, sha: str) -> None:
+        headers = {"ETag": f'"{etag_of(name, content)}"', "X-Repo-Commit": sha}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        status, body = 200, content
+        if asked and self.hub.has_ranges:
+            start, stop = int(asked[1]), min(int(asked[2]) + 1, len(content))
+            if start >= len(content):
+                return self.answer(b"", 416, {"Content-Range": f"bytes */{len(content)}"})
+            status, body = 206, content[start:stop]
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        for fault in self.hub.faults if self.command == "GET" else ():
+            if name.endswith(fault.path) and fault.times:
+                if fault.after:
+                    fault.after -= 1
+                    continue
+                fault.times -= 1
+                if fault.status:
+                    return self.answer(b"", fault.status, fault.headers)
+                if fault.content_range:
+                    headers["Content-Range"] = fault.content_range
+                if fault.cut_after is not None:
+                    self.send_head(status, {**headers, "Content-Length": str(len(body))})
+                    self.send_body(name, body[: fault.cut_after])
+                    self.close_connection = True
+                    return None
+        self.send_head(status, {**headers, "Content-Length": str(len(body))})
+        if self.command != "HEAD":
+            self.send_body(name, body)
+
+    def send_body(self, name: str, body: bytes) -> None:
+        for start in range(0, len(body), 2**14):
+            try:
+                self.wfile.write(body[start : start + 2**14])
+            except ConnectionError:  # the client has what it wants
+                self.close_connection = True
+                return
+            self.hub.sent[name] = self.hub.sent.get(name, 0) + len(body[start : start + 2**14])
 
     def tree_entry(self, path: str, content: bytes) -> dict:
-        entry = {"type": "file", "path": path, "size": len(content), "oid": etag_of("", content)}
+        size = self.hub.listed_sizes.get(path, len(content))
+        entry = {"type": "file", "path": path, "size": size, "oid": etag_of("", content)}
         if is_lfs(path):
-            entry["lfs"] = {"oid": etag_of(path, content), "size": len(content), "pointerSize": 134}
+            entry["lfs"] = {"oid": etag_of(path, content), "size": size, "pointerSize": 134}
         return entry
 
     def create(self, wanted: dict) -> None:
@@ -155,9 +237,12 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def answer(self, content: bytes | dict | list, status: int = 200, headers: dict[str, str] | None = None) -> None:
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
+        self.send_head(status, {**(headers or {}), "Content-Length": str(len(content))})
         if self.command != "HEAD":
             self.wfile.write(content)
+
+    def send_head(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()

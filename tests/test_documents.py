@@ -23,8 +23,8 @@ def relative(path: Path) -> str:
 
 
 def python_snippets(path: Path) -> list[str]:
-    """Those of cards with what is filled in later: further arguments, and the class of a VAE."""
-    text = path.read_text(encoding="utf-8").replace("$class_name", "VDMiniAutoencoderKL")
+    """Those of cards with what is filled in later: further arguments, the class of a VAE, and whole lines."""
+    text = path.read_text(encoding="utf-8").replace("$class_name", "VDMiniAutoencoderKL").replace("$loading", "pass")
     text = re.sub(r"\$\w+_argument", "", text)
     return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 

@@ -68,6 +68,7 @@ from huggingface_hub import snapshot_download
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.serialization.pipeline_folder import known_sha256, open_teacher
 snapshot_download("org/svd", local_dir=sys.argv[1])
+snapshot_download("org/svd")
 local, cached = open_teacher(sys.argv[1], SVD.layout), open_teacher("org/svd", SVD.layout)
 assert (local.folder / ".cache/huggingface/download" / ({UNET_FILE!r} + ".metadata")).is_file()
 files = [{UNET_FILE!r}, "model_index.json"]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vdmini_diffusers.serialization import safetensors_copy
+from vdmini_diffusers.serialization import safetensors_copy, sources
 from vdmini_diffusers.serialization.safetensors_copy import copy_checkpoint
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_checkpoint
 
@@ -35,17 +35,17 @@ def test_any_bits_are_copied_if_and_only_if_they_are_finite_numbers(dtype, tmp_p
             copy_checkpoint(source, {"b": "a"}, folder / "copied", "model")
 
 
-def test_tensors_of_many_buffers_are_copied_whole_and_a_fault_in_a_late_one_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(safetensors_copy, "BUFFER_BYTES", 16)
-    monkeypatch.setattr(safetensors_copy, "NUM_BUFFERS", 2)
+def test_tensors_of_many_chunks_are_copied_whole_and_a_fault_in_a_late_one_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(sources, "WINDOW_BYTES", 48)
+    monkeypatch.setattr(safetensors_copy, "PIECE_BYTES", 112)
+    monkeypatch.setattr(safetensors_copy, "MAX_IN_USE", 2)
     tensors = {"a": torch.arange(1001.0), "b": torch.arange(77.0), "left out": torch.arange(5.0)}
     safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
     source = read_checkpoint(tmp_path, "model", None)
-    for known in (None, "0" * 64):  # computed and known: the first reads all, the second skips
-        out = tmp_path / f"copied-{known is None}"
-        hashes = copy_checkpoint(
-            source, {"x": "b", "y": "a"}, out, "model", known_sha256={tmp_path / "model.safetensors": known}
-        )
+    for known in ({}, {tmp_path / "model.safetensors": "0" * 64}):  # the first reads all, the second skips
+        out = tmp_path / f"copied-{len(known)}"
+        hashes = copy_checkpoint(source, {"x": "b", "y": "a"}, out, "model", known_sha256=known)
         copied = safetensors.torch.load_file(out / "model.safetensors")
         assert torch.equal(copied["x"], tensors["b"]) and torch.equal(copied["y"], tensors["a"])
         assert len(next(iter(hashes.values())).sha256) == 64

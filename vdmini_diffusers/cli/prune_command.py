@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vdmini_diffusers.cli.script import parse_arguments
-from vdmini_diffusers.families import Family, TrainableFamily
+from vdmini_diffusers.families import Family, TrainableFamily, find_family
 from vdmini_diffusers.pruning import PLANS
 from vdmini_diffusers.pruning.cost import forward_cost
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
@@ -55,13 +55,32 @@ class FolderArguments:
     dry_run: bool = field(default=False, metadata={"help": "Print what would be removed; write nothing."})
 
 
-def prune_command(description: str, family: Family) -> None:
-    """Parse the command line, and prune a teacher of `family` or print what would be removed.
+@dataclass
+class TransformerArguments:
+    transformer_only: bool = field(
+        default=False,
+        metadata={"help": "Write the transformer without the rest of the pipeline, which stays where it is."},
+    )
+    original_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "The transformer's weights as its authors published them, e.g. HunyuanVideo's"
+            " mp_rank_00_model_states.pt. The pipeline gives all else."
+        },
+    )
+
+
+def prune_command(description: str, family: Family | None = None) -> None:
+    """Parse the command line, and prune a teacher or print what would be removed.
 
     Args:
         description: the script's, for `--help`.
+        family: the only family that is accepted. By default all are, with the flags for transformers.
     """
-    args, files = parse_arguments((ConversionArguments, FolderArguments), description)
+    kinds = (ConversionArguments, FolderArguments)
+    args, files, *more = parse_arguments(kinds if family else (*kinds, TransformerArguments), description)
+    (transformer,) = more or (TransformerArguments(),)
+    family = family or find_family(args.pretrained_model_name_or_path, files.revision)
     if files.dry_run:
         surveys = survey_pipeline(
             args.pretrained_model_name_or_path, args.plan, family=family, revision=files.revision
@@ -77,6 +96,8 @@ def prune_command(description: str, family: Family) -> None:
         args.output_dir,
         args.plan,
         family=family,
+        denoisers_only=transformer.transformer_only,
+        original_checkpoint=transformer.original_checkpoint,
         variant=files.variant,
         revision=files.revision,
         max_shard_size=files.max_shard_size,
@@ -86,8 +107,9 @@ def prune_command(description: str, family: Family) -> None:
     for name in family.denoisers:
         if (folder / name).is_dir():
             print_parameters(folder / name, name)
-    print(f"The student's pipeline is in {folder}; its README.md shows how to open it.")
-    if isinstance(family, TrainableFamily):
+    what = "transformer" if transformer.transformer_only else "pipeline"
+    print(f"The student's {what} is in {folder}; its README.md shows how to open it.")
+    if isinstance(family, TrainableFamily) and not transformer.transformer_only:
         print("The next step is training:")
         print_command(
             "accelerate launch training/train_icmd.py",

@@ -20,7 +20,7 @@ from huggingface_hub import cached_assets_path
 from torch import nn
 
 from vdmini_diffusers.serialization.atomic import write_file
-from vdmini_diffusers.serialization.safetensors_reader import short_message
+from vdmini_diffusers.serialization.checkpoint_error import short_message
 
 
 RESOLUTION = 224  # pixels, height and width

@@ -1,12 +1,12 @@
 """Where a student came from: as JSON beside its weights, and in its model card."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vdmini_diffusers.pruning.survey import Survey
 from vdmini_diffusers.serialization.pipeline_folder import Teacher
 from vdmini_diffusers.serialization.safetensors_copy import FileHash
+from vdmini_diffusers.serialization.sources import RemoteFile, Source
 
 
 def provenance(
@@ -74,5 +74,34 @@ def card_fields(teacher: Teacher, record: Mapping[str, Any], plan_json: str) -> 
     }
 
 
-def relative_names(teacher: Teacher, files: Mapping[Path, FileHash]) -> dict[str, FileHash]:
-    return {file.relative_to(teacher.folder).as_posix(): file_hash for file, file_hash in files.items()}
+def loading_code(
+    teacher: Teacher, pipeline: type, students: Mapping[str, type], repository: str, variant: str | None
+) -> str:
+    """Python that puts students into the pipeline of their teacher."""
+    classes = {cls.__name__: cls.__module__.partition(".")[0] for cls in (pipeline, *students.values())}
+    packages = sorted(set(classes.values()))
+    imports = [
+        f"from {package} import {', '.join(sorted(name for name in classes if classes[name] == package))}"
+        for package in packages
+    ]
+    options = f', dtype=torch.bfloat16, variant="{variant}"' if variant else ", dtype=torch.bfloat16"
+    loads = [
+        f'{name} = {cls.__name__}.from_pretrained("{repository}", subfolder="{name}"{options})'
+        for name, cls in students.items()
+    ]
+    given = "".join(f", {name}={name}" for name in students)
+    revision = f', revision="{teacher.commit}"' if teacher.commit else ""
+    opened = f'pipe = {pipeline.__name__}.from_pretrained("{teacher.name}"{revision}{given}{options})'
+    return "\n".join(["import torch", *imports, "", *loads, opened])
+
+
+def relative_names(teacher: Teacher, files: Mapping[Source, FileHash]) -> dict[str, FileHash]:
+    """By path in the teacher's folder or repository; by name alone for a file from elsewhere."""
+    names = {}
+    for file, file_hash in files.items():
+        if isinstance(file, RemoteFile):
+            names[file.path] = file_hash
+        else:
+            inside = file.is_relative_to(teacher.folder)
+            names[file.relative_to(teacher.folder).as_posix() if inside else file.name] = file_hash
+    return names

@@ -27,7 +27,7 @@ from vdmini_diffusers.serialization.pipeline_folder import (
     Teacher,
     check_links,
     find_weights,
-    known_sha256,
+    known_hashes,
     licence_files,
     sha256_of,
     weight_patterns,
@@ -236,7 +236,7 @@ def _write_weights(
     safetensors.torch.save_file(narrow, scratch / "decoder.safetensors")
     source = tensors | read_header(scratch / "decoder.safetensors")
     names = {key: f"{PRUNED}{key}" if f"{PRUNED}{key}" in narrow else key for key in survey.weights}
-    known = {tensor.file: known_sha256(teacher, tensor.file) for tensor in tensors.values()}
+    known = known_hashes(teacher, {tensor.file for tensor in tensors.values()})
     return copy_checkpoint(source, names, folder, STEM, variant, max_shard_size, known_sha256=known)
 
 

@@ -11,12 +11,12 @@ from torch.overrides import TorchFunctionMode
 from vdmini_diffusers.families import Denoiser
 from vdmini_diffusers.pruning.depth import MiddleRule
 from vdmini_diffusers.pruning.plans import PruningPlan, PruningPlanError
+from vdmini_diffusers.serialization.checkpoint_error import short_message
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS
 from vdmini_diffusers.serialization.safetensors_reader import (
     CheckpointError,
     StoredTensor,
     read_json,
-    short_message,
     short_repr,
 )
 
@@ -199,9 +199,12 @@ def check_teacher_tensors(
 
 def check_tensor(key: str, shape: Sequence[int], tensor: StoredTensor) -> None:
     """Raises `CheckpointError` if a weight has another shape than its config says, or is quantised."""
+    if tensor.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {key!r} is {tensor.dtype}; weights are {', '.join(FLOATS)}. Quantised ones (fp8,"
+            " int8) have scales beside them and are not pruned: give the weights that they were made from."
+        )
     if tensor.shape != tuple(shape):
         raise CheckpointError(
             f"{tensor.file}: tensor {key!r} has the shape {list(tensor.shape)}; the config wants {list(shape)}."
         )
-    if tensor.dtype not in FLOATS:
-        raise CheckpointError(f"{tensor.file}: tensor {key!r} is {tensor.dtype}; weights are {', '.join(FLOATS)}.")

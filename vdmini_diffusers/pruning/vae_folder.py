@@ -13,9 +13,10 @@ from vdmini_diffusers.pruning.plans import DecoderPruningPlan
 from vdmini_diffusers.pruning.plans.vae_decoder import CoupledChannels
 from vdmini_diffusers.pruning.presets import read_plan_file
 from vdmini_diffusers.pruning.survey import build_empty, check_numbers
+from vdmini_diffusers.serialization.checkpoint_error import short_message
 from vdmini_diffusers.serialization.pipeline_folder import check_links
 from vdmini_diffusers.serialization.repository import fetch_file
-from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_json, short_message, short_repr
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_json, short_repr
 
 
 STOCK = (AutoencoderKL, AutoencoderKLTemporalDecoder)

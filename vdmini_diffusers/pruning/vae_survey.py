@@ -13,6 +13,7 @@ from vdmini_diffusers.pruning.plans import PruningPlan
 from vdmini_diffusers.pruning.survey import Survey, survey_network
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor
+from vdmini_diffusers.serialization.sources import read_bytes
 
 
 TEACHERS = {cls.__name__: cls for cls in (AutoencoderKL, AutoencoderKLTemporalDecoder)}
@@ -44,9 +45,7 @@ def with_present_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredT
 
 def load_tensor(tensor: StoredTensor) -> torch.Tensor:
     """Raises `CheckpointError` if it holds NaN or infinity, or its file was cut; `OSError` if that cannot be read."""
-    with tensor.file.open("rb") as file:
-        file.seek(tensor.start)
-        content = bytearray(file.read(tensor.num_bytes))
+    content = bytearray(read_bytes(tensor.file, tensor.start, tensor.stop))
     if len(content) != tensor.num_bytes:
         raise CheckpointError(f"{tensor.file} ended within tensor {tensor.name!r}: it was cut while it was read.")
     value = torch.frombuffer(content, dtype=FLOATS[tensor.dtype])

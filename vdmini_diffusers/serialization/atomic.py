@@ -1,6 +1,8 @@
 """Folders and files that appear under their name when they are complete, or not at all."""
 
 import errno
+import glob
+import logging
 import os
 import shutil
 import time
@@ -15,11 +17,19 @@ from filelock import FileLock, Timeout
 LOCK_SUFFIX = ".lock"
 SPARE_BYTES = 16 * 2**20  # for configs and code, beyond the weights
 MIN_STALE_SECONDS = 60  # a younger lock file may be one that another process is about to lock
+PROGRESS = ".progress"  # in a folder that is not complete: what has been written (`journal.py`)
+KEPT_ON = (KeyboardInterrupt, ConnectionError)  # after which such a folder is kept for the next call
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def new_folder(
-    output_dir: str | os.PathLike, overwrite: bool = False, kind: str = "pipeline", marker: str = "model_index.json"
+    output_dir: str | os.PathLike,
+    overwrite: bool = False,
+    kind: str = "pipeline",
+    marker: str = "model_index.json",
+    resume: bool = False,
 ) -> Iterator[Path]:
     """Yield an empty folder beside `output_dir`, which takes that name when the block ends without an exception.
 
@@ -31,6 +41,8 @@ def new_folder(
         overwrite: replace a pipeline folder (one with a `model_index.json`) or an empty folder. The old one is moved
             aside, and removed when the new one is in place.
         kind, marker: what is replaced instead of a pipeline folder, and the file by which it is recognised.
+        resume: the block goes on with a folder that has a `.progress`. `KEPT_ON` are the exceptions that leave such a
+            folder behind; the next call for the same name yields it, with what is in it.
 
     Raises:
         FileExistsError: if there is something under that name that may not be replaced.
@@ -40,28 +52,47 @@ def new_folder(
     if "\0" in os.fspath(output_dir):
         raise ValueError(f"{os.fspath(output_dir)!r} cannot be the name of a folder: it contains a NUL character.")
     target = Path(os.path.abspath(output_dir))
-    _check_replaceable(target, overwrite, kind, marker)
+    check_replaceable(target, overwrite, kind, marker)
     new_parents = [parent for parent in target.parents if not parent.exists()]
-    partial = target.parent / f".{target.name}.tmp-{uuid.uuid4().hex}"
-    lock = FileLock(f"{partial}{LOCK_SUFFIX}")
+    partial, lock = (_begun(target) if resume else None) or _unbegun(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # The lock is held for as long as the folder has its temporary name: whoever gets the lock may remove it.
-        lock.acquire()
-        partial.mkdir()
+        if not lock.is_locked:
+            lock.acquire()
+        partial.mkdir(exist_ok=True)
         _remove_stale(target)
         yield partial
         _set_permissions(partial)
-        _check_replaceable(target, overwrite, kind, marker)
+        check_replaceable(target, overwrite, kind, marker)
         _move_into_place(partial, target)
+        (target / PROGRESS).unlink(missing_ok=True)  # only now: a process can be killed before it has moved the folder
         _remove_lock(lock)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KEPT_ON) and (partial / PROGRESS).exists():
+            logger.warning("What is written so far is kept in %s: the same command goes on from there.", partial)
+            lock.release()
+            raise
         shutil.rmtree(partial, ignore_errors=True)
         _remove_lock(lock)
         for parent in new_parents:
             with suppress(OSError):  # another process has put something there
                 parent.rmdir()
         raise
+
+
+def check_replaceable(
+    target: str | os.PathLike, overwrite: bool, kind: str = "pipeline", marker: str = "model_index.json"
+) -> None:
+    """Raises `FileExistsError` if there is something that `new_folder` with these arguments would not replace."""
+    target = Path(target)
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{target} exists, and is replaced only with `overwrite=True` (--overwrite).")
+    is_folder = target.is_dir() and not target.is_symlink()
+    if not is_folder or not ((target / marker).exists() or not any(target.iterdir())):
+        raise FileExistsError(f"{target} is not a {kind} folder (with a {marker}): it is not replaced.")
 
 
 def check_apart(output_dir: str | os.PathLike, inputs: Mapping[str, str | os.PathLike | None]) -> None:
@@ -119,14 +150,21 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
         raise OSError(errno.ENOSPC, message, str(folder.parent))
 
 
-def _check_replaceable(target: Path, overwrite: bool, kind: str, marker: str) -> None:
-    if not os.path.lexists(target):
-        return
-    if not overwrite:
-        raise FileExistsError(f"{target} exists, and is replaced only with `overwrite=True` (--overwrite).")
-    is_folder = target.is_dir() and not target.is_symlink()
-    if not is_folder or not ((target / marker).exists() or not any(target.iterdir())):
-        raise FileExistsError(f"{target} is not a {kind} folder (with a {marker}): it is not replaced.")
+def _unbegun(target: Path) -> tuple[Path, FileLock]:
+    partial = target.parent / f".{target.name}.tmp-{uuid.uuid4().hex}"
+    return partial, FileLock(f"{partial}{LOCK_SUFFIX}")
+
+
+def _begun(target: Path) -> tuple[Path, FileLock] | None:
+    """A folder with progress that a process which is gone has left for the same target, and its lock, acquired."""
+    for progress in sorted(target.parent.glob(f".{glob.escape(target.name)}.tmp-*/{PROGRESS}")):
+        lock = FileLock(f"{progress.parent}{LOCK_SUFFIX}")
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            if progress.exists():  # else its process has just finished
+                return progress.parent, lock
+            _remove_lock(lock)
+    return None
 
 
 def _remove_stale(target: Path) -> None:

@@ -13,12 +13,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from vdmini_diffusers.serialization.checkpoint_error import short_message
 from vdmini_diffusers.serialization.safetensors_reader import (
     CheckpointError,
     StoredTensor,
     read_header,
     read_json,
-    short_message,
     short_repr,
 )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vdmini_diffusers.serialization.pickled_weights import find_pickles
-from vdmini_diffusers.serialization.repository import download, fetch_file
+from vdmini_diffusers.serialization.repository import download, fetch_file, list_remote_files
 from vdmini_diffusers.serialization.safetensors_reader import (
     CheckpointError,
     StoredTensor,
@@ -18,6 +18,7 @@ from vdmini_diffusers.serialization.safetensors_reader import (
     read_json,
     short_repr,
 )
+from vdmini_diffusers.serialization.sources import RemoteFile, Source, size_of
 
 
 MAX_TOKENIZER_BYTES = 2**26
@@ -26,6 +27,14 @@ STEMS = {
     "diffusers": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "transformers": ("model", "pytorch_model"),
 }
+
+
+# SHA-256 takes a second for a gigabyte, kept or not. SVD in single precision has 9 GB.
+MAX_HASHED_BYTES = 10 * 10**9
+
+
+# The tensors of a component and `[]`, or `{}` and the pickled files that hold them.
+FoundWeights = tuple[dict[str, StoredTensor], list[Path]]
 
 
 class Component(NamedTuple):
@@ -68,6 +77,7 @@ class Teacher:
         name: the Hub's id, or the name of a local folder, without its path, which is private.
         commit: the commit that `revision` was on the Hub; `None` for a local folder.
         components: those of its layout that it has; none, of the folder of a model alone.
+        remote: weight files on the Hub, by their path in the repository.
     """
 
     folder: Path
@@ -76,6 +86,7 @@ class Teacher:
     commit: str | None
     index: dict[str, Any]
     components: Mapping[str, Component] = field(default_factory=dict)
+    remote: Mapping[str, RemoteFile] = field(default_factory=dict)
 
 
 def open_teacher(
@@ -84,14 +95,17 @@ def open_teacher(
     *,
     variant: str | None = None,
     revision: str | None = None,
-    weights: bool = True,
+    weights: Collection[str] = (),
     allow_pickle: bool = False,
     **download_kwargs: Any,
 ) -> Teacher:
-    """Find or download a teacher and check what its `model_index.json` says it consists of.
+    """Find a teacher and check what its `model_index.json` says it consists of.
+
+    Of one on the Hub, the configs are downloaded into the cache, and pickled weights that there is consent to. Other
+    weights are only listed.
 
     Args:
-        weights: whether to download them. `False` fetches only the configs.
+        weights: the components whose weights will be read.
         download_kwargs: of `huggingface_hub.snapshot_download`: `token`, `cache_dir`, `local_files_only`, ...
 
     Raises:
@@ -99,21 +113,23 @@ def open_teacher(
         OSError: if it cannot be read or downloaded.
         ValueError: if the name is neither that of a folder nor one that the Hub could have.
     """
-    commit = None
-    if os.path.lexists(pretrained_model_name_or_path):
+    commit, remote = None, {}
+    is_local = os.path.lexists(pretrained_model_name_or_path)
+    if is_local:
         folder = _local_folder(pretrained_model_name_or_path)
         name = folder.resolve().name
     else:
         name = str(pretrained_model_name_or_path)
-        folder = download(
-            name, revision, _download_patterns(layout, variant, weights, allow_pickle), **download_kwargs
-        )
+        folder = download(name, revision, _companion_paths(layout), **download_kwargs)
         commit = folder.name
     check_links(folder, layout.components)
     index = read_json(folder / "model_index.json")
     _check_index(index, folder / "model_index.json", layout)
     present = {name: part for name, part in layout.components.items() if not _is_null(index.get(name))}
-    return Teacher(folder, name, revision, commit, index, present)
+    libraries = {part: present[part].library for part in weights if part in present and present[part].has_weights}
+    if libraries and not is_local:
+        remote = _remote_weights(name, folder, libraries, variant, allow_pickle, **download_kwargs)
+    return Teacher(folder, name, revision, commit, index, present, remote)
 
 
 def read_model_index(
@@ -184,13 +200,37 @@ def pipeline_class_name(index: Mapping[str, Any], file: Path, known: Sequence[st
     return class_name
 
 
-def _download_patterns(layout: PipelineLayout, variant: str | None, weights: bool, allow_pickle: bool) -> list[str]:
-    patterns = ["model_index.json", "LICENSE*", "NOTICE*", "README.md"]
-    for name, component in layout.components.items():
-        patterns += [f"{name}/{pattern}" for pattern in _companion_patterns(component)]
-        if weights and component.has_weights:
-            patterns += [f"{name}/{pattern}" for pattern in weight_patterns(component.library, variant, allow_pickle)]
-    return patterns
+def _remote_weights(
+    name: str,
+    folder: Path,
+    libraries: Mapping[str, str],
+    variant: str | None,
+    allow_pickle: bool,
+    **download_kwargs: Any,
+) -> dict[str, RemoteFile]:
+    """The safetensors of a repository. For components without any, and with consent, pickles are downloaded.
+
+    Args:
+        libraries: of the components that are wanted, by name.
+    """
+    patterns = {
+        component: [f"{component}/{pattern}" for pattern in weight_patterns(library, variant, True)]
+        for component, library in libraries.items()
+    }
+    wanted = [p for of_component in patterns.values() for p in of_component if p.endswith(".safetensors")]
+    remote = list_remote_files(name, folder.name, wanted, **download_kwargs)
+    if allow_pickle:
+        with_safetensors = {path.partition("/")[0] for path in remote}
+        pickled = [p for component in patterns.keys() - with_safetensors for p in patterns[component]]
+        if pickled:
+            download(name, folder.name, pickled, **download_kwargs)
+    return remote
+
+
+def _companion_paths(layout: PipelineLayout) -> list[str]:
+    entries = layout.components.items()
+    paths = [f"{name}/{pattern}" for name, entry in entries for pattern in _companion_patterns(entry)]
+    return ["model_index.json", "LICENSE*", "NOTICE*", "README.md", *paths]
 
 
 def _companion_patterns(component: Component) -> tuple[str, ...]:
@@ -300,8 +340,6 @@ def companion_files(teacher: Teacher, without: Collection[str] = ()) -> list[str
             check_small_file(path, MAX_TOKENIZER_BYTES)
         elif path.suffix == ".json":
             read_json(path)
-        else:
-            check_small_file(path)
     return names + licence_files(teacher)
 
 
@@ -317,8 +355,8 @@ def licence_files(teacher: Teacher) -> list[str]:
 
 def find_weights(
     teacher: Teacher, subfolder: str, library: str, variant: str | None, allow_pickle: bool
-) -> tuple[dict[str, StoredTensor], list[Path]]:
-    """The tensors of a component and `[]`, or `{}` and the pickled files that hold them.
+) -> FoundWeights:
+    """Where the weights of a component are; nothing but headers is read.
 
     Args:
         subfolder: the component's.
@@ -329,22 +367,38 @@ def find_weights(
     """
     stem, pickled_stem = weight_stems(library)
     folder = teacher.folder / subfolder
-    has_safetensors = any(folder.glob(f"{stem}*.safetensors*"))
+    paths = ((path.rpartition("/"), file) for path, file in teacher.remote.items())
+    remote = {name: file for (parent, _, name), file in paths if parent == subfolder}
+    has_safetensors = remote or any(folder.glob(f"{stem}*.safetensors*"))
     pickles = [] if has_safetensors else find_pickles(folder, pickled_stem, variant)
     if pickles and not allow_pickle:
         raise CheckpointError(
             f"{pickles[0]} is a pickle, and {folder} has no safetensors. Reading a pickle can run code of"
             " whoever wrote it; if you trust the source, pass `allow_pickle=True` (--allow_pickle)."
         )
-    return ({}, pickles) if pickles else (read_checkpoint(folder, stem, variant), [])
+    return ({}, pickles) if pickles else (read_checkpoint(folder, stem, variant, remote), [])
 
 
-def known_sha256(teacher: Teacher, file: Path) -> str | None:
-    """The SHA-256 that the Hub gave for a large `file` when it was downloaded into the cache; or `None`.
+def known_hashes(teacher: Teacher, files: Iterable[Source]) -> dict[Source, str | None]:
+    """The files whose hash is not computed, with the hash that the Hub gave, or `None`.
 
-    The cache names large files by their hash, and the download has checked their size. Computing it again would take
-    longer than the whole conversion. What lies in a local folder proves nothing: whoever made the folder wrote it.
+    Where the Hub gave none, it is computed unless the files are so large that this would take most of the time.
     """
+    known = {file: known_sha256(teacher, file) for file in files}
+    unknown = [file for file, sha256 in known.items() if sha256 is None]
+    if sum(size_of(file) for file in unknown) > MAX_HASHED_BYTES:
+        return known
+    return {file: sha256 for file, sha256 in known.items() if sha256 or isinstance(file, RemoteFile)}
+
+
+def known_sha256(teacher: Teacher, file: Source) -> str | None:
+    """The SHA-256 that the Hub gave for a large `file`; or `None`.
+
+    The Hub lists it for a file that is not downloaded, and the cache names large files by it, whose size the download
+    has checked. What lies in a local folder proves nothing: whoever made the folder wrote it.
+    """
+    if isinstance(file, RemoteFile):
+        return file.sha256
     name = file.resolve().name
     return name if teacher.commit and re.fullmatch(r"[0-9a-f]{64}", name) else None
 

@@ -1,16 +1,20 @@
 """Repositories on the Hub: what is read from them, and what is uploaded."""
 
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub.utils import build_hf_headers, httpx
 
 # Defined there because a pipeline that was loaded without this package publishes its classes as well.
 from vdmini_diffusers.pipelines import pipeline_vdmini_i2v
+from vdmini_diffusers.serialization.checkpoint_error import short_message
+from vdmini_diffusers.serialization.sources import RemoteFile
 
 
-__all__ = ["download", "fetch_file", "model_index_entry", "push_folder"]
+__all__ = ["download", "fetch_file", "list_remote_files", "model_index_entry", "push_folder"]
 
 
 def model_index_entry(cls: type, folder: str | os.PathLike) -> tuple[str, str]:
@@ -48,6 +52,36 @@ def download(name: str, revision: str | None, patterns: list[str], **download_kw
     except huggingface_hub.errors.HFValidationError as error:
         raise ValueError(f"{name!r} is neither a folder nor the id of a repository on the Hub.") from error
     return Path(snapshot)
+
+
+def list_remote_files(name: str, commit: str, patterns: list[str], **download_kwargs: Any) -> dict[str, RemoteFile]:
+    """Files of a repository on the Hub, by their path in it; none of them where only the cache may be used.
+
+    Args:
+        download_kwargs: as for `download`.
+
+    Raises:
+        OSError: if the Hub cannot be reached.
+    """
+    if download_kwargs.get("local_files_only") or huggingface_hub.is_offline_mode():
+        return {}
+    token, endpoint = download_kwargs.get("token"), download_kwargs.get("endpoint")
+    headers = build_hf_headers(token=token, library_name="vdmini_diffusers", headers=download_kwargs.get("headers"))
+    try:
+        listed = huggingface_hub.HfApi(endpoint).list_repo_tree(name, recursive=True, revision=commit, token=token)
+        files = [file for file in listed if any(fnmatchcase(file.path, pattern) for pattern in patterns)]
+    except httpx.TransportError as error:
+        raise ConnectionError(
+            f"The files of {name} cannot be listed: {short_message(error)}. If they are all in the cache,"
+            f" HF_HUB_OFFLINE=1 does without the Hub."
+        ) from error
+    remote = {}
+    for file in files:
+        if isinstance(file, huggingface_hub.hf_api.RepoFile):
+            url = huggingface_hub.hf_hub_url(name, file.path, revision=commit, endpoint=endpoint)
+            sha256 = file.lfs.sha256 if file.lfs else None
+            remote[file.path] = RemoteFile(name, file.path, url, file.size, sha256, headers)
+    return remote
 
 
 def fetch_file(name: str, file: str, revision: str | None = None, **download_kwargs: Any) -> Path:

@@ -1,26 +1,28 @@
 """Tensors go from the files of one checkpoint to those of another without being held in memory.
 
 Every source file is read once, in order: the chosen tensors are checked for NaN and infinity and written to their
-place. All bytes of the file are hashed on the way, unless the Hub has given its hash: hashing costs more than the rest
-together. A few small buffers take turns, so that hashing runs beside reading and writing; the sizes of the tensors do
-not matter.
+place. A file whose hash is wanted is read and hashed as a whole: hashing costs more than the rest together. Chunks of
+a megabyte are checked, hashed and written beside each other; the sizes of the tensors do not matter.
 """
 
 import hashlib
 import itertools
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
+from vdmini_diffusers.serialization.journal import Journal
 from vdmini_diffusers.serialization.safetensors_reader import (
     DTYPE_BYTES,
     CheckpointError,
@@ -28,10 +30,11 @@ from vdmini_diffusers.serialization.safetensors_reader import (
     index_name,
     weights_name,
 )
+from vdmini_diffusers.serialization.sources import Source, open_source, size_of
 
 
-BUFFER_BYTES = 2**18  # a multiple of every element's size; stays in a core's cache from the read to the write
-NUM_BUFFERS = 16
+PIECE_BYTES = 2**26  # what is done again, at most, of a tensor that a copy was stopped in
+MAX_IN_USE = 16  # chunks that wait to be hashed and written
 FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 # Infinity's bits. What is as large or larger, sign aside, is no number: read as signed integers, positive ones are the
 # largest of all, and read as unsigned ones, negative ones are. NumPy and not torch, which would share this out to as
@@ -44,10 +47,15 @@ INFINITY = {
 }
 
 
+NO_HASHES: Mapping[Source, str | None] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class FileHash:
+    """Size and hash of a file; the hash is `None` where nobody computed it."""
+
     size: int
-    sha256: str
+    sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,16 @@ class Target:
     start: int
 
 
+class Piece(NamedTuple):
+    """Part of a tensor, the source file's bytes `[start:stop]`, that begins at byte `offset` of the tensor."""
+
+    tensor: StoredTensor
+    offset: int
+    start: int
+    stop: int
+    target: Target | None  # of these bytes; None where they are only hashed
+
+
 def copy_checkpoint(
     source: Mapping[str, StoredTensor],
     names: Mapping[str, str],
@@ -65,26 +83,28 @@ def copy_checkpoint(
     stem: str,
     variant: str | None = None,
     max_shard_size: int | str = "10GB",
-    known_sha256: Mapping[Path, str | None] | None = None,
-) -> dict[Path, FileHash]:
+    known_sha256: Mapping[Source, str | None] = NO_HASHES,
+    journal: Journal | None = None,
+) -> dict[Source, FileHash]:
     """Write tensors of the checkpoint `source` to `folder`, and return size and hash of every file of `source`.
 
     The files are, byte for byte, what `save_pretrained` writes for a model with these tensors in this order.
 
     Args:
         names: `{new name: name in source}`.
-        known_sha256: hashes of files that need not be computed.
+        known_sha256: hashes of files that are not computed: of these, only what is copied is read.
+        journal: notes what has been copied of such files. What it has noted already is not copied again.
 
     Raises:
         CheckpointError: if a tensor holds NaN or infinity, or a file is not what its header said.
+        ConnectionError: if a file on the Hub cannot be read.
         OSError: if a file cannot be read or written.
     """
     targets = _write_headers({new: source[old] for new, old in names.items()}, folder, stem, variant, max_shard_size)
-    by_file: dict[Path, list[StoredTensor]] = {}
+    by_file: dict[Source, list[StoredTensor]] = {}
     for tensor in source.values():
         by_file.setdefault(tensor.file, []).append(tensor)
-    known = known_sha256 or {}
-    return {file: _stream(file, tensors, targets, known.get(file)) for file, tensors in by_file.items()}
+    return {file: _stream(file, of_file, targets, known_sha256, journal) for file, of_file in by_file.items()}
 
 
 def _write_headers(
@@ -103,8 +123,10 @@ def _write_headers(
         order = sorted(shard, key=lambda name: (-list(DTYPE_BYTES).index(tensors[name].dtype), name))
         stops = list(itertools.accumulate((tensors[name].num_bytes for name in order), initial=0))
         header = _header(tensors, order, stops)
-        with (folder / filename).open("xb") as file:
-            file.write(header)
+        with (folder / filename).open("ab") as file:
+            if file.tell() < len(header):  # else it is of a copy that was interrupted
+                file.truncate(0)
+                file.write(header)
         for name, start in zip(order, stops[:-1], strict=True):
             targets[tensors[name].name] = Target(folder / filename, len(header) + start)
     if shards.is_sharded:
@@ -127,49 +149,97 @@ def _header(tensors: Mapping[str, StoredTensor], order: Sequence[str], stops: Se
 
 
 def _stream(
-    file: Path, tensors: Iterable[StoredTensor], targets: Mapping[str, Target], known_sha256: str | None
+    file: Source,
+    tensors: Sequence[StoredTensor],
+    targets: Mapping[str, Target],
+    known_sha256: Mapping[Source, str | None],
+    journal: Journal | None,
 ) -> FileHash:
-    """Copy the tensors that have a target, and hash all of the file where its hash is not known."""
-    tensors = sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop))
-    header = StoredTensor(file, "header", "U8", (tensors[0].start,), 0, tensors[0].start)
-    digest = hashlib.sha256()
-    buffers = itertools.cycle([memoryview(bytearray(BUFFER_BYTES)) for _ in range(NUM_BUFFERS)])
-    hashed: deque[Future] = deque()  # of the buffers in use, oldest first
+    """Copy the tensors that have a target and are not yet copied; where the file's hash is wanted, read all of it."""
+    size, digest = size_of(file), None if file in known_sha256 else hashlib.sha256()
+    pieces = [piece for tensor in tensors if tensor.name in targets for piece in _pieces(tensor, targets[tensor.name])]
+    pieces.sort(key=lambda piece: (piece.start, piece.stop))
+    if digest:
+        pieces = _with_rest(file, pieces, size)
+    elif journal:
+        pieces = [piece for piece in pieces if not journal.has(*_place(piece))]
+    in_use: deque[tuple[list[Future], Piece | None]] = deque()  # for each chunk; with the piece that ends in it
     with ExitStack() as stack:
-        source = stack.enter_context(file.open("rb", buffering=0))
-        opened = {path: stack.enter_context(path.open("r+b", buffering=0)) for path in _files_of(tensors, targets)}
-        hasher = stack.enter_context(ThreadPoolExecutor(max_workers=1))
-        for tensor in (header, *tensors):
-            target = targets.get(tensor.name) if tensor is not header else None
-            if target is None and known_sha256:
-                continue
-            source.seek(tensor.start)
-            for start in range(tensor.start, tensor.stop, BUFFER_BYTES):
-                if len(hashed) == NUM_BUFFERS:
-                    hashed.popleft().result()
-                chunk = next(buffers)[: min(BUFFER_BYTES, tensor.stop - start)]
-                _read(source, chunk, tensor)
-                if not known_sha256:
-                    hashed.append(hasher.submit(digest.update, chunk))
-                if target is not None:
-                    _check_finite(chunk, tensor, start - tensor.start)
-                    _write(opened[target.file], chunk, tensor, target.start + start - tensor.start)
-        if source.seek(0, 2) != tensors[-1].stop:
-            raise CheckpointError(f"{file} changed its size while it was read.")
-    return FileHash(tensors[-1].stop, known_sha256 or digest.hexdigest())
+        source = stack.enter_context(closing(open_source(file, _joined(pieces))))
+        paths = dict.fromkeys(piece.target.file for piece in pieces if piece.target)
+        opened = {path: stack.enter_context(path.open("r+b", buffering=0)) for path in paths}
+        hasher, writer = (stack.enter_context(ThreadPoolExecutor(max_workers=1)) for _ in range(2))
+        for piece in pieces:
+            done = 0
+            for chunk in source.chunks(piece.start, piece.stop):
+                futures = [hasher.submit(digest.update, chunk)] if digest else []
+                if piece.target:
+                    _check_finite(chunk, piece.tensor, piece.offset + done)
+                    place = opened[piece.target.file], chunk, piece.tensor, piece.target.start + done
+                    futures.append(writer.submit(_write, *place))
+                done += len(chunk)
+                is_last = piece.start + done == piece.stop
+                in_use.append((futures, piece if is_last and piece.target and not digest else None))
+                if len(in_use) > MAX_IN_USE:
+                    _finish(*in_use.popleft(), journal)
+            if piece.start + done < piece.stop:
+                raise CheckpointError(
+                    f"{file} ended within tensor {piece.tensor.name!r}: it was cut while it was read."
+                )
+        while in_use:
+            _finish(*in_use.popleft(), journal)
+    if size_of(file) != size:
+        raise CheckpointError(f"{file} changed its size while it was read.")
+    return FileHash(size, digest.hexdigest() if digest else known_sha256[file])
 
 
-def _files_of(tensors: Iterable[StoredTensor], targets: Mapping[str, Target]) -> set[Path]:
-    return {targets[tensor.name].file for tensor in tensors if tensor.name in targets}
+def _finish(futures: Iterable[Future], piece: Piece | None, journal: Journal | None) -> None:
+    """Wait until a chunk is hashed and written, and note the piece that is complete then."""
+    for future in futures:
+        future.result()
+    if journal and piece:
+        journal.add(*_place(piece))
 
 
-def _read(source: FileIO, chunk: memoryview, tensor: StoredTensor) -> None:
-    filled = 0
-    while filled < len(chunk):
-        count = source.readinto(chunk[filled:])
-        if not count:
-            raise CheckpointError(f"{tensor.file} ended within tensor {tensor.name!r}: it was cut while it was read.")
-        filled += count
+def _pieces(tensor: StoredTensor, target: Target) -> Iterator[Piece]:
+    offset = 0
+    for start, stop in tensor.ranges:
+        for at in range(start, stop, PIECE_BYTES):
+            size = min(PIECE_BYTES, stop - at)
+            yield Piece(tensor, offset, at, at + size, Target(target.file, target.start + offset))
+            offset += size
+
+
+def _with_rest(file: Source, pieces: Iterable[Piece], size: int) -> list[Piece]:
+    """The pieces of a file, rising, and all that lies between them.
+
+    Raises:
+        CheckpointError: if two pieces overlap.
+    """
+    rest = StoredTensor(file, "header", "U8", (size,), ((0, size),))
+    whole, position = [], 0
+    for piece in pieces:
+        if piece.start < position:
+            raise CheckpointError(f"{file}: tensor {piece.tensor.name!r} has bytes of another one.")
+        whole += [Piece(rest, 0, position, piece.start, None), piece]
+        position = piece.stop
+    return [*whole, Piece(rest, 0, position, max(position, size), None)]
+
+
+def _place(piece: Piece) -> tuple[Path, int, int]:
+    assert piece.target is not None
+    return piece.target.file, piece.target.start, piece.target.start + piece.stop - piece.start
+
+
+def _joined(pieces: Iterable[Piece]) -> list[tuple[int, int]]:
+    """The ranges of pieces that rise, where one may begin as another ends."""
+    ranges: list[tuple[int, int]] = []
+    for piece in pieces:
+        if ranges and ranges[-1][1] == piece.start:
+            ranges[-1] = ranges[-1][0], piece.stop
+        else:
+            ranges.append((piece.start, piece.stop))
+    return ranges
 
 
 def _check_finite(chunk: memoryview, tensor: StoredTensor, offset: int) -> None:
@@ -179,7 +249,7 @@ def _check_finite(chunk: memoryview, tensor: StoredTensor, offset: int) -> None:
     bits = np.frombuffer(chunk, infinity.dtype)
     sign = ~(infinity | (infinity - 1))
     if bits.max() >= infinity | sign or bits.view(f"i{bits.itemsize}").max() >= infinity:
-        values = torch.frombuffer(chunk, dtype=FLOATS[tensor.dtype])
+        values = torch.frombuffer(bytearray(chunk), dtype=FLOATS[tensor.dtype])
         first = int(values.isfinite().logical_not().nonzero()[0])
         element = offset // DTYPE_BYTES[tensor.dtype] + first
         raise CheckpointError(

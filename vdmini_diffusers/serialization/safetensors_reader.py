@@ -10,8 +10,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import Repr
+from types import MappingProxyType
 from typing import Any, TypeVar
+
+from vdmini_diffusers.serialization.checkpoint_error import CheckpointError, short_repr
+from vdmini_diffusers.serialization.sources import RemoteFile, Source, read_bytes, size_of
 
 
 # Bytes per element, in the order in which safetensors sorts tensors of a file (largest first).
@@ -35,59 +38,68 @@ DTYPE_BYTES = {
 # The header of SVD's U-Net takes 0.2 MB. Larger ones are not read: Python objects take many times the memory.
 MAX_JSON_BYTES = 16 * 2**20
 
-# For messages: what is quoted from an untrusted file may be millions of characters long.
-_short = Repr()
-_short.maxstring = _short.maxother = 100
-short_repr = _short.repr
+NO_FILES: Mapping[str, RemoteFile] = MappingProxyType({})
 
 JSONValue = TypeVar("JSONValue", dict[str, Any], list[Any])
 
 
-def short_message(error: BaseException) -> str:
-    """The message of another library's error on one line, cut: some repeat all that they were given."""
-    text = " ".join(str(error)[:4000].split())[:1000]
-    return text.encode("utf-8", "backslashreplace").decode()  # half a character cannot be printed
-
-
-class CheckpointError(ValueError):
-    """Weights that cannot be used; the message names the file and, where there is one, the tensor."""
-
-
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of one safetensors file: `file[start:stop]`."""
+    """One tensor of one file.
 
-    file: Path
+    Args:
+        ranges: of the file's bytes, which one after the other are the tensor's: `((start, stop),)`, unless it is put
+            together from rows of others.
+    """
+
+    file: Source
     name: str
     dtype: str
     shape: tuple[int, ...]
-    start: int
-    stop: int
+    ranges: tuple[tuple[int, int], ...]
+
+    @property
+    def start(self) -> int:
+        return self.ranges[0][0]
+
+    @property
+    def stop(self) -> int:
+        return self.ranges[-1][1]
 
     @property
     def num_bytes(self) -> int:
-        return self.stop - self.start
+        return sum(stop - start for start, stop in self.ranges)
 
 
-def read_checkpoint(folder: Path, stem: str, variant: str | None = None) -> dict[str, StoredTensor]:
+def read_checkpoint(
+    folder: Path, stem: str, variant: str | None = None, remote: Mapping[str, RemoteFile] = NO_FILES
+) -> dict[str, StoredTensor]:
     """All tensors of `<stem>[.<variant>].safetensors`, or of the shards that its index names, by name.
+
+    Args:
+        remote: files that the folder has on the Hub, by name. Those that are in `folder` as well are read there.
 
     Raises:
         CheckpointError: if the files are missing, ambiguous, malformed, truncated, or disagree with the index.
         OSError: if a file cannot be read.
     """
-    single = folder / weights_name(stem, variant)
-    index = folder / index_name(stem, variant)
-    if single.exists() and index.exists():
-        raise CheckpointError(f"{folder} holds both {single.name} and {index.name}: remove the one that is stale.")
-    if single.exists():
-        return read_header(single)
-    if index.exists():
-        return _read_shards(index)
-    found = sorted(path.name for path in folder.glob(f"{stem}*")) if folder.is_dir() else []
+    single, index = weights_name(stem, variant), index_name(stem, variant)
+    file = _find(folder, single, remote)
+    if file and (folder / index).exists():
+        raise CheckpointError(f"{folder} holds both {single} and {index}: remove the one that is stale.")
+    if file:
+        return read_header(file)
+    if (folder / index).exists():
+        return _read_shards(folder / index, remote)
+    there = {path.name for path in folder.glob(f"{stem}*")} if folder.is_dir() else set()
+    found = sorted(there | {name for name in remote if name.startswith(stem)})
     raise CheckpointError(
-        f"{folder} has neither {single.name} nor {index.name}. Weight files there: {', '.join(found) or 'none'}."
+        f"{folder} has neither {single} nor {index}. Weight files there: {', '.join(found) or 'none'}."
     )
+
+
+def _find(folder: Path, name: str, remote: Mapping[str, RemoteFile]) -> Source | None:
+    return folder / name if (folder / name).exists() else remote.get(name)
 
 
 def weights_name(stem: str, variant: str | None, suffix: str = "") -> str:
@@ -108,8 +120,9 @@ def _dotted(variant: str | None) -> str:
     return f".{variant}"
 
 
-def _read_shards(index: Path) -> dict[str, StoredTensor]:
-    shard_of = read_json(index).get("weight_map")
+def _read_shards(index: Path, remote: Mapping[str, RemoteFile]) -> dict[str, StoredTensor]:
+    content = read_json(index)
+    shard_of = content.get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(name, str) for name in shard_of.values()):
         raise CheckpointError(f"{index}: `weight_map` must map each tensor to the name of a shard.")
     listed: dict[str, set[str]] = {}
@@ -123,8 +136,8 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
             )
     tensors = {}
     for shard_name, names in sorted(listed.items()):
-        shard = index.parent / shard_name
-        if not shard.exists():
+        shard = _find(index.parent, shard_name, remote)
+        if shard is None:
             raise CheckpointError(f"{index} names the shard {shard_name}, which is missing.")
         header = read_header(shard)
         if wrong := names ^ header.keys():
@@ -132,10 +145,18 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
             where = "is not in the shard" if tensor in names else "is in the shard, and not listed there"
             raise CheckpointError(f"{shard}: tensor {short_repr(tensor)} {where}, against {index.name}.")
         tensors |= header
+    metadata = content.get("metadata")
+    said = metadata.get("total_size") if isinstance(metadata, dict) else None
+    num_bytes = sum(tensor.num_bytes for tensor in tensors.values())
+    if isinstance(said, int) and said != num_bytes:
+        raise CheckpointError(
+            f"{index}: `total_size` says {said} bytes, and the tensors of the shards have {num_bytes}: the index and"
+            " the shards are not of one checkpoint."
+        )
     return tensors
 
 
-def read_header(file: Path) -> dict[str, StoredTensor]:
+def read_header(file: Source) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, in the order of their bytes.
 
     The tensors must cover the bytes after the header without gap or overlap, to the end of the file.
@@ -144,17 +165,16 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         CheckpointError: if it is no safetensors file, or a damaged one.
         OSError: if it cannot be read.
     """
-    if not file.is_file():  # a pipe, say, whose reading would never end
+    if isinstance(file, Path) and not file.is_file():  # a pipe, say, whose reading would never end
         raise CheckpointError(f"{file} is not a regular file.")
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_JSON_BYTES):
-            raise CheckpointError(
-                f"{file}: {size} bytes with a header of {length} bytes (at most {MAX_JSON_BYTES}): truncated, or not"
-                " safetensors."
-            )
-        header = _parse_json(stream.read(length), file, dict)
+    size = size_of(file)
+    length = int.from_bytes(read_bytes(file, 0, 8), "little")
+    if size < 8 or length > min(size - 8, MAX_JSON_BYTES):
+        raise CheckpointError(
+            f"{file}: {size} bytes with a header of {length} bytes (at most {MAX_JSON_BYTES}): truncated, or not"
+            " safetensors."
+        )
+    header = _parse_json(read_bytes(file, 8, 8 + length), file, dict)
     header.pop("__metadata__", None)
     if not header:
         raise CheckpointError(f"{file} holds no tensor.")
@@ -174,7 +194,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-def _stored_tensor(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+def _stored_tensor(file: Source, name: str, entry: Any, data_start: int) -> StoredTensor:
     def refuse(what: str) -> CheckpointError:
         return CheckpointError(f"{file}: tensor {short_repr(name) if len(name) > 200 else repr(name)} {what}.")
 
@@ -190,7 +210,7 @@ def _stored_tensor(file: Path, name: str, entry: Any, data_start: int) -> Stored
             raise refuse("has a shape or offsets that are not counts")
     if len(offsets) != 2 or len(shape) > 32 or offsets[1] - offsets[0] != math.prod(shape) * DTYPE_BYTES[dtype]:
         raise refuse(f"of dtype {dtype} and shape {short_repr(shape)} does not fit its offsets {short_repr(offsets)}")
-    return StoredTensor(file, name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+    return StoredTensor(file, name, dtype, tuple(shape), ((data_start + offsets[0], data_start + offsets[1]),))
 
 
 def read_json(file: Path, kind: type[JSONValue] = dict) -> JSONValue:
@@ -216,7 +236,7 @@ def check_small_file(file: Path, max_bytes: int = MAX_JSON_BYTES) -> None:
         raise CheckpointError(f"{file} is larger than {max_bytes} bytes.")
 
 
-def _parse_json(text: bytes, file: Path, kind: type[JSONValue]) -> JSONValue:
+def _parse_json(text: bytes, file: Source, kind: type[JSONValue]) -> JSONValue:
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import CLIPTokenizer
 
-from vdmini_diffusers.serialization.safetensors_reader import short_message
+from vdmini_diffusers.serialization.checkpoint_error import short_message
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError
 
 

@@ -16,8 +16,9 @@ from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArgumen
 from vdmini_diffusers.distillation.critics import Critic, CriticSettings, Real
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, LatentDiscriminator
 from vdmini_diffusers.distillation.engine import make_critic
+from vdmini_diffusers.serialization.checkpoint_error import short_message
 from vdmini_diffusers.serialization.repository import fetch_file
-from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_json, short_message, short_repr
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_json, short_repr
 
 
 logger = logging.getLogger(__name__)
