@@ -174,24 +174,8 @@ def prune_pipeline(
         }
         if not denoisers_only:
             _write_index(teacher, family, surveys.keys(), folder)
-        plans = dict.fromkeys(survey.plan.to_json_string() for survey in surveys.values())  # each once
         repository = Path(os.path.abspath(output_dir)).name
-        fields = card_fields(teacher, merged_record(records), "".join(plans))
-        if denoisers_only:
-            students = {name: type(survey.student) for name, survey in surveys.items()}
-            fields["loading"] = loading_code(teacher, family.pipeline, students, repository, variant)
-        write_card(
-            folder,
-            "vdmini_denoiser.md" if denoisers_only else family.card,
-            front_matter={
-                "pipeline_tag": family.pipeline_tag,
-                "tags": list(family.tags),
-                "base_model": teacher.name if teacher.commit else None,  # the Hub wants an id of its own here
-            },
-            teacher_card=teacher.folder / "README.md",
-            repository=repository,
-            **fields,
-        )
+        _write_card(teacher, family, surveys, records, folder, repository, variant, denoisers_only)
     return Path(output_dir)
 
 
@@ -359,3 +343,32 @@ def _describe_student(
     write_file(folder / "pruning_plan.json", survey.plan.to_json_string().encode())
     write_file(folder / "pruning_provenance.json", (json.dumps(record, indent=2) + "\n").encode())
     return record
+
+
+def _write_card(
+    teacher: Teacher,
+    family: Family,
+    surveys: Mapping[str, Survey],
+    records: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    repository: str,
+    variant: str | None,
+    denoisers_only: bool,
+) -> None:
+    plans = dict.fromkeys(survey.plan.to_json_string() for survey in surveys.values())  # each once
+    fields = card_fields(teacher, merged_record(records), "".join(plans))
+    if denoisers_only:
+        students = {name: type(survey.student) for name, survey in surveys.items()}
+        fields["loading"] = loading_code(teacher, family.pipeline, students, repository, variant)
+    write_card(
+        folder,
+        "vdmini_denoiser.md" if denoisers_only else family.card,
+        front_matter={
+            "pipeline_tag": family.pipeline_tag,
+            "tags": list(family.tags),
+            "base_model": teacher.name if teacher.commit else None,  # the Hub wants an id of its own here
+        },
+        teacher_card=teacher.folder / "README.md",
+        repository=repository,
+        **fields,
+    )
