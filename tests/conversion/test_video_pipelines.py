@@ -36,10 +36,8 @@ def available() -> list[str]:
         except ValueError:
             continue
         found.append(name)
-    own_files = [
-        f.pipeline.__name__ for f in FAMILIES if any(d.plan_kind == "transformer" for d in f.denoisers.values())
-    ]
-    return own_files + found
+    own_files = [f for f in FAMILIES if any(d.plan_kind == "transformer" for d in f.denoisers.values())]
+    return list(dict.fromkeys([f.layout.class_names[0] for f in own_files] + found))
 
 
 PIPELINE_NAMES = available()

@@ -34,6 +34,7 @@ CARDS = {  # the folders that a card's `$repository` may stand for
     "vdmini_vae.md": ["i2v-vae", "t2v-vae"],
 }
 STOCK_CARDS = ("vdmini_t2v_hy.md", "vdmini_video_transformer.md")  # of students that are stock pipelines
+TRIED_ELSEWHERE = {"vdmini_denoiser.md"}  # tests/conversion/test_original_checkpoints.py
 # The pipelines whose VAE is replaced: a stock teacher's, and students'.
 PIPELINES_OF_VAE = {"i2v-vae": ["svd", "i2v"], "t2v-vae": ["t2v"]}
 
@@ -101,7 +102,7 @@ def card(template: str, **fields: str) -> str:
 
 
 def test_no_card_is_left_out():
-    assert {path.name for path in (ROOT / "model_cards").glob("*.md")} == {*CARDS, *STOCK_CARDS}
+    assert {path.name for path in (ROOT / "model_cards").glob("*.md")} == {*CARDS, *STOCK_CARDS, *TRIED_ELSEWHERE}
 
 
 @pytest.mark.parametrize("template", STOCK_CARDS)

@@ -359,7 +359,9 @@ def _write_card(
     fields = card_fields(teacher, merged_record(records), "".join(plans))
     if denoisers_only:
         students = {name: type(survey.student) for name, survey in surveys.items()}
-        fields["loading"] = loading_code(teacher, family.pipeline, students, repository, variant)
+        stock = getattr(family.pipeline, "stands_for", None)
+        pipeline = family.pipeline if stock is None else getattr(diffusers, stock)
+        fields["loading"] = loading_code(teacher, pipeline, students, repository, variant)
     write_card(
         folder,
         "vdmini_denoiser.md" if denoisers_only else family.card,

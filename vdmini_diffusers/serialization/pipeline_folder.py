@@ -340,6 +340,8 @@ def companion_files(teacher: Teacher, without: Collection[str] = ()) -> list[str
             check_small_file(path, MAX_TOKENIZER_BYTES)
         elif path.suffix == ".json":
             read_json(path)
+        else:
+            check_small_file(path)
     return names + licence_files(teacher)
 
 
