@@ -176,7 +176,7 @@ def kill_and_go_on(work: Path, kills: int, seed: int) -> None:
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED_RUN, work / "teacher", work / "student"], stderr=subprocess.DEVNULL
         )
-        begun = None
+        begun, written_now = None, 0
         seconds = generator.uniform(0.5, 8)
         while process.poll() is None:
             written_now = int(Path(f"/proc/{process.pid}/io").read_text().split("wchar: ")[1].split()[0])

@@ -76,7 +76,8 @@ class CriticFeatures:
             conditioning = self.task.backbone_conditioning(levels, inputs)
             self.task.denoise(self.backbone, noisy_latents, levels, conditioning)
         if self.token_grid is not None:
-            grid = self.token_grid(self.backbone.config, latents.shape)
+            config: Any = self.backbone.config
+            grid = self.token_grid(config, latents.shape)
             return {name: tokens.unflatten(1, grid) for name, tokens in features.items()}
         return features
 

@@ -34,7 +34,8 @@ class FeatureTaps:
 
     def __init__(self, model: nn.Module, names: Iterable[str]):
         modules = dict(model.named_modules())
-        self.model, self.text_mask = model, None
+        self.model = model
+        self.text_mask: torch.Tensor | None = None
         self.text_outputs = _text_outputs(model)
         self.modules = {}
         self.outputs = {}
@@ -64,7 +65,9 @@ class FeatureTaps:
         for handle in self.handles:
             handle.remove()
         # Not in the hooks: where gradient checkpointing runs a block again, they are gone.
-        for name, feature in self.features.items() if self.text_mask is not None else ():
+        if self.text_mask is None:
+            return
+        for name, feature in self.features.items():
             if (name.partition(".")[0], self.outputs[name]) in self.text_outputs:
                 self.features[name] = feature * self.text_mask[:, :, None].to(feature.dtype)  # (batch, tokens, width)
 

@@ -35,6 +35,7 @@ from vdmini_diffusers.serialization.pipeline_folder import (
 from vdmini_diffusers.serialization.repository import download
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS, FileHash, copy_checkpoint
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, StoredTensor, read_header
+from vdmini_diffusers.serialization.sources import Source
 from vdmini_diffusers.version import __version__
 
 
@@ -111,7 +112,7 @@ def prune_vae_decoder(
         patterns = weight_patterns("diffusers", variant, allow_pickle)
         teacher = _open_vae(name, subfolder, revision, patterns, **download_kwargs)
         survey = survey_vae(teacher.folder / subfolder, found_plan)
-        files = {}
+        files: dict[Source, FileHash] = {}
         for name in licence_files(teacher):
             shutil.copyfile(teacher.folder / name, folder / name)
             files[teacher.folder / name] = _hash(folder / name)
@@ -128,7 +129,7 @@ def prune_vae_decoder(
         losses = _reconstruction_losses(survey, tensors, clips) if importance == "taylor" else None
         decoder, coupled = _prune(survey, tensors, importance, losses)
         hashes = _write_weights(teacher, survey, tensors, decoder, folder, scratch, variant, max_shard_size)
-        files |= {file: file_hash for file, file_hash in hashes.items() if scratch not in file.parents}
+        files |= {file: found for file, found in hashes.items() if scratch not in Path(str(file)).parents}
         files |= {file: _hash(file) for file in pickles}
         shutil.rmtree(scratch)
 
@@ -227,7 +228,7 @@ def _write_weights(
     scratch: Path,
     variant: str | None,
     max_shard_size: int | str,
-) -> dict[Path, FileHash]:
+) -> dict[Source, FileHash]:
     """The teacher's files of tensors and the decoder's, which takes its place among them, become those of `folder`."""
     narrow = {}
     for key, tensor in decoder.state_dict().items():

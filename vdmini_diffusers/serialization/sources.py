@@ -159,14 +159,16 @@ class RangeReader:
         self._hang_up()
 
     def _read_persistently(self, buffer: memoryview) -> int:
-        for failures in range(MAX_FAILURES):
+        failures = 0
+        while True:
             try:
                 return self._read(buffer)
             except httpx.TransportError as error:
                 self._hang_up()
-                last_error = error
-                time.sleep(FIRST_WAIT_SECONDS * 2**failures)
-        raise self._unreachable(last_error)
+                failures += 1
+                if failures == MAX_FAILURES:
+                    raise self._unreachable(error) from error
+                time.sleep(FIRST_WAIT_SECONDS * 2 ** (failures - 1))
 
     def _read(self, buffer: memoryview) -> int:
         if not self._start <= self.position < self._stop:

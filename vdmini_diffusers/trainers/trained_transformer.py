@@ -68,9 +68,9 @@ def save_weights(model: nn.Module, stored: Mapping[str, StoredTensor], folder: P
         OSError: if a file cannot be written.
         SafetensorError: likewise.
     """
-    files: dict[Path, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for name, tensor in stored.items():
-        files.setdefault(tensor.file, []).append(name)
+        files.setdefault(Path(str(tensor.file)).name, []).append(name)
     for file, names in files.items():
         tensors: dict[str, torch.Tensor] = {}
         for name, tensor in whole_tensors(model, names):
@@ -78,4 +78,4 @@ def save_weights(model: nn.Module, stored: Mapping[str, StoredTensor], folder: P
                 tensors[name] = tensor.to(FLOATS[stored[name].dtype], copy=True).contiguous()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, folder / file.name, metadata={"format": "pt"})
+            save_file(tensors, folder / file, metadata={"format": "pt"})

@@ -40,7 +40,7 @@ class Denoised(torch.Tensor):
     """
 
     raw_output: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType] - as in torch
 
     @staticmethod
     def of(clean_latents: torch.Tensor, raw_output: torch.Tensor) -> "Denoised":
