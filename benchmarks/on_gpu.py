@@ -37,17 +37,24 @@ ROOT = Path(__file__).resolve().parents[1]
 class Item:
     """A command, and the seconds that it may take.
 
-    `{python}`, `{device}`, `{tiny}` (`--tiny` or nothing) and `{folder}` (the item's own, which stays) are filled in.
-    Rows that the command writes to `{folder}/rows.json` become a table of the results.
+    `{python}`, `{device}`, `{tiny}` (`tiny` or nothing), `{folder}` (the item's own, which stays) and `{folders}`
+    (that of all items) are filled in. Rows that the command writes to `{folder}/rows.json` become a table of the
+    results.
     """
 
     name: str
     seconds: float
     command: str
+    tiny: str = "--tiny"
 
 
 TESTS = "env VDMINI_TEST_DEVICE={device} {python} -m pytest tests/gpu -m gpu -q -p no:cacheprovider"
 LATENCY = "{python} benchmarks/latency_tables.py --device {device} {tiny} --output {folder}/rows.json"
+# The demo teachers of the next kind (training/README.md), by larger batches than on a CPU; their states stay.
+TEACHER = "{python} training/train_demo_teacher.py --output_dir {folder} --seconds 400 --num_workers 14"
+BATCHES = "--train_batch_size 128 --num_clips 20000 --unet_steps 3000"
+TINY_BATCHES = "--num_workers 0 --train_batch_size 2 --vae_batch_size 4 --num_clips 4 --unet_steps 2 --decoder_steps 1"
+TINY_STAGES = "--num_feature_clips 2 --inner_steps 1 --num_pairs 2 --num_pair_steps 2 --one_step_steps 1"
 ITEMS = (
     Item("gpu_tests", 240, TESTS),
     Item("a1_bf16", 90, f"{LATENCY} --table A1 --dtype bf16 --pipeline --rounds 5"),
@@ -56,6 +63,18 @@ ITEMS = (
     Item("a3_bf16_compiled", 180, f"{LATENCY} --table A3 --dtype bf16 --compile --rounds 5"),
     Item("a1_fp16", 90, f"{LATENCY} --table A1 --dtype fp16 --pipeline --rounds 5"),
     Item("a3_fp16", 90, f"{LATENCY} --table A3 --dtype fp16 --pipeline --rounds 5"),
+    Item(
+        "teacher_i2v",
+        420,
+        f"{TEACHER} {BATCHES} --task i2v --small_vae vdmini_diffusers/demo/i2v_teacher/vae {{tiny}}",
+        f"{TINY_BATCHES} {TINY_STAGES}",
+    ),
+    Item(
+        "teacher_t2v",
+        420,
+        f"{TEACHER} {BATCHES} --task t2v --image_to_video_teacher {{folders}}/teacher_i2v/pipeline {{tiny}}",
+        TINY_BATCHES,
+    ),
     Item("a5_bf16", 120, f"{LATENCY} --table A5 --dtype bf16 --rounds 3"),
     Item("a1_fp16_compiled", 180, f"{LATENCY} --table A1 --dtype fp16 --compile --rounds 5"),
     Item("a3_fp16_compiled", 180, f"{LATENCY} --table A3 --dtype fp16 --compile --rounds 5"),
@@ -171,13 +190,9 @@ def run_item(item: Item, args: Arguments, results: Results, seconds: float) -> N
     """Run an item in a process of its own, and end that after `seconds`."""
     folder = results.folder / item.name
     folder.mkdir(exist_ok=True)
-    filled = {
-        "python": sys.executable,
-        "device": args.device,
-        "tiny": "--tiny" if args.tiny else "",
-        "folder": str(folder),
-    }
-    command = list(filter(None, (part.format(**filled) for part in shlex.split(item.command))))
+    places = {"python": sys.executable, "folder": str(folder), "folders": str(results.folder)}
+    quoted = {name: shlex.quote(place) for name, place in places.items()}
+    command = shlex.split(item.command.format(device=args.device, tiny=item.tiny if args.tiny else "", **quoted))
     # Nothing is downloaded, and compiled kernels are kept for the next run.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": str(results.folder / "compiled")}
     log = folder / "log.txt"

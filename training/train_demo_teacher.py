@@ -40,12 +40,9 @@ from vdmini_diffusers.demo.resumable_training import (
 from vdmini_diffusers.demo.scenes import (
     NUM_FRAMES,
     SIZE,
-    TRAIN_PHOTOS,
     all_captioned_scenes,
-    draw_captioned_scene,
-    draw_clip,
-    draw_hidden_scene,
-    draw_view,
+    draw_captioned_clip,
+    draw_hidden_clip,
 )
 from vdmini_diffusers.demo.teachers import MULTI_STEP
 from vdmini_diffusers.demo.vae_training import (
@@ -112,21 +109,9 @@ class Arguments:
             raise ValueError("`--task t2v` needs `--image_to_video_teacher`, whose VAE it adapts.")
 
 
-def draw_hidden(rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """A clip, uint8 `(16, 64, 64, 3)`, for image to video, and its caption."""
-    scene = draw_hidden_scene(rng, TRAIN_PHOTOS)
-    return draw_clip(scene, draw_view(rng, scene.place, recolour=True)), scene.caption
-
-
-def draw_captioned(rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """The same for text to video."""
-    scene = draw_captioned_scene(rng)
-    return draw_clip(scene, draw_view(rng, scene.place, recolour=False, varied=False)), scene.caption
-
-
 def draw_either(rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """The same for a VAE of both."""
-    return draw_hidden(rng) if rng.random() < 0.7 else draw_captioned(rng)
+    """A clip for a VAE of both tasks."""
+    return draw_hidden_clip(rng) if rng.random() < 0.7 else draw_captioned_clip(rng)
 
 
 class Clips(Dataset):
@@ -164,7 +149,7 @@ class Teacher:
         """On pixels: on quarters of frames at first, which are varied and cheap, from a share of the steps on whole
         frames, four in a row."""
         args = self.args
-        draw = draw_either if args.task == "i2v" else draw_captioned
+        draw = draw_either if args.task == "i2v" else draw_captioned_clip
 
         def loss_at(step: int) -> Tensor:
             rng = np.random.default_rng((args.seed, 1, step, num_steps))
@@ -201,7 +186,7 @@ class Teacher:
         if path.exists():
             return torch.load(path, weights_only=True)
         args = self.args
-        draw = draw_hidden if args.task == "i2v" else draw_captioned
+        draw = draw_hidden_clip if args.task == "i2v" else draw_captioned_clip
         loader = DataLoader(Clips(draw, args.num_clips, args.seed), batch_size=None, num_workers=args.num_workers)
         rows: dict[str, list[Any]] = {"latents": [], "captions": []}
         generator = torch.Generator().manual_seed(args.seed)

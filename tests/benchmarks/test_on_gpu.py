@@ -104,7 +104,7 @@ def test_a_folder_of_another_device_or_size_is_refused(on_gpu, tmp_path):
 def test_every_item_is_a_command_whose_file_is_there(on_gpu):
     assert len({item.name for item in on_gpu.ITEMS}) == len(on_gpu.ITEMS)
     for item in on_gpu.ITEMS:
-        paths = [part for part in item.command.split() if part.startswith(("benchmarks/", "tests/"))]
+        paths = [part for part in item.command.split() if part.startswith(("benchmarks/", "tests/", "training/"))]
         assert paths and all((ROOT / path).exists() for path in paths)
 
 

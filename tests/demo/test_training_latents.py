@@ -1,11 +1,20 @@
+import numpy as np
 import pytest
 import torch
 
 from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.data.vae_clips import encode_for_decoder
 from vdmini_diffusers.demo import training_latents
-from vdmini_diffusers.demo.teachers import I2V_TEACHER
-from vdmini_diffusers.demo.training_latents import write_decoder_clips, write_training_latents
+from vdmini_diffusers.demo.scenes import draw_captioned_clip
+from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_TEACHER
+from vdmini_diffusers.demo.training_latents import (
+    as_values,
+    write_decoder_clips,
+    write_scene_latents,
+    write_training_latents,
+)
+from vdmini_diffusers.families.videocrafter import encode_text_to_video
+from vdmini_diffusers.pipelines import VDMiniT2VPipeline
 from vdmini_diffusers.pruning.vae_folder import find_vae
 
 
@@ -36,3 +45,18 @@ def test_latents_of_another_seed_are_not_mixed_in(tmp_path):
     write_training_latents(tmp_path, I2V_TEACHER, 1)
     with pytest.raises(ValueError, match="seed was 0 and is 1"):
         write_training_latents(tmp_path, I2V_TEACHER, 1, seed=1)
+
+
+def test_scenes_are_encoded_for_the_task_of_the_teacher(tmp_path):
+    of_images = PrecomputedLatents(write_scene_latents(tmp_path / "i2v", I2V_TEACHER, 1))
+    assert of_images[0]["latents"].shape == (16, 4, 16, 16)
+    assert set(of_images[0]) == {"latents", "image_latents", "image_embeds", "added_time_ids"}
+
+    of_captions = PrecomputedLatents(write_scene_latents(tmp_path / "t2v", T2V_TEACHER, 1, seed=5))
+    frames, caption = draw_captioned_clip(np.random.default_rng((5, 11, 0)))
+    assert of_captions.info(0)["caption"] == caption
+    pipe = VDMiniT2VPipeline.from_pretrained(T2V_TEACHER, unet=None, dtype=torch.float32)
+    batch = {"pixel_values": as_values(frames), "caption": [caption], "fps": [8]}
+    expected = encode_text_to_video(batch, pipe, [torch.Generator().manual_seed(0)])
+    for name in ("latents", "prompt_embeds", "pooled_prompt_embeds"):
+        torch.testing.assert_close(of_captions[0][name], expected[name][0])

@@ -160,6 +160,18 @@ def all_captioned_scenes() -> list[Scene]:
     return things + [Scene(None, *parts) for parts in product(PLACES, CAMERA_WAYS, SPEEDS)]
 
 
+def draw_hidden_clip(rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """A clip to train image to video on, uint8 `(16, 64, 64, 3)`, and its caption."""
+    scene = draw_hidden_scene(rng, TRAIN_PHOTOS)
+    return draw_clip(scene, draw_view(rng, scene.place, recolour=True)), scene.caption
+
+
+def draw_captioned_clip(rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """The same for text to video."""
+    scene = draw_captioned_scene(rng)
+    return draw_clip(scene, draw_view(rng, scene.place, recolour=False, varied=False)), scene.caption
+
+
 def draw_view(rng: np.random.Generator, place: str, recolour: bool, varied: bool = True) -> View:
     """Draw what a caption leaves open. Zooming out and panning stay inside the photograph from any view.
 

@@ -14,7 +14,9 @@ from vdmini_diffusers.data.vae_clips import encode_for_decoder
 from vdmini_diffusers.demo.captioned_clips import FPS as CAPTIONED_FPS
 from vdmini_diffusers.demo.captioned_clips import CaptionedClips
 from vdmini_diffusers.demo.moving_pictures import FPS, TRAIN_PHOTOS, MovingPictures
+from vdmini_diffusers.demo.scenes import draw_captioned_clip, draw_hidden_clip
 from vdmini_diffusers.evaluation.i3d import weights_sha256
+from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.families.svd import encode_image_to_video
 from vdmini_diffusers.families.videocrafter import encode_text_to_video
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline
@@ -63,6 +65,30 @@ def write_captioned_latents(
         return encoded.pop("caption")[0], encoded
 
     encoders = [weights_sha256(model) for model in (pipe.vae, pipe.text_encoder)]
+    return _write(folder, {"num_clips": num_clips, "seed": seed, "encoders": encoders}, draw)
+
+
+def write_scene_latents(folder: str | os.PathLike, teacher: str | os.PathLike, num_clips: int, seed: int = 0) -> Path:
+    """Draw clips of `demo.scenes`, for image or text to video as the teacher is, and encode them with its encoders.
+
+    Raises:
+        ImportError: without the packages that the photographs come with (extra `teacher`).
+        ValueError: if the folder holds latents of other encoders, another number or seed.
+    """
+    family = find_trainable_family(str(teacher))
+    of_images = family.given == "image"
+    pipe: Any = family.pipeline.from_pretrained(teacher, unet=None, dtype=torch.float32)
+    draw_scene = draw_hidden_clip if of_images else draw_captioned_clip
+    fps = 7 if of_images else 8  # the defaults of the two pipelines
+
+    def draw(rng: np.random.Generator, index: int) -> Sample:
+        frames, caption = draw_scene(rng)
+        batch = {"pixel_values": as_values(frames), "caption": [caption], "fps": [fps], "motion_bucket_id": [127]}
+        encoded = family.encode(batch, pipe, [torch.Generator().manual_seed(index)])
+        encoded.pop("caption", None)
+        return caption, encoded
+
+    encoders = [weights_sha256(model) for model in pipe.components.values() if isinstance(model, torch.nn.Module)]
     return _write(folder, {"num_clips": num_clips, "seed": seed, "encoders": encoders}, draw)
 
 

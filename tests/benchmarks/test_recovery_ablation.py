@@ -1,0 +1,65 @@
+"""The ablation's statistics and its controls. `recovery_ablation.py` itself runs for days."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vdmini_diffusers.distillation.arguments import ICMDArguments, UNetCriticArguments
+
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def module_of(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def ablation():
+    yield module_of("recovery_ablation")
+    del sys.modules["recovery_ablation"]
+
+
+@pytest.mark.parametrize("task", ["i2v", "t2v"])
+def test_every_row_is_compared_with_one_that_exists_and_differs_from_it(ablation, task):
+    rows = ablation.rows_of(task)
+    for row in rows.values():
+        if row.against is not None:
+            other = rows[row.against]
+            assert (row.flags, row.student, row.script) != (other.flags, other.student, other.script)
+    assert len({repr((sorted(row.flags.items()), row.student, row.script)) for row in rows.values()}) == len(rows)
+
+
+def test_differences_are_paired_by_seed(ablation):
+    rows = {"a": ablation.Row({}), "b": ablation.Row({}, "a"), "c": ablation.Row({}, "a")}
+    way = ablation.PRIMARY
+    results = {
+        "a": {0: {way: 0.1}, 1: {way: 0.5}, 2: {way: 0.9}},
+        "b": {2: {way: 1.0}, 0: {way: 0.2}, 1: {way: 0.6}},
+        "c": {0: {way: 0.3}},  # one seed is no pair of them
+    }
+    (line,) = ablation.differences(rows, results)
+    assert line == {"row": "b, less a", "seeds": 3, way: "+0.100 [+0.100, +0.100]"}
+
+
+def test_the_controls_heads_of_mca_are_not_silent_and_never_learn():
+    control = module_of("train_with_random_mca")
+    arguments = {"down_blocks.0": 8}, 4, 16, UNetCriticArguments(discriminator_width=8), ICMDArguments(), None
+    critics = {critic.name: critic for critic in control.with_random_mca(*arguments, torch.device("cpu"), seed=3)}
+    again = {critic.name: critic for critic in control.make_critics(*arguments, torch.device("cpu"), seed=3)}
+    features, condition = {"down_blocks.0": torch.randn(2, 8, 4, 4)}, (torch.zeros(1), torch.zeros(1, 16))
+    heads = critics["mca"].heads
+    before = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
+    loss = torch.stack([logits.square().sum() for logits in heads(features, *condition)]).sum()
+    assert loss > 0
+    loss.backward()
+    critics["mca"].optimizer.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in heads.state_dict().items())
+    for name, tensor in critics["sf_v"].heads.state_dict().items():
+        assert torch.equal(tensor, again["sf_v"].heads.state_dict()[name])
