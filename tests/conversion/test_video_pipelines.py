@@ -37,7 +37,7 @@ def available() -> list[str]:
             continue
         found.append(name)
     own_files = [
-        f.pipeline.__name__ for f in FAMILIES if any(d.plan_kind == "transformer" for d in f.denoisers.values())
+        f.layout.class_names[0] for f in FAMILIES if any(d.plan_kind == "transformer" for d in f.denoisers.values())
     ]
     return own_files + found
 

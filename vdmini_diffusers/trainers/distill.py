@@ -385,8 +385,10 @@ def run_training(
     with averaged(ema, trained):
         judges_data: list[Any] = [critic.heads for critic in critics if "data" in critic.settings.real]
         pair.save(args, accelerator, prepared, denoiser, discriminator=next(iter(judges_data), None))
-        if accelerator.is_main_process and args.push_to_hub:
-            push(args)
+        if accelerator.is_main_process:
+            logger.info("the trained pipeline is in %s; its README.md shows how to open it", args.output_dir)
+            if args.push_to_hub:
+                push(args)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
