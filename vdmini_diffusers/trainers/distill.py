@@ -301,6 +301,8 @@ def load_backbone(
     if source is None:
         return None
     backbone: Any = pair.load_critic_backbone(source, DTYPES[accelerator.mixed_precision])
+    if args.gradient_checkpointing and pair.checkpoints_critic_backbone:
+        backbone.enable_gradient_checkpointing()
     if backbone is not pair.teacher_denoiser:
         backbone.to(accelerator.device).eval().requires_grad_(False)
         if args.shard_teacher:
