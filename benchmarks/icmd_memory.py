@@ -15,18 +15,12 @@ The last does not depend on N. It is counted while a step runs with fake tensors
 same count of a real step, of the demo teacher's size, is printed beside it, and what the process grew by.
 """
 
-import weakref
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
@@ -36,6 +30,7 @@ from vdmini_diffusers.distillation.feature_taps import FeatureTaps
 from vdmini_diffusers.distillation.losses import discriminator_loss, generator_loss, icd_loss
 from vdmini_diffusers.distillation.tasks.base import ModelInputs
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
+from vdmini_diffusers.evaluation.live_bytes import LiveBytes, grown_by
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.pruning import VDMINI_UNET
@@ -112,29 +107,6 @@ def step(parts: Parts, inputs: ModelInputs, autocast: bool) -> None:
         discriminator_loss(critic(features, *critic_condition), critic(fake, *critic_condition)).backward()
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that operators make while they live, at the peak; `known` ones are left out."""
-
-    def __init__(self, known: Iterable[torch.Tensor]):
-        super().__init__()
-        self.seen = {tensor.untyped_storage()._cdata for tensor in known}
-        self.live = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.seen:
-                self.seen.add(storage._cdata)
-                self.live += storage.nbytes()
-                self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
-        return made
-
-    def _forget(self, key: int, num_bytes: int) -> None:
-        self.seen.discard(key)
-        self.live -= num_bytes
-
-
 def peak_besides(parts: Parts, inputs: ModelInputs, autocast: bool) -> int:
     """Bytes that live at the peak of a step, beside weights and the gradients of the U-Net, which the formula has."""
     for parameter in parts.student.parameters():
@@ -174,20 +146,6 @@ def write_table(parts: Parts, besides: int) -> str:
     lines = [f"| GiB per GPU | {' | '.join(heads)} |", "| --- " * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(f'{rows[name]:.2f}' for rows in found)} |" for name in found[0]]
     return "\n".join(lines)
-
-
-def resident(name: str) -> int:
-    """`VmRSS` or `VmHWM`, of Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-
-def grown_by(work: Callable[[], object]) -> int:
-    """Bytes by which the process grew at its peak."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident("VmRSS")
-    work()
-    return resident("VmHWM") - before
 
 
 def main(args: Arguments) -> None:

@@ -176,7 +176,7 @@ WAN = {
     "freq_dim": 16,
     "ffn_dim": 16,
     "num_layers": 4,
-    "rope_max_seq_len": 16,
+    "rope_max_seq_len": 128,
 }
 ANY_FLOW = WAN | {"attention_head_dim": 12}
 COGVIDEO = {

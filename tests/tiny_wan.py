@@ -41,5 +41,5 @@ def tiny_wan_pipeline(transformers: tuple[str, ...] = ("transformer", "transform
         vae=tiny_wan_vae(),
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
         **{name: denoiser if name in transformers else None for name, denoiser in denoisers.items()},
-        boundary_ratio=0.875,
+        boundary_ratio=0.875 if "transformer_2" in transformers else None,
     )

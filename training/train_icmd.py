@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vdmini_diffusers.cli.script import parse_arguments, peek_argument, run
-from vdmini_diffusers.trainers.distill import OBJECTIVES, train_denoiser
+from vdmini_diffusers.families import find_trainable_family
+from vdmini_diffusers.trainers.distill import OBJECTIVES, Objective, train_denoiser
 
 
 TASKS = {"i2v": "single_step", "t2v": "consistency", "t2v_hy": "flow_matching"}
@@ -38,11 +39,11 @@ class ModelArguments:
     pretrained_student_model_name_or_path: str = field(
         metadata={"help": "Pipeline folder or Hub id of the pruned student, written by a script in conversion/."}
     )
-    task: Literal["i2v", "t2v", "t2v_hy"] = field(
-        default="i2v",
+    task: Literal["i2v", "t2v", "t2v_hy"] | None = field(
+        default=None,
         metadata={
-            "help": "Image to video; text to video by a U-Net; or by a transformer: HunyuanVideo, Wan, CogVideoX. Each"
-            " task has settings of its own, see --task t2v --help."
+            "help": "Image to video; text to video by a U-Net; or by a transformer: HunyuanVideo, Wan, CogVideoX. By"
+            " default what the student was made for. Each task has settings of its own, see --task t2v --help."
         },
     )
     variant: str | None = field(default=None, metadata={"help": "Variant of the teacher's weight files, e.g. fp16."})
@@ -52,9 +53,19 @@ class ModelArguments:
     )
 
 
+def find_objective() -> Objective:
+    """That of the task that is named, or of the student's family. It decides which settings there are."""
+    if task := peek_argument("task", default=""):
+        return OBJECTIVES[TASKS.get(task, "single_step")]  # the parser refuses any other task
+    try:
+        student = peek_argument("pretrained_student_model_name_or_path", default="")
+        return OBJECTIVES[find_trainable_family(student).task]
+    except (OSError, ValueError):  # as it is said later
+        return OBJECTIVES["single_step"]
+
+
 def main() -> None:
-    task = peek_argument("task", default="i2v")
-    objective = OBJECTIVES[TASKS.get(task, "single_step")]  # the parser refuses any other task
+    objective = find_objective()
     models, args, critic_args, icmd_args, data_args, *own = parse_arguments(
         (ModelArguments, *objective.arguments, *objective.own), description=(__doc__ or "").partition("\n")[0]
     )

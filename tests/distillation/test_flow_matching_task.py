@@ -150,6 +150,23 @@ def test_critics_see_tokens_of_a_frozen_transformer_in_their_grid(task, transfor
         assert torch.equal(found[name].flatten(1, 3), tokens[name])
 
 
+def test_critics_gradients_are_the_same_through_blocks_that_are_computed_again(task):
+    """Twice, as the norms of gradients are taken before the backward pass."""
+    backbone, given = tiny_hunyuan_transformer().requires_grad_(False), samples(task)
+    features = CriticFeatures(task, backbone, TAPS, token_grid)
+    noise = draw_instance_noise(features, given)
+    found = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            backbone.enable_gradient_checkpointing()
+        fake = given.fake.clone().requires_grad_()
+        with FeatureTaps(backbone, ["proj_out"]) as end:
+            total = sum(feature.square().sum() for feature in features(fake, noise, given.inputs).values())
+        assert bool(end) == checkpointed  # what is computed again runs to its end
+        found += [torch.autograd.grad(total, fake, retain_graph=True)[0] for _ in range(2)]
+    assert all(torch.equal(gradient, found[0]) for gradient in found) and found[0].abs().sum() > 0
+
+
 @pytest.mark.parametrize("light", [False, True])
 def test_a_critic_trains_the_student_through_the_transformer_or_on_latents(task, transformer, light):
     features = CriticFeatures(task, None if light else transformer, TAPS, token_grid)

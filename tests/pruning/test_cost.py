@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
+from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 from torch import nn
 
+from vdmini_diffusers.families import family_of
 from vdmini_diffusers.families.hunyuan_video import HUNYUAN_VIDEO
 from vdmini_diffusers.pruning import VDMINI_HY
 from vdmini_diffusers.pruning.cost import forward_cost
@@ -36,6 +37,19 @@ def test_the_student_takes_two_thirds_of_the_operations():
     assert teacher[""].num_flops / 1e12 == pytest.approx(11_397.2, abs=0.05)
     assert student[""].num_flops / 1e12 == pytest.approx(7_598.2, abs=0.05)
     assert len(teacher) == 1 + 60 and len(student) == 1 + 40
+
+
+def test_wan_s_operations_are_those_that_the_documents_have():
+    """Wan 2.1 with 1.3 billion parameters, and 20 of its 30 blocks."""
+    own = {"num_attention_heads": 12, "ffn_dim": 8960}
+    found = []
+    for num_layers in (30, 20):
+        with torch.device("meta"):
+            network = WanTransformer3DModel(**own, num_layers=num_layers)
+            inputs = family_of("WanPipeline").example_inputs(network.config, 125, 720, 1280)
+            found.append(forward_cost(network, inputs)[""])
+    assert [cost.num_parameters for cost in found] == [1_418_996_800, 954_589_760]
+    assert [round(cost.num_flops / 1e12, 1) for cost in found] == [2745.3, 1830.2]
 
 
 def test_operations_are_those_of_the_whole_and_of_each_block():

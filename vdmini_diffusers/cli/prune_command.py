@@ -113,7 +113,6 @@ def prune_command(description: str, family: Family | None = None) -> None:
         print("The next step is training:")
         print_command(
             "accelerate launch training/train_icmd.py",
-            task={"image": "i2v", "text": "t2v"}[family.given],
             pretrained_teacher_model_name_or_path=args.pretrained_model_name_or_path,
             pretrained_student_model_name_or_path=args.output_dir,
             variant=files.variant,

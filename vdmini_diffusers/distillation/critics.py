@@ -42,7 +42,7 @@ class CriticFeatures:
 
     Attributes:
         backbone: the frozen network whose features are taken. Only its part up to the last tap runs, unless it is
-            sharded. None if critics see the latents themselves.
+            sharded, or computed again in the backward pass. None if critics see the latents themselves.
         taps: modules of the backbone, in the order in which they run; by default the task's.
         token_grid: of a transformer: `(config, shape of latents)` to frames, height and width of the tokens' grid.
     """
@@ -71,7 +71,8 @@ class CriticFeatures:
         noisy_latents = self.task.add_noise(latents, instance_noise.noise, levels)
         if self.backbone is None:
             return {"latents": self.task.scale(noisy_latents, levels).flatten(0, 1)}
-        taps = FeatureTaps if isinstance(self.backbone, FSDPModule) else FirstFeatures
+        computed_again = torch.is_grad_enabled() and getattr(self.backbone, "is_gradient_checkpointing", False)
+        taps = FeatureTaps if computed_again or isinstance(self.backbone, FSDPModule) else FirstFeatures
         with taps(self.backbone, self.taps or self.task.critic_taps) as features:
             conditioning = self.task.backbone_conditioning(levels, inputs)
             self.task.denoise(self.backbone, noisy_latents, levels, conditioning)

@@ -36,6 +36,8 @@ def make_accelerator(args: RunArguments) -> Accelerator:
     """
     check_tracker(args.tracker)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    for client in ("httpx", "httpx2"):  # the Hub's, which has a line for each request
+        logging.getLogger(client).setLevel(logging.WARNING)
     accelerator = Accelerator(
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False

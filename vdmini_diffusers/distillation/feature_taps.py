@@ -75,7 +75,8 @@ class FeatureTaps:
 class FirstFeatures(FeatureTaps):
     """The same, but leaves the `with` block as soon as every module has run, without running the rest of the model.
 
-    Do not use it on a model that FSDP has sharded: weights that were gathered would not be freed.
+    Do not use it on a model that FSDP has sharded: weights that were gathered would not be freed. Nor where gradient
+    checkpointing is to run a block again: it would not know the block's end.
     """
 
     def _tap(self, name: str, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:

@@ -16,6 +16,17 @@ from vdmini_diffusers.families.stock import stock_family
 NUM_TOKENS = 512  # of a prompt, with padding
 
 
+def example_inputs(config: Mapping[str, Any], num_frames: int, height: int, width: int) -> dict[str, Any]:
+    """What the transformer takes for one clip of that many pixels, and a prompt. VAEs of 16 channels pack 8 x 8 pixels
+    into one, those of 48 channels, Wan 2.2's, 16 x 16."""
+    latent_frames, scale = (num_frames - 1) // 4 + 1, 16 if config["in_channels"] == 48 else 8
+    return {
+        "hidden_states": torch.zeros(1, config["in_channels"], latent_frames, height // scale, width // scale),
+        "timestep": torch.zeros(1, dtype=torch.long),
+        "encoder_hidden_states": torch.zeros(1, NUM_TOKENS, config["text_dim"]),
+    }
+
+
 @torch.no_grad()
 def encode_text_to_video(
     batch: Mapping[str, Any],
@@ -102,7 +113,7 @@ def from_fastvideo(
 stock = stock_family("WanPipeline")
 assert stock is not None
 FAMILY = TransformerFamily(
-    **vars(stock),
+    **(vars(stock) | {"example_inputs": example_inputs}),
     given="text",
     task="flow_matching",
     sample_tensors=("latents", "prompt_embeds", "fps"),

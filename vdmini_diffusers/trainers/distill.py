@@ -301,6 +301,8 @@ def load_backbone(
     if source is None:
         return None
     backbone: Any = pair.load_critic_backbone(source, DTYPES[accelerator.mixed_precision])
+    if args.gradient_checkpointing and pair.checkpoints_critic_backbone:
+        backbone.enable_gradient_checkpointing()
     if backbone is not pair.teacher_denoiser:
         backbone.to(accelerator.device).eval().requires_grad_(False)
         if args.shard_teacher:
@@ -385,8 +387,10 @@ def run_training(
     with averaged(ema, trained):
         judges_data: list[Any] = [critic.heads for critic in critics if "data" in critic.settings.real]
         pair.save(args, accelerator, prepared, denoiser, discriminator=next(iter(judges_data), None))
-        if accelerator.is_main_process and args.push_to_hub:
-            push(args)
+        if accelerator.is_main_process:
+            logger.info("the trained pipeline is in %s; its README.md shows how to open it", args.output_dir)
+            if args.push_to_hub:
+                push(args)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

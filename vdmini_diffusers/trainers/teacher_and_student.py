@@ -58,6 +58,8 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
     """
 
     task: ClassVar[str]  # the objective of the families that this class trains
+    # Whether gradient checkpointing is for the critics' backbone as well, which then runs to its end.
+    checkpoints_critic_backbone: ClassVar[bool] = False
     family: FamilyT
     companions: Mapping[str, Path]
     card: str

@@ -1,6 +1,7 @@
 """The results of training a denoiser: a whole pipeline with its card, and validation videos on trackers."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +24,8 @@ from vdmini_diffusers.serialization.cards import render_card, with_training_note
 from vdmini_diffusers.serialization.repository import fetch_file, push_folder
 from vdmini_diffusers.version import __version__
 
+
+logger = logging.getLogger(__name__)
 
 StateDict = Mapping[str, torch.Tensor]
 IGNORED_BY_PUSH = ["checkpoint-*", ".*", "*/.*", "logs/*", "skipped_videos/*", "validation/*"]
@@ -162,4 +165,5 @@ def teacher_card(args: DenoiserTrainingArguments, teacher_name: str, family: UNe
 
 def push(args: RunArguments) -> None:
     """Upload the result of training, without checkpoints, logs and temporary files."""
-    push_folder(args.output_dir, args.hub_model_id, "End of training", IGNORED_BY_PUSH)
+    repository = push_folder(args.output_dir, args.hub_model_id, "End of training", IGNORED_BY_PUSH)
+    logger.info("it is on the Hub as %s", repository)

@@ -5,6 +5,7 @@ and the feature pairs of ICD follow from it, as its methods.
 """
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ class PruningPlan(ABC):
             names = self.block_names(key)
             block = next((name for name in names if name not in kept_blocks), names[-1])
             dropped[block] = dropped.get(block, 0) + teacher_sizes[key]
-        return dict(sorted(dropped.items()))
+        in_order = sorted(dropped, key=lambda block: re.sub(r"\d+", lambda number: number[0].zfill(4), block))
+        return {block: dropped[block] for block in in_order}
 
     def to_json_string(self) -> str:
         """One line per field; `PruningPlan.from_json_string` gives an equal plan back."""
