@@ -232,6 +232,17 @@ def test_every_request_carries_the_token(hub, prune, expected):
         prune(overwrite=True, token="another")
 
 
+def test_another_host_that_the_hub_sends_on_to_gets_the_ranges_and_not_the_token(hub, prune, expected, kept):
+    """As its storage of large files is."""
+    hub.tokens = {"secret"}
+    with FakeHub(hub.root) as storage:
+        storage.refs, hub.storage = hub.refs, storage.endpoint
+        assert_same_weights(prune(), expected)
+    assert sent_weights(storage) == kept and not sent_weights(hub)
+    for asked, has_token in ((hub, {True}), (storage, {False})):
+        assert {"Authorization" in headers for path in kept for headers in asked.received[path]} == has_token
+
+
 def test_the_denoiser_alone(hub, prune, expected, kept, tmp_path):
     student = prune(denoisers_only=True)
     names = {path.relative_to(student).as_posix() for path in student.rglob("*") if path.is_file()}
