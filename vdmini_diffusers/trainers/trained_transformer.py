@@ -16,6 +16,10 @@ from vdmini_diffusers.serialization.safetensors_copy import FLOATS
 from vdmini_diffusers.serialization.safetensors_reader import StoredTensor, read_checkpoint
 
 
+# What is fetched of a pipeline on the Hub: configs, vocabularies, licence, code and weights.
+PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "*.py", "*.safetensors"]
+
+
 @dataclass(frozen=True)
 class StudentFiles:
     """A pipeline's folder.
@@ -37,7 +41,7 @@ def pipeline_files(name: str, denoiser: str, variant: str | None) -> StudentFile
         CheckpointError: if the denoiser's weights are missing or malformed.
         OSError: if a file cannot be read or downloaded.
     """
-    folder = Path(name) if Path(name).is_dir() else download(name, None, ["*.json", "*.txt", "*.py", "*.safetensors"])
+    folder = Path(name) if Path(name).is_dir() else download(name, None, PATTERNS)
     index, _ = read_model_index(folder)
     components = [folder / part for part, entry in index.items() if isinstance(entry, list) and part != "_class_name"]
     top = [path for path in folder.iterdir() if re.match(r"model_index\.json$|LICENSE|NOTICE|.*\.py$", path.name)]
