@@ -122,6 +122,17 @@ def test_a_teacher_that_changed_meanwhile_is_read_anew(teacher, large):
     assert student == weights_of(prune_pipeline(teacher, teacher.parent / "anew", PLAN, max_shard_size="100KB"))
 
 
+def test_what_the_teacher_has_lost_meanwhile_the_student_has_not(teacher, large):
+    (teacher / "LICENSE").write_text("old terms")
+    (teacher / "tokenizer/special_tokens.txt").write_text("<old>")
+    assert killed_after(teacher, safetensors_copy, "_write", 300)
+    assert len(list(teacher.parent.glob(".student.tmp-*/LICENSE"))) == 1
+    (teacher / "LICENSE").unlink()
+    (teacher / "tokenizer/special_tokens.txt").unlink()
+    student = prune(teacher)
+    assert not (student / "LICENSE").exists() and not (student / "tokenizer/special_tokens.txt").exists()
+
+
 def test_a_line_that_was_cut_as_it_was_noted_and_a_file_that_is_gone(teacher, large, monkeypatch):
     assert killed_after(teacher, safetensors_copy, "_write", 300)
     (progress,) = teacher.parent.glob(f".student.tmp-*/{atomic.PROGRESS}")
