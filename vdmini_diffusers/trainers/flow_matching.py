@@ -183,6 +183,19 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
         self._check_tensors(dataset[0], folder)
         return dataset
 
+    def _check_tensors(self, sample: Mapping[str, Any], folder: str) -> None:
+        super()._check_tensors(sample, folder)
+        embedding = self.family.critic_condition({name: value[None] for name, value in sample.items()})
+        for what, found, expected in (
+            ("channels of latents", sample["latents"].shape[1], self.teacher_denoiser.config.in_channels),
+            ("values of a text's embedding", embedding.shape[1], self.family.critic_condition_dim(self.teacher)),
+        ):
+            if found != expected:
+                raise ValueError(
+                    f"{folder} has {found} {what}, and {self.teacher_name} takes {expected}: it was encoded for"
+                    " another model."
+                )
+
     def set_clip_shape(self, clips: VideoDataArguments | Mapping[str, Any]) -> None:
         if isinstance(clips, VideoDataArguments):  # which are to be encoded
             self._load_encoders()
