@@ -182,6 +182,8 @@ def test_the_rule_is_refused_where_nothing_can_go():
     config = TRANSFORMERS["WanAnimate2Transformer3DModel"].config
     with pytest.raises(PruningPlanError, match=r"finds no run of blocks .* Write a plan: a JSON file"):
         MIDDLE.for_teacher("WanAnimate2Transformer3DModel", config)
+    with pytest.raises(PruningPlanError, match=r"finds no run of blocks .* with {} blocks"):
+        MIDDLE.for_teacher("WanTransformer3DModel", {"num_layers": 0})
     with pytest.raises(PruningPlanError, match="prunes video transformers, of which a FluxTransformer2DModel is none"):
         MIDDLE.for_teacher("FluxTransformer2DModel", {"num_layers": 19})
 

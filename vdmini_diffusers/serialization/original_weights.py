@@ -127,6 +127,8 @@ def _tensor_of_rows(
 
 def _read_archive(file: Path) -> dict[str, StoredTensor]:
     """The tensors of a file of `torch.save`, each with the place of its bytes in the file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not a file.")
     if not zipfile.is_zipfile(file):
         raise CheckpointError(
             f"{file} is neither safetensors nor an archive of `torch.save`. If it is from before PyTorch 1.6, load it"
