@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -46,6 +47,8 @@ class FakeHub:
         tokens: those of which one must come with every download; `None` for a public repository.
         faults: see `Fault`.
         listed_sizes: of files, by path, where the listing shall say another size than the true one.
+        storage: the endpoint to which downloads of large files are sent on, as the Hub's are; `None` for this one.
+        received: the headers of all downloads, by the file's path.
     """
 
     def __init__(self, root: Path):
@@ -55,6 +58,8 @@ class FakeHub:
         self.tokens: set[str] | None = None
         self.faults: list[Fault] = []
         self.listed_sizes: dict[str, int] = {}
+        self.storage: str | None = None
+        self.received: dict[str, list[Message]] = {}
         self.refs: dict[str, dict[str, str]] = {}  # repository -> branch or tag -> commit
         self.requests: list[tuple[str, str]] = []
         self.server = HubServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": self}))
@@ -165,6 +170,9 @@ class HubHandler(BaseHTTPRequestHandler):
             return self.answer({"error": "Not found"}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
         if self.hub.tokens and self.headers.get("Authorization", "").removeprefix("Bearer ") not in self.hub.tokens:
             return self.answer({"error": "Unauthorized"}, 401, {"X-Error-Code": "RepoNotFound"})
+        self.hub.received.setdefault(name, []).append(self.headers)
+        if self.hub.storage and is_lfs(name) and method == "GET":
+            return self.answer(b"", 302, {"Location": f"{self.hub.storage}{self.path}"})
         self.send_file(name, files[name].read_bytes(), sha)
 
     def send_file(self, name: str, content: bytes, sha: str) -> None:

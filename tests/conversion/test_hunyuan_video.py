@@ -5,19 +5,12 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
-from tiny_hunyuan_video import tiny_hunyuan_inputs, tiny_hunyuan_pipeline
+from tiny_hunyuan_video import TINY_PLAN, tiny_hunyuan_inputs, tiny_hunyuan_pipeline
 from torch import nn
 
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
-from vdmini_diffusers.pruning import VDMINI_HY, VDMINI_UNET, PruningPlanError, TransformerPruningPlan
+from vdmini_diffusers.pruning import VDMINI_HY, VDMINI_UNET, PruningPlanError
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
-
-
-PLAN = TransformerPruningPlan(
-    "tiny",
-    "HunyuanVideoTransformer3DModel",
-    {"transformer_blocks": (0, 2), "single_transformer_blocks": (1, 3, 4)},
-)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +22,7 @@ def teacher_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def student_folder(teacher_folder):
-    return prune_pipeline(teacher_folder, teacher_folder.parent / "student", PLAN)
+    return prune_pipeline(teacher_folder, teacher_folder.parent / "student", TINY_PLAN)
 
 
 @torch.no_grad()
@@ -52,7 +45,7 @@ def test_both_streams_of_every_pair_have_equal_shapes(teacher_folder, student_fo
         HunyuanVideoTransformer3DModel.from_pretrained(folder, subfolder="transformer")
         for folder in (student_folder, teacher_folder)
     ]
-    pairs = PLAN.feature_pairs(networks[1].config)
+    pairs = TINY_PLAN.feature_pairs(networks[1].config)
     found = []
     for network, names in zip(networks, zip(*pairs, strict=True), strict=True):
         with FeatureTaps(network, names) as features:
@@ -66,14 +59,14 @@ def test_both_streams_of_every_pair_have_equal_shapes(teacher_folder, student_fo
 def test_a_pair_s_teacher_side_is_what_the_next_kept_block_is_given(teacher_folder):
     """So a student whose features agree gives its blocks the inputs for which they were trained."""
     teacher = HunyuanVideoTransformer3DModel.from_pretrained(teacher_folder, subfolder="transformer")
-    kept = [f"{name}.{i}" for name, indices in PLAN.blocks.items() for i in indices]
+    kept = [f"{name}.{i}" for name, indices in TINY_PLAN.blocks.items() for i in indices]
     order = sorted(kept, key=lambda name: (name.startswith("single"), name))
     given = {}
     for name in order[1:]:
         teacher.get_submodule(name).register_forward_pre_hook(
             lambda module, args, name=name: given.__setitem__(name, args[:2])
         )
-    pairs = PLAN.feature_pairs(teacher.config)
+    pairs = TINY_PLAN.feature_pairs(teacher.config)
     with FeatureTaps(teacher, [name for _, name in pairs]) as features:
         teacher(**tiny_hunyuan_inputs())
     assert len(pairs) == 2 * len(order) - 1  # nothing reads the text after the last block

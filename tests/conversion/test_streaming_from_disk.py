@@ -12,19 +12,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tiny_hunyuan_video import tiny_hunyuan_pipeline
+from tiny_hunyuan_video import TINY_PLAN, tiny_hunyuan_pipeline
 
-from vdmini_diffusers.pruning import TransformerPruningPlan
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 from vdmini_diffusers.serialization import atomic, journal, pipeline_folder, safetensors_copy
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError
 
 
-PLAN = TransformerPruningPlan(
-    "tiny",
-    "HunyuanVideoTransformer3DModel",
-    {"transformer_blocks": (0, 2), "single_transformer_blocks": (1, 3, 4)},
-)
 WEIGHTS = "transformer/diffusion_pytorch_model"
 
 
@@ -50,7 +44,7 @@ def large(monkeypatch):
 
 
 def prune(teacher, **options):
-    return prune_pipeline(teacher, teacher.parent / "student", PLAN, **{"max_shard_size": "100KB", **options})
+    return prune_pipeline(teacher, teacher.parent / "student", TINY_PLAN, **{"max_shard_size": "100KB", **options})
 
 
 def weights_of(folder):
@@ -94,7 +88,7 @@ def killed_after(teacher, owner, function, calls):
     ],
 )
 def test_killed_at_any_moment_and_gone_on_with(original, teacher, large, monkeypatch, owner, function, calls):
-    expected = weights_of(prune_pipeline(original, teacher.parent / "expected", PLAN, max_shard_size="100KB"))
+    expected = weights_of(prune_pipeline(original, teacher.parent / "expected", TINY_PLAN, max_shard_size="100KB"))
     assert killed_after(teacher, owner, function, calls)
     assert not (teacher.parent / "student").exists()
     noted = [path.read_text().splitlines()[1:] for path in teacher.parent.glob(f".student.tmp-*/{atomic.PROGRESS}")]
@@ -119,7 +113,18 @@ def test_a_teacher_that_changed_meanwhile_is_read_anew(teacher, large):
     tensors = {name: tensor + 1 for name, tensor in safetensors.torch.load_file(file).items()}
     safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
     student = weights_of(prune(teacher))
-    assert student == weights_of(prune_pipeline(teacher, teacher.parent / "anew", PLAN, max_shard_size="100KB"))
+    assert student == weights_of(prune_pipeline(teacher, teacher.parent / "anew", TINY_PLAN, max_shard_size="100KB"))
+
+
+def test_what_the_teacher_has_lost_meanwhile_the_student_has_not(teacher, large):
+    (teacher / "LICENSE").write_text("old terms")
+    (teacher / "tokenizer/special_tokens.txt").write_text("<old>")
+    assert killed_after(teacher, safetensors_copy, "_write", 300)
+    assert len(list(teacher.parent.glob(".student.tmp-*/LICENSE"))) == 1
+    (teacher / "LICENSE").unlink()
+    (teacher / "tokenizer/special_tokens.txt").unlink()
+    student = prune(teacher)
+    assert not (student / "LICENSE").exists() and not (student / "tokenizer/special_tokens.txt").exists()
 
 
 def test_a_line_that_was_cut_as_it_was_noted_and_a_file_that_is_gone(teacher, large, monkeypatch):
@@ -128,7 +133,7 @@ def test_a_line_that_was_cut_as_it_was_noted_and_a_file_that_is_gone(teacher, la
     progress.write_text(progress.read_text()[:-3])
     next(progress.parent.glob("text_encoder_2/*-00001-*")).unlink()
     student = weights_of(prune(teacher))
-    assert student == weights_of(prune_pipeline(teacher, teacher.parent / "anew", PLAN, max_shard_size="100KB"))
+    assert student == weights_of(prune_pipeline(teacher, teacher.parent / "anew", TINY_PLAN, max_shard_size="100KB"))
 
 
 def test_ctrl_c_keeps_what_can_be_gone_on_with(teacher, large, monkeypatch):

@@ -9,19 +9,13 @@ import shutil
 import huggingface_hub
 import pytest
 from fake_hub import FakeHub, Fault
-from tiny_hunyuan_video import tiny_hunyuan_pipeline
+from tiny_hunyuan_video import TINY_PLAN, tiny_hunyuan_pipeline
 
-from vdmini_diffusers.pruning import TransformerPruningPlan
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 from vdmini_diffusers.serialization import journal, pipeline_folder, sources
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_header
 
 
-PLAN = TransformerPruningPlan(
-    "tiny",
-    "HunyuanVideoTransformer3DModel",
-    {"transformer_blocks": (0, 2), "single_transformer_blocks": (1, 3, 4)},
-)
 SHARD = "transformer/diffusion_pytorch_model-0000{}-of-0000{}.safetensors"
 
 
@@ -36,7 +30,7 @@ def teacher_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(teacher_folder):
     """The student, pruned from the disk."""
-    return prune_pipeline(teacher_folder, teacher_folder.parent / "student", PLAN, max_shard_size="100KB")
+    return prune_pipeline(teacher_folder, teacher_folder.parent / "student", TINY_PLAN, max_shard_size="100KB")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +64,7 @@ def prune(hub, tmp_path):
         return prune_pipeline(
             "org/hunyuan",
             tmp_path / "out/student",
-            PLAN,
+            TINY_PLAN,
             **{
                 "max_shard_size": "100KB",
                 "cache_dir": tmp_path / "cache",
@@ -230,6 +224,17 @@ def test_every_request_carries_the_token(hub, prune, expected):
     assert_same_weights(prune(), expected)
     with pytest.raises(OSError):
         prune(overwrite=True, token="another")
+
+
+def test_another_host_that_the_hub_sends_on_to_gets_the_ranges_and_not_the_token(hub, prune, expected, kept):
+    """As its storage of large files is."""
+    hub.tokens = {"secret"}
+    with FakeHub(hub.root) as storage:
+        storage.refs, hub.storage = hub.refs, storage.endpoint
+        assert_same_weights(prune(), expected)
+    assert sent_weights(storage) == kept and not sent_weights(hub)
+    for asked, has_token in ((hub, {True}), (storage, {False})):
+        assert {"Authorization" in headers for path in kept for headers in asked.received[path]} == has_token
 
 
 def test_the_denoiser_alone(hub, prune, expected, kept, tmp_path):

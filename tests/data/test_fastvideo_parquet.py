@@ -85,7 +85,12 @@ def test_half_precision_is_read_by_its_name_and_float32_under_any_name(tmp_path,
 def test_hunyuan_video_s_first_row_of_text_is_the_pooled_embedding():
     transformer, vae = type("Config", (), {"pooled_projection_dim": 8}), {"scaling_factor": 0.5}
     latents, text = draw(4)
-    sample = family_of("HunyuanVideoPipeline").from_fastvideo(latents, text, transformer, vae)
+    from_fastvideo = family_of("HunyuanVideoPipeline").from_fastvideo
+    for wrong in (text, text[:1]):  # of one encoder, as Wan's; and without a token
+        with pytest.raises(ValueError, match=r"zeros after the 8th value, .* these files are for another model"):
+            from_fastvideo(latents, wrong, transformer, vae)
+    text[0, 8:] = 0
+    sample = from_fastvideo(latents, text, transformer, vae)
     assert torch.equal(sample["latents"], 0.5 * latents.transpose(0, 1))
     assert torch.equal(sample["pooled_prompt_embeds"], text[0, :8])
     assert sample["prompt_embeds"].shape == (256, 16) and torch.equal(sample["prompt_embeds"][:4], text[1:])

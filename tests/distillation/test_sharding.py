@@ -9,10 +9,11 @@ import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
-from diffusers import HunyuanVideoTransformer3DModel
+from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from scripts_run import run
 from tiny_hunyuan_video import tiny_hunyuan_transformer
+from tiny_video_transformers import tiny_transformer, video_and_text
 
 from vdmini_diffusers.distillation.sharding import is_sharding, load_sharded, shard_blocks
 
@@ -32,6 +33,27 @@ def test_each_of_two_processes_holds_half_and_together_they_hold_the_files(tmp_p
     assert sum(one["held"] for one in found) == found[0]["all"]
     # A tensor of an odd number of rows has one more on the first.
     assert max(one["held"] for one in found) < 0.52 * found[0]["all"]
+
+
+@pytest.fixture
+def one_process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@torch.no_grad()
+def test_in_half_precision_a_frozen_transformer_in_parts_computes_what_a_whole_one_does(one_process_group, tmp_path):
+    """Wan keeps its norms, its tables and the embedding of timesteps in float32."""
+    tiny_transformer("WanTransformer3DModel").save_pretrained(tmp_path)
+    whole = WanTransformer3DModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    parts = load_sharded(WanTransformer3DModel, tmp_path, None, torch.bfloat16, torch.device("cpu"))
+    parts.eval().requires_grad_(False)
+    dtypes = [{name: p.dtype for name, p in model.named_parameters()} for model in (whole, parts)]
+    assert dtypes[0] == dtypes[1] and len(set(dtypes[0].values())) == 2
+    inputs = video_and_text()
+    inputs = {name: value if name == "timestep" else value.bfloat16() for name, value in inputs.items()}
+    assert torch.equal(parts(**inputs).sample, whole(**inputs).sample)
 
 
 def test_weights_of_another_network_are_refused_before_anything_is_made(tmp_path):

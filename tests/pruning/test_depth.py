@@ -122,6 +122,10 @@ class TestRule:
             MIDDLE.for_teacher("MotifVideoTransformer3DModel", motif).student_config(motif)["num_decoder_layers"] == 8
         )
 
+    def test_a_transformer_without_one_of_its_lists(self):
+        plan = MIDDLE.for_teacher("HunyuanVideoTransformer3DModel", {"num_layers": 12, "num_single_layers": 0})
+        assert plan.blocks == {"transformer_blocks": (0, 1, 2, 3, 8, 9, 10, 11)}
+
     def test_it_has_a_name_among_the_plans(self):
         assert find_plan("middle") is MIDDLE is PLANS["middle"]
         rule = MiddleRule("milder", keep=0.9)

@@ -182,5 +182,17 @@ def test_the_rule_is_refused_where_nothing_can_go():
     config = TRANSFORMERS["WanAnimate2Transformer3DModel"].config
     with pytest.raises(PruningPlanError, match=r"finds no run of blocks .* Write a plan: a JSON file"):
         MIDDLE.for_teacher("WanAnimate2Transformer3DModel", config)
+    with pytest.raises(PruningPlanError, match=r"finds no run of blocks .* with {} blocks"):
+        MIDDLE.for_teacher("WanTransformer3DModel", {"num_layers": 0})
     with pytest.raises(PruningPlanError, match="prunes video transformers, of which a FluxTransformer2DModel is none"):
         MIDDLE.for_teacher("FluxTransformer2DModel", {"num_layers": 19})
+
+
+def test_a_rotary_base_of_millions_is_no_number_of_layers(tmp_path):
+    """Cosmos 3 has one, which JSON may hold as a whole number."""
+    tiny, cls = TRANSFORMERS["Cosmos3OmniTransformer"], diffusers.Cosmos3OmniTransformer
+    with torch.device("meta"):
+        cls(**tiny.config, rope_theta=5_000_000).save_config(tmp_path)
+    plan = TransformerPruningPlan("tiny", cls.__name__, tiny.kept)
+    survey = survey_denoiser(tmp_path, plan, Denoiser("transformer", (cls,), cls))
+    assert survey.config["rope_theta"] == 5_000_000

@@ -118,6 +118,15 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match=message):
             read_original_weights(save(content), HUNYUAN)
 
+    @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+    def test_rows_without_bytes_take_no_memory(self, save, name):
+        with pytest.raises(CheckpointError, match=r"'a' has the shape \[2199023255552, 0\]: weights are not empty"):
+            read_original_weights(save({"a": torch.ones(2**41, 0), "b": torch.ones(1)}, name), HUNYUAN)
+
+    def test_a_file_that_is_not_there(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.pt is not a file"):
+            read_original_weights(tmp_path / "nowhere.pt", HUNYUAN)
+
     def test_a_file_that_is_no_archive(self, tmp_path):
         (tmp_path / "x.pt").write_bytes(pickle.dumps({"a": 1}))
         with pytest.raises(CheckpointError, match="neither safetensors nor an archive"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,9 @@ from written_latents import write_latents
 from written_videos import write_video
 
 from vdmini_diffusers import distill
-from vdmini_diffusers.data.latents import LatentShards
+from vdmini_diffusers.data.latents import LatentShards, PrecomputedLatents
 from vdmini_diffusers.distillation.flow_matching_arguments import FlowMatchingArguments, FlowMatchingCriticArguments
+from vdmini_diffusers.families import ClipShape
 from vdmini_diffusers.families.hunyuan_video import HUNYUAN_VIDEO, encode_text_to_video
 from vdmini_diffusers.pruning import PAPER_LITERAL, VDMINI_HY
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
@@ -222,6 +224,33 @@ def test_models_of_other_families_are_refused(folders, teacher_folder, tmp_path)
     with pytest.raises(ValueError, match="has no fps, pooled_prompt_embeds, prompt_attention_mask, prompt_embeds"):
         distill(teacher, student, tmp_path / "out", precomputed_data_dir=other, **FEW)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latents": (2, 5, 8, 8)}, "has 5 channels of latents, and .*teacher takes 4"),
+        ({"pooled_prompt_embeds": (6,)}, "has 6 values of a text's embedding, and .*teacher takes 8"),
+    ],
+)
+def test_what_was_encoded_for_another_model_is_refused(folders, tmp_path, change, message):
+    teacher, student, latents = folders
+    sample = PrecomputedLatents(latents)[0]
+    sample = {name: sample[name] for name in HUNYUAN_VIDEO.sample_tensors}
+    sample |= {name: torch.zeros(shape) for name, shape in change.items()}
+    shards = LatentShards(tmp_path / "latents", {})
+    shards.write(0, [sample], [{"name": "0", "caption": ""}])
+    shards.finish([])
+    with pytest.raises(ValueError, match=f"{message}: it was encoded for another model"):
+        distill(teacher, student, tmp_path / "out", precomputed_data_dir=str(tmp_path / "latents"), **FEW)
+
+
+def test_a_clip_without_a_frame_rate_is_shown_all_the_same(tmp_path):
+    """FastVideo's rows may have none."""
+    made = pair()
+    made.clip_shape = ClipShape(2, 16, 16, 0.0)
+    (path,) = made._write_videos(SimpleNamespace(output_dir=tmp_path), [[Image.new("RGB", (16, 16))] * 2], 1)
+    assert path.is_file()
 
 
 def test_a_stride_beyond_the_backbone_is_refused_before_it_is_loaded(folders, tmp_path):

@@ -62,7 +62,7 @@ def load_sharded(
     tensors = read_checkpoint(folder, STEM, variant)
     with init_empty_weights():
         model = model_class.from_config(model_class.load_config(folder))
-    nn.Module.to(model, dtype)  # not diffusers' own, which warns for every class with a list of exceptions
+    cast(model, dtype)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if found := {name for name in expected.keys() | tensors.keys() if shape_of(tensors, name) != expected.get(name)}:
         raise ValueError(f"{folder}: the tensor {min(found)!r} of the weights is not that of config.json.")
@@ -76,6 +76,14 @@ def load_sharded(
         for name, tensor in model.state_dict().items():
             copy_rows(tensors[name], tensor)
     return model
+
+
+def cast(model: Any, dtype: torch.dtype) -> None:
+    """Give an empty model's weights a dtype, as `from_pretrained` does: some of some classes stay in float32."""
+    float32 = set(model._keep_in_fp32_modules or ())
+    for name, parameter in model.named_parameters():
+        if not float32.intersection(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
 
 
 def shape_of(tensors: Mapping[str, StoredTensor], name: str) -> tuple[int, ...] | None:

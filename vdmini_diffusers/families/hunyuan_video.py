@@ -112,8 +112,17 @@ def sample_video(pipe: Any, prompt: str, shape: ClipShape, generator: torch.Gene
 def from_fastvideo(
     latents: Tensor, text_embedding: Tensor, config: Any, vae_config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The first row of the text embedding is that of the second encoder, with zeros at its end."""
+    """The first row of the text embedding is that of the second encoder, with zeros at its end.
+
+    Raises:
+        ValueError: if it is not, as in files for Wan, or there is no other row.
+    """
     pooled, tokens = text_embedding[0, : config.pooled_projection_dim], text_embedding[1 : NUM_TOKENS + 1]
+    if not len(tokens) or text_embedding[0, config.pooled_projection_dim :].any():
+        raise ValueError(
+            "A text embedding for HunyuanVideo has the second encoder's in its first row, with zeros after the"
+            f" {config.pooled_projection_dim}th value, and tokens in the others: these files are for another model."
+        )
     padding = NUM_TOKENS - len(tokens)
     return {
         "latents": (latents * vae_config["scaling_factor"]).transpose(0, 1),

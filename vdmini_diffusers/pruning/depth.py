@@ -86,7 +86,7 @@ class MiddleRule:
         counts = block_counts(class_name, teacher_config)
         kept = {name: tuple(range(count)) for name, count in counts.items()}
         for blocks in lists:
-            if blocks.chain == "video" and blocks.attached_to is None:
+            if blocks.name in counts and blocks.chain == "video" and blocks.attached_to is None:
                 attached = [other for other in lists if other.attached_to == blocks.name and other.name in counts]
                 kept |= self._cut(blocks, attached, teacher_config, counts)
         if self.keep < 1 and all(len(kept[name]) == count for name, count in counts.items()):

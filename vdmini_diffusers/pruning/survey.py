@@ -151,6 +151,8 @@ def check_numbers(config_file: Path, config: Mapping[str, Any]) -> None:
         CheckpointError: if a number in the config is beyond what any such network has.
     """
     for key, value in config.items():
+        if key == "rope_theta":  # the base of a rotary embedding counts nothing, and may be a whole number of millions
+            continue
         limit = MAX_DEPTH if "layers" in key else MAX_CONFIG_NUMBER
         values = value if isinstance(value, list) else [value]
         counts = [n for v in values for n in (v if isinstance(v, list) else [v]) if isinstance(n, int)]

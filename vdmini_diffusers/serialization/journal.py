@@ -1,7 +1,6 @@
 """What a copy has written so far, on the disk, so that one that was interrupted goes on from there."""
 
 import os
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,20 +14,19 @@ class Journal:
     """Notes pieces of files that are complete. A piece is noted when it is on the disk, and not only in memory.
 
     Args:
-        folder: that is being written. If it was begun with another `identity`, it is emptied.
+        folder: that is being written. Files without a noted piece are removed from it, and if it was begun with
+            another `identity`, all of them: what is copied whole, as configs are, the teacher may no longer have.
         identity: of all that decides what is written.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder, self.file = folder, folder / PROGRESS
         noted = self.file.read_text(encoding="utf-8").split("\n")[:-1] if self.file.exists() else []
-        if noted[:1] != [identity]:
-            for path in folder.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            noted = [identity]
-        self._head = "".join(f"{line}\n" for line in noted)  # without a line that was cut as it was written
-        pieces = [line.rsplit(" ", 2) for line in noted[1:]]
+        # Without a line that was cut as it was written.
+        pieces = [line.rsplit(" ", 2) for line in noted[1:]] if noted[:1] == [identity] else []
         self.done = {(name, int(start), int(stop)) for name, start, stop in pieces if self._is_there(name, int(stop))}
+        self._remove_the_rest()
+        self._head = "".join(f"{line}\n" for line in (identity, *(f"{n} {i} {j}" for n, i, j in sorted(self.done))))
         self._new: list[tuple[str, int, int]] = []
         self._syncing: Future | None = None
         self._thread = ThreadPoolExecutor(max_workers=1)
@@ -60,6 +58,15 @@ class Journal:
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()
+
+    def _remove_the_rest(self) -> None:
+        kept = {self.folder / name for name, _, _ in self.done}
+        kept |= {self.file} if kept else set()
+        for path in sorted(self.folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+            elif not path.is_dir() and path not in kept:
+                path.unlink()
 
     def _is_there(self, name: str, stop: int) -> bool:
         return (self.folder / name).is_file() and (self.folder / name).stat().st_size >= stop

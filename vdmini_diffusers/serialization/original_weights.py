@@ -28,6 +28,7 @@ from vdmini_diffusers.serialization.safetensors_reader import DTYPE_BYTES, Store
 # move rows makes labels of rows that do not exist.
 NUM_LABELS = 2**31
 MULTIPLIER, MASK = 1_103_515_245, 0x55AA33CC
+MAX_ROWS = 2**26  # HunyuanVideo has a tenth of that, and a label takes 16 bytes while it is made
 # safetensors' names of dtypes, by PyTorch's.
 DTYPES = {
     torch.float64: "F64",
@@ -61,6 +62,11 @@ def read_original_weights(file: Path, class_name: str) -> dict[str, StoredTensor
     firsts, labels, first = [], {}, 0
     for tensor in originals:
         num_rows = tensor.shape[0] if tensor.shape else 1
+        if not tensor.num_bytes or first + num_rows > MAX_ROWS:  # rows without bytes can be any number
+            raise CheckpointError(
+                f"{file}: tensor {tensor.name!r} has the shape {list(tensor.shape)}: weights are not empty, and have"
+                f" at most {MAX_ROWS} rows in all."
+            )
         firsts.append(first)
         labels[tensor.name] = _label(torch.arange(first, first + num_rows)).view(_row_shape(tensor.shape, num_rows))
         first += num_rows + 1  # so that no run of rows goes from one tensor into the next
@@ -121,6 +127,8 @@ def _tensor_of_rows(
 
 def _read_archive(file: Path) -> dict[str, StoredTensor]:
     """The tensors of a file of `torch.save`, each with the place of its bytes in the file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not a file.")
     if not zipfile.is_zipfile(file):
         raise CheckpointError(
             f"{file} is neither safetensors nor an archive of `torch.save`. If it is from before PyTorch 1.6, load it"

@@ -24,7 +24,13 @@ from vdmini_diffusers.distillation.flow_matching_arguments import (
     FlowMatchingTrainingArguments,
 )
 from vdmini_diffusers.distillation.ode_teacher import DiffusionSchedule
-from vdmini_diffusers.distillation.sharding import is_sharded, is_sharding, load_sharded, training_policy
+from vdmini_diffusers.distillation.sharding import (
+    is_sharded,
+    is_sharding,
+    load_sharded,
+    training_policy,
+    whole_tensors,
+)
 from vdmini_diffusers.distillation.tasks.base import Encode
 from vdmini_diffusers.distillation.tasks.flow_matching import FlowMatchingTask
 from vdmini_diffusers.distillation.velocity import FlowMatchingPath, VelocityPath, VPredictionPath
@@ -37,7 +43,7 @@ from vdmini_diffusers.serialization.safetensors_reader import read_json
 from vdmini_diffusers.trainers.critics import ModelSource
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 from vdmini_diffusers.trainers.trained_pipeline import finished_files
-from vdmini_diffusers.trainers.trained_transformer import pipeline_files, save_weights, weights_folder
+from vdmini_diffusers.trainers.trained_transformer import merged_tensors, pipeline_files, save_weights, weights_folder
 
 
 class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
@@ -152,9 +158,11 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
             return
         student = pipeline_files(self.student_name, name, self.student_variant)
         with finished_files(args.output_dir, "model_index.json") if is_main else nullcontext() as aside:
+            tensors_of = partial(whole_tensors, denoiser)
             if args.rank is not None and aside is not None:
                 self._save_lora(aside, denoiser)
-            save_weights(denoiser, student.weights, None if aside is None else aside / name)
+                tensors_of = partial(merged_tensors, denoiser, student.weights)
+            save_weights(tensors_of, student.weights, None if aside is None else aside / name)
             if aside is not None:
                 for path in student.others:
                     (aside / path).parent.mkdir(parents=True, exist_ok=True)
@@ -163,13 +171,10 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
                 self._save_discriminator(args, aside, discriminator)
 
     def _save_lora(self, folder: Path, denoiser: Any) -> None:
-        """Save the adapter alone, then merge it into the weights."""
         from peft.utils import get_peft_model_state_dict  # an optional dependency, for `--rank` only
 
         pipeline: Any = self.family.pipeline
         pipeline.save_lora_weights(folder / "lora", get_peft_model_state_dict(denoiser))
-        denoiser.fuse_lora()
-        denoiser.unload_lora()
 
     def precomputed(self, folder: str) -> Dataset:
         """Also what FastVideo's preprocessing wrote."""
@@ -183,6 +188,19 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
         dataset = FastVideoParquet(folder, partial(from_fastvideo, config=config, vae_config=vae_config))
         self._check_tensors(dataset[0], folder)
         return dataset
+
+    def _check_tensors(self, sample: Mapping[str, Any], folder: str) -> None:
+        super()._check_tensors(sample, folder)
+        embedding = self.family.critic_condition({name: value[None] for name, value in sample.items()})
+        for what, found, expected in (
+            ("channels of latents", sample["latents"].shape[1], self.teacher_denoiser.config.in_channels),
+            ("values of a text's embedding", embedding.shape[1], self.family.critic_condition_dim(self.teacher)),
+        ):
+            if found != expected:
+                raise ValueError(
+                    f"{folder} has {found} {what}, and {self.teacher_name} takes {expected}: it was encoded for"
+                    " another model."
+                )
 
     def set_clip_shape(self, clips: VideoDataArguments | Mapping[str, Any]) -> None:
         if isinstance(clips, VideoDataArguments):  # which are to be encoded

@@ -280,7 +280,7 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
         paths = []
         for i, frames in enumerate(videos):
             paths.append(folder / f"step-{step:06d}-{i}.gif")
-            export_to_gif(frames, str(paths[-1]), fps=round(self.clip_shape.fps))
+            export_to_gif(frames, str(paths[-1]), fps=max(1, round(self.clip_shape.fps)))  # unknown is 0
         return paths
 
     def pipeline_with(self, denoiser: ModelMixin, **parts: Any) -> DiffusionPipeline:

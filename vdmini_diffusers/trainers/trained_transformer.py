@@ -1,19 +1,25 @@
 """The folder of a pruned transformer's pipeline, and weights trained from there, which are written file by file."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from vdmini_diffusers.distillation.sharding import STEM, whole_tensors
+from vdmini_diffusers.distillation.sharding import STEM
 from vdmini_diffusers.serialization.pipeline_folder import read_model_index
 from vdmini_diffusers.serialization.repository import download
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS
 from vdmini_diffusers.serialization.safetensors_reader import StoredTensor, read_checkpoint
+
+
+# What is fetched of a pipeline on the Hub: configs, vocabularies, licence, code and weights.
+PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "*.py", "*.safetensors"]
+TensorsOf = Callable[[list[str]], Iterator[tuple[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ def pipeline_files(name: str, denoiser: str, variant: str | None) -> StudentFile
         CheckpointError: if the denoiser's weights are missing or malformed.
         OSError: if a file cannot be read or downloaded.
     """
-    folder = Path(name) if Path(name).is_dir() else download(name, None, ["*.json", "*.txt", "*.py", "*.safetensors"])
+    folder = Path(name) if Path(name).is_dir() else download(name, None, PATTERNS)
     index, _ = read_model_index(folder)
     components = [folder / part for part, entry in index.items() if isinstance(entry, list) and part != "_class_name"]
     top = [path for path in folder.iterdir() if re.match(r"model_index\.json$|LICENSE|NOTICE|.*\.py$", path.name)]
@@ -58,11 +64,33 @@ def weights_folder(name: str, denoiser: str, revision: str | None = None) -> Pat
     return download(name, revision, [f"{denoiser}/*.json", f"{denoiser}/*.safetensors"]) / denoiser
 
 
-def save_weights(model: nn.Module, stored: Mapping[str, StoredTensor], folder: Path | None) -> None:
-    """Write a model's weights to `folder` as they were stored: in files of the same names, in the same dtypes.
+def merged_tensors(
+    adapted: nn.Module, stored: Mapping[str, StoredTensor], names: list[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Named tensors as they are stored, with what LoRA adds to them.
+
+    They are read anew, as the network itself may hold them in half precision.
+    """
+    from peft.tuners.lora import LoraLayer  # an optional dependency, for `--rank` only
+
+    layers = {f"{name}.weight": layer for name, layer in adapted.named_modules() if isinstance(layer, LoraLayer)}
+    for name in names:
+        with safe_open(stored[name].file, "pt") as file:
+            tensor = file.get_tensor(stored[name].name)
+        if name in layers:
+            (adapter,) = layers[name].active_adapters
+            tensor = tensor.float() + layers[name].get_delta_weight(adapter).cpu()
+        yield name, tensor
+
+
+def save_weights(tensors_of: TensorsOf, stored: Mapping[str, StoredTensor], folder: Path | None) -> None:
+    """Write weights to `folder` as others were stored: in files of the same names, in the same dtypes.
 
     One file's tensors are held at once. All processes take part where the model is divided; those that do not write
     give no folder.
+
+    Args:
+        tensors_of: gives the tensors with some names.
 
     Raises:
         OSError: if a file cannot be written.
@@ -73,7 +101,7 @@ def save_weights(model: nn.Module, stored: Mapping[str, StoredTensor], folder: P
         files.setdefault(Path(str(tensor.file)).name, []).append(name)
     for file, names in files.items():
         tensors: dict[str, torch.Tensor] = {}
-        for name, tensor in whole_tensors(model, names):
+        for name, tensor in tensors_of(names):
             if folder is not None:
                 tensors[name] = tensor.to(FLOATS[stored[name].dtype], copy=True).contiguous()
         if folder is not None:
