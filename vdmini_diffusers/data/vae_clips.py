@@ -61,7 +61,7 @@ def encode_whole_clips(batch: Mapping[str, Any], pipe: Any, generators: Sequence
             the batch.
     """
     videos, vae = batch["pixel_values"], pipe.vae
-    space, time = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
+    space, time = 2 * pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal  # a token is 2 x 2 latents
     if videos.ndim != 5 or (videos.shape[1] - 1) % time or videos.shape[3] % space or videos.shape[4] % space:
         raise ValueError(
             f"pixel_values should be (batch, frames, 3, height, width), with one frame more than a multiple of {time},"

@@ -191,9 +191,16 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
 
     def _check_tensors(self, sample: Mapping[str, Any], folder: str) -> None:
         super()._check_tensors(sample, folder)
+        config, shape = self.teacher_denoiser.config, sample["latents"].shape
+        grids = (self.token_grid(config, [1, *(size - less for size in shape)]) for less in (0, 1))
+        if any(tokens == fewer for tokens, fewer in zip(*grids, strict=True)):  # what is left over makes no token
+            raise ValueError(
+                f"{folder} has latents of the shape {tuple(shape)}, whose frames, heights and widths the transformer"
+                " cannot divide into tokens."
+            )
         embedding = self.family.critic_condition({name: value[None] for name, value in sample.items()})
         for what, found, expected in (
-            ("channels of latents", sample["latents"].shape[1], self.teacher_denoiser.config.in_channels),
+            ("channels of latents", shape[1], config.in_channels),
             ("values of a text's embedding", embedding.shape[1], self.family.critic_condition_dim(self.teacher)),
         ):
             if found != expected:
