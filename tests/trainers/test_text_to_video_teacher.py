@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import LCMScheduler, UNet3DConditionModel
 from tiny_text_to_video import (
     STOCK_CONFIG,
@@ -40,7 +41,7 @@ def loaded(folder):
         student = None if student is None else str(folder / student)
         base = ConsistencyPair(str(folder / teacher), student, ConsistencyArguments(), RewardArguments())
         base.family = base.check_family(base.teacher_name)
-        base.load_teacher(TextToVideoTrainingArguments(), torch.float32)
+        base.load_teacher(TextToVideoTrainingArguments(), Accelerator(mixed_precision="no"))
         return base
 
     return loaded
