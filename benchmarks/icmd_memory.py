@@ -38,6 +38,7 @@ from vdmini_diffusers.pruning import VDMINI_UNET
 
 GIB = 2**30
 STUDENT_UNITS = ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel")  # what FSDP wraps
+TASK = SingleStepTask(SVD)  # with its distribution of noise levels in real tensors, as it is checked
 SVD_CONFIG = {"num_attention_heads": (5, 10, 20, 20), "num_frames": 14, "sample_size": 96}
 
 
@@ -80,19 +81,18 @@ def draw(shape: tuple[int, ...], embedding_width: int) -> ModelInputs:
 
 def step(parts: Parts, inputs: ModelInputs, autocast: bool) -> None:
     """Student, teacher, both critics and backward, as `icmd_training_loop` has them; no optimiser step."""
-    task = SingleStepTask(SVD)
     given = inputs.noisy_latents, inputs.noise_levels, inputs.conditioning
     mixed = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
     noise = InstanceNoise(torch.randn_like(inputs.clean_latents), torch.ones_like(inputs.noise_levels))
-    critic_features = CriticFeatures(task, parts.teacher)
+    critic_features = CriticFeatures(TASK, parts.teacher)
     with mixed, FeatureTaps(parts.student, [name for name, _ in parts.pairs]) as student_features:
-        denoised = task.denoise(parts.student, *given)
+        denoised = TASK.denoise(parts.student, *given)
     taps = FeatureTaps(parts.teacher, [name for _, name in parts.pairs])
     with torch.no_grad(), mixed, taps as teacher_features:
-        teacher_denoised = task.denoise(parts.teacher, *given)
-    losses = list(task.losses(denoised, inputs).values())
+        teacher_denoised = TASK.denoise(parts.teacher, *given)
+    losses = list(TASK.losses(denoised, inputs).values())
     losses.append(icd_loss(student_features, teacher_features, parts.pairs))
-    critic_condition = task.critic_condition(noise.levels, inputs.conditioning)
+    critic_condition = TASK.critic_condition(noise.levels, inputs.conditioning)
     with mixed:
         fake = critic_features(denoised, noise, inputs)
     for critic in parts.critics:

@@ -22,7 +22,8 @@ class FeatureTaps:
 
     Where a module returns a tuple, as blocks do, its first element is taken, and by `"transformer_blocks.0[1]"` its
     second: the text beside the video of a dual-stream block. Tokens of text that the model is told to mask, by its
-    keyword argument `encoder_attention_mask`, are zero: they are padding, which nothing reads. Nothing is detached.
+    keyword argument `encoder_attention_mask`, are zero where it has one value for each: they are padding, which
+    nothing reads. Nothing is detached.
     Tap the bare module: its names do not depend on what wraps it (DDP, compile).
 
     Args:
@@ -67,9 +68,10 @@ class FeatureTaps:
         # Not in the hooks: where gradient checkpointing runs a block again, they are gone.
         if self.text_mask is None:
             return
-        for name, feature in self.features.items():
-            if (name.partition(".")[0], self.outputs[name]) in self.text_outputs:
-                self.features[name] = feature * self.text_mask[:, :, None].to(feature.dtype)  # (batch, tokens, width)
+        for name, feature in self.features.items():  # (batch, tokens, width)
+            is_text = (name.partition(".")[0], self.outputs[name]) in self.text_outputs
+            if is_text and feature.shape[:2] == self.text_mask.shape:  # there may be tokens of images beside the text
+                self.features[name] = feature * self.text_mask[:, :, None].to(feature.dtype)
 
 
 class FirstFeatures(FeatureTaps):
