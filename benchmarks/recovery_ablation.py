@@ -23,6 +23,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -274,18 +275,15 @@ class Judge:
         self.held_out: Any = kind(args.num_clips, seed)
         self.for_fvd: Any = kind(args.num_fvd_clips, seed, load_i3d(None)) if args.num_fvd_clips else None
         self.cache = args.output_dir / f"teachers_videos-{seed}.npz"
-        self._teacher: Videos | None = None
 
-    @property
+    @cached_property
     def teacher(self) -> Videos:
-        if self._teacher is None:
-            if not self.cache.exists():
-                frames = self.held_out.generate(self.teacher_folder, **self.sampling).frames
-                partial = self.cache.with_suffix(".partial.npz")
-                np.savez_compressed(partial, frames=frames)
-                partial.rename(self.cache)
-            self._teacher = self.held_out.look_at(np.load(self.cache)["frames"])
-        return self._teacher
+        if not self.cache.exists():
+            frames = self.held_out.generate(self.teacher_folder, **self.sampling).frames
+            partial = self.cache.with_suffix(".partial.npz")
+            np.savez_compressed(partial, frames=frames)
+            partial.rename(self.cache)
+        return self.held_out.look_at(np.load(self.cache)["frames"])
 
     def measure(self, pipeline: Path, beside: Path | None = None) -> dict[str, list[float]]:
         """Numbers by measure, one for each clip; FVD and KVD are one.

@@ -22,8 +22,9 @@ def with_random_mca(*args: Any, **kwargs: Any) -> list[Any]:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(kwargs.get("seed", 0))
                 for module in critic.heads.modules():
-                    if hasattr(module, "reset_parameters"):
-                        module.reset_parameters()
+                    reset: Any = getattr(module, "reset_parameters", None)
+                    if reset is not None:
+                        reset()
             for group in critic.optimizer.param_groups:
                 group["lr"] = group["weight_decay"] = 0.0
     return critics

@@ -11,7 +11,6 @@ meets both. Beside the times stand the operations, counted on the meta device: t
 that takes time for nothing else.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,7 +40,7 @@ class Arguments:
     rounds: int = field(default=9, metadata={"help": "Measured rounds, after one that is not."})
 
 
-def transformer_on_meta(config: Mapping[str, Any]) -> Any:
+def transformer_on_meta(config: dict[str, Any]) -> Any:
     with torch.device("meta"):
         return HunyuanVideoTransformer3DModel.from_config(config).eval()
 
@@ -57,7 +56,8 @@ def main(args: Arguments) -> None:
     costs = [forward_cost(transformer_on_meta(each), example)[""] for each in (config, student_config)]
 
     device, dtype = torch.device(args.device), DTYPES[args.dtype]
-    teacher = build_network(lambda: HunyuanVideoTransformer3DModel.from_config(config), device, dtype)
+    cls: Any = HunyuanVideoTransformer3DModel
+    teacher = build_network(lambda: cls.from_config(config), device, dtype)
     student, weights = transformer_on_meta(student_config), teacher.state_dict()
     shared = {name: weights[key] for name, key in plan.weight_map(student.state_dict()).items()}
     student.load_state_dict(shared, assign=True)

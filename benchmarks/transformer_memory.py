@@ -44,7 +44,7 @@ from vdmini_diffusers.distillation.losses import icd_loss
 from vdmini_diffusers.distillation.tasks.flow_matching import FlowMatchingTask
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes, grown_by
 from vdmini_diffusers.families.hunyuan_video import GUIDANCE_UNIT, HUNYUAN_VIDEO
-from vdmini_diffusers.pruning import PLANS, TransformerPruningPlan
+from vdmini_diffusers.pruning import PLANS
 from vdmini_diffusers.trainers.flow_matching import FlowMatchingPair, pairs_after_removed_runs
 
 
@@ -103,7 +103,7 @@ class CountedTask(FlowMatchingTask):
 class Parts:
     """What takes part in a step, in the current tensor mode: on its own or divided, which decides on the weights."""
 
-    def __init__(self, config: Mapping[str, Any], plan: TransformerPruningPlan, critic_backbone: str, divided: bool):
+    def __init__(self, config: Mapping[str, Any], plan: Any, critic_backbone: str, divided: bool):
         torch.set_default_dtype(torch.bfloat16 if divided else torch.float32)
         student = HunyuanVideoTransformer3DModel.from_config(plan.student_config(config))
         torch.set_default_dtype(torch.bfloat16)  # fake weights cannot be converted
@@ -112,7 +112,7 @@ class Parts:
         for model in (student, self.teacher):  # which is the critic's backbone as well
             model.enable_gradient_checkpointing()
         self.student: Any = student.train()
-        self.task = CountedTask(HUNYUAN_VIDEO)
+        self.task: Any = CountedTask(HUNYUAN_VIDEO)
         self.pairs = pairs_after_removed_runs(plan, config)
         pair = FlowMatchingPair("teacher", "student", FlowMatchingArguments())
         if critic_backbone == "none":

@@ -70,9 +70,8 @@ def hunyuan_video() -> HunyuanVideoPipeline:
         rope_axes_dim=(4, 6, 6),
     )
     absent = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "vae"))
-    return HunyuanVideoPipeline(
-        **absent, transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0)
-    )
+    pipeline: Any = HunyuanVideoPipeline
+    return pipeline(**absent, transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0))
 
 
 def wan() -> WanPipeline:
@@ -88,7 +87,8 @@ def wan() -> WanPipeline:
         rope_max_seq_len=16,
     )
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    return WanPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=scheduler)
+    pipeline: Any = WanPipeline
+    return pipeline(tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=scheduler)
 
 
 def cogvideox() -> CogVideoXPipeline:
@@ -109,7 +109,8 @@ def cogvideox() -> CogVideoXPipeline:
     scheduler = CogVideoXDDIMScheduler(
         prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0
     )
-    return CogVideoXPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=scheduler)
+    pipeline: Any = CogVideoXPipeline
+    return pipeline(tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=scheduler)
 
 
 KINDS: Mapping[str, Callable[[], Any]] = {"HunyuanVideo": hunyuan_video, "Wan": wan, "CogVideoX": cogvideox}

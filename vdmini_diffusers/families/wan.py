@@ -1,6 +1,7 @@
 """Wan 2.1, and Wan 2.2's models with one transformer: text to video."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ def from_fastvideo(
 stock = stock_family("WanPipeline")
 assert stock is not None
 FAMILY = TransformerFamily(
-    **(vars(stock) | {"example_inputs": example_inputs}),
+    **vars(replace(stock, example_inputs=example_inputs)),
     given="text",
     task="flow_matching",
     sample_tensors=("latents", "prompt_embeds", "fps"),
