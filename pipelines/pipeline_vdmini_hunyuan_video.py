@@ -49,17 +49,39 @@ class VDMiniHunyuanVideoPipeline(HunyuanVideoPipeline):
     """
 
     stands_for = HunyuanVideoPipeline.__name__  # in the folders that it saves
+    _pads_prompts = False  # in the present call
 
     @functools.wraps(HunyuanVideoPipeline.encode_prompt)
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         prompt_embeds, pooled_prompt_embeds, mask = super().encode_prompt(*args, **kwargs)
         num_tokens = tokens_before_padding(mask)
+        self._pads_prompts |= not bool(mask[:, :num_tokens].bool().all())
         return prompt_embeds[:, :num_tokens], pooled_prompt_embeds, mask[:, :num_tokens]
 
     @functools.wraps(HunyuanVideoPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _without_needless_masks(self.transformer):
+        self._pads_prompts = False
+        with self._needless_masks_left_out():
             return super().__call__(*args, **kwargs)
+
+    @contextmanager
+    def _needless_masks_left_out(self) -> Iterator[None]:
+        """Within the `with` block, the transformer's blocks get no mask as long as no prompt is padded.
+
+        The hooks stay where prompts are padded: a compiled transformer does not notice when they come or go.
+        """
+
+        def leave_out(block: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return args if self._pads_prompts else (*args[:MASK], None, *args[MASK + 1 :])
+
+        blocks = (*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks)
+        if any(block._compiled_call_impl is not None for block in blocks):
+            # It would be compiled by itself, for each shape that any of the blocks is compiled for.
+            leave_out = torch.compiler.disable(leave_out)
+        with ExitStack() as hooks:
+            for block in blocks:
+                hooks.callback(block.register_forward_pre_hook(leave_out).remove)
+            yield
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
         """As the parent's, but a `model_index.json` names the stock pipeline; this file and the plan go along."""
@@ -90,26 +112,6 @@ def tokens_before_padding(mask: torch.Tensor) -> int:
     """How many tokens of a mask `(batch, tokens)` come before the padding that all prompts share; 1 at least."""
     positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     return max(1, int((positions * mask.bool().any(dim=0)).max()))
-
-
-@contextmanager
-def _without_needless_masks(transformer: Any) -> Iterator[None]:
-    """Within the `with` block, the transformer's blocks get no mask where no prompt is padded."""
-    padded = True
-
-    def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        nonlocal padded
-        mask = kwargs.get("encoder_attention_mask")
-        padded = mask is None or not bool(mask.bool().all())
-
-    def leave_out(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return args if padded else (*args[:MASK], None, *args[MASK + 1 :])
-
-    with ExitStack() as hooks:
-        hooks.callback(transformer.register_forward_pre_hook(look, with_kwargs=True).remove)
-        for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-            hooks.callback(block.register_forward_pre_hook(leave_out).remove)
-        yield
 
 
 def _replace_file(path: Path, content: bytes) -> None:

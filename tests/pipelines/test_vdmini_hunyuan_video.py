@@ -1,5 +1,6 @@
 """T2V-HY's pipeline: prompts without padding, the same videos, and folders that everyone opens."""
 
+import copy
 import filecmp
 import inspect
 import json
@@ -100,6 +101,23 @@ class TestPadding:
         settings = {"negative_prompt": "ugly dog", "true_cfg_scale": 3.0}
         assert masks_of(pipe, "two", **settings) == [None] * 36
         assert_close(latents_of(pipe, "two", **settings), latents_of(stock, "two", **settings))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("how", ["compile", "compile_repeated_blocks"])
+    def test_a_compiled_transformer_takes_prompts_with_and_without_padding(self, stock, how):
+        pipe = VDMiniHunyuanVideoPipeline(**{**stock.components, "transformer": copy.deepcopy(stock.transformer)})
+        pipe.set_progress_bar_config(disable=True)
+        prompts = ("a cat", ["a cat", "two"], "two", ["two", "abcd"], ["abcd", "wxyz"])
+        settings = {**SHORT_PROMPTS, **TINY_CLIP, "num_inference_steps": 1, "output_type": "latent"}
+
+        def films() -> list[torch.Tensor]:
+            return [pipe(prompt, **settings, generator=torch.Generator().manual_seed(0)).frames for prompt in prompts]
+
+        expected = films()
+        torch._dynamo.reset()
+        getattr(pipe.transformer, how)(fullgraph=True, backend="eager")
+        for ours, plain in zip(films(), expected, strict=True):
+            torch.testing.assert_close(ours, plain)
 
     def test_kernels_that_take_no_mask_run(self, stock, pipe):
         pipe.transformer.set_attention_backend("_native_flash")
