@@ -34,6 +34,7 @@ def run(script: str, *flags: object, log: Path) -> str:
     return log.read_text()
 
 
+@pytest.mark.slow
 def test_an_item_is_measured_once_and_its_rows_become_a_table(tmp_path):
     flags = ("--device", "cpu", "--tiny", "--only", ITEM, "--output_dir", tmp_path / "out")
     assert f"{ITEM}: done" in run("on_gpu.py", *flags, log=tmp_path / "first.log")

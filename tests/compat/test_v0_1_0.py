@@ -86,6 +86,7 @@ def test_its_student_trains_to_nearly_the_weights_that_it_trained_to(old, tmp_pa
     assert difference_to_the_old_training(old, tmp_path / "trained") < 0.1
 
 
+@pytest.mark.slow
 def test_its_checkpoint_is_gone_on_from_to_the_weights_that_it_trained_to(old, tmp_path):
     checkpoint = tmp_path / "trained" / "checkpoint-000001"
     shutil.copytree(old / "trained" / "checkpoint-000001", checkpoint)

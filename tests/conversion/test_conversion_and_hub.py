@@ -3,24 +3,26 @@
 import hashlib
 import json
 
+import huggingface_hub
 import pytest
 from fake_hub import FakeHub
 from fresh_python import run_python
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
 from tiny import tiny_decoder_plans, tiny_teacher_vae
 
-
-CONVERT = """
-import json, sys
+from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
-prune_pipeline(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
-print("null")
-"""
+from vdmini_diffusers.serialization.pipeline_folder import known_sha256, open_teacher
+
+
 RUN = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__'); print('null')"
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
-def hub(tmp_path):
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with FakeHub(tmp_path / "hub") as hub:
         yield hub
 
@@ -41,11 +43,11 @@ def teacher_files(teacher_folder):
     return {**files, "README.md": card, "LICENSE.md": b"Only for good."}
 
 
-def test_teacher_from_the_hub(hub, home, teacher_files, tmp_path):
+def test_teacher_from_the_hub(hub, teacher_files, tmp_path):
     others = {f"vae/diffusion_pytorch_model.{ending}": b"not wanted" for ending in ("bin", "fp16.safetensors")}
     commit = hub.commit("org/svd", {**teacher_files, **others}, ref="v1")
-    options = json.dumps({"revision": "v1"})
-    run_python(CONVERT, "org/svd", tmp_path / "student", options, home=home, endpoint=hub.endpoint)
+    options = {"cache_dir": tmp_path / "cache", "endpoint": hub.endpoint}
+    prune_pipeline("org/svd", tmp_path / "student", revision="v1", **options)
     record = json.loads((tmp_path / "student/unet/pruning_provenance.json").read_text())["teacher"]
     assert (record["name"], record["revision"], record["commit"]) == ("org/svd", "v1", commit)
     for name, entry in record["files"].items():
@@ -59,34 +61,29 @@ def test_teacher_from_the_hub(hub, home, teacher_files, tmp_path):
     assert (tmp_path / "student/LICENSE.md").read_text() == "Only for good."
 
 
-def test_the_hash_that_a_local_folder_brings_along_is_not_believed(hub, home, teacher_files, tmp_path):
+def test_the_hash_that_a_local_folder_brings_along_is_not_believed(hub, teacher_files, tmp_path):
     """`hf download --local-dir` notes the Hub's hashes in the folder, where anybody may have written them."""
-    code = f"""
-import json, os, sys
-from pathlib import Path
-from huggingface_hub import snapshot_download
-from vdmini_diffusers.families.svd import SVD
-from vdmini_diffusers.serialization.pipeline_folder import known_sha256, open_teacher
-snapshot_download("org/svd", local_dir=sys.argv[1])
-snapshot_download("org/svd")
-local, cached = open_teacher(sys.argv[1], SVD.layout), open_teacher("org/svd", SVD.layout)
-assert (local.folder / ".cache/huggingface/download" / ({UNET_FILE!r} + ".metadata")).is_file()
-files = [{UNET_FILE!r}, "model_index.json"]
-print(json.dumps([[known_sha256(teacher, teacher.folder / file) for file in files] for teacher in (local, cached)]))
-"""
     hub.commit("org/svd", teacher_files)
-    local, cached = run_python(code, tmp_path / "local", home=home, endpoint=hub.endpoint)
-    assert local == [None, None]
+    options = {"cache_dir": tmp_path / "cache", "endpoint": hub.endpoint}
+    snapshot_download("org/svd", local_dir=tmp_path / "local", **options)
+    snapshot_download("org/svd", **options)
+    local, cached = open_teacher(tmp_path / "local", SVD.layout), open_teacher("org/svd", SVD.layout, **options)
+    assert (local.folder / ".cache/huggingface/download" / f"{UNET_FILE}.metadata").is_file()
+    files = [UNET_FILE, "model_index.json"]
+    assert [known_sha256(local, local.folder / file) for file in files] == [None, None]
     # The Hub's hash of a small file is git's.
-    assert cached == [hashlib.sha256(teacher_files[UNET_FILE]).hexdigest(), None]
+    hashes = [known_sha256(cached, cached.folder / file) for file in files]
+    assert hashes == [hashlib.sha256(teacher_files[UNET_FILE]).hexdigest(), None]
 
 
-def test_repository_that_is_not_there_leaves_nothing(hub, home, tmp_path):
-    with pytest.raises(AssertionError, match="RepositoryNotFoundError"):
-        run_python(CONVERT, "org/nothing", tmp_path / "student", "{}", home=home, endpoint=hub.endpoint)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
+def test_repository_that_is_not_there_leaves_nothing(hub, tmp_path):
+    options = {"cache_dir": tmp_path / "cache", "endpoint": hub.endpoint}
+    with pytest.raises(RepositoryNotFoundError):
+        prune_pipeline("org/nothing", tmp_path / "out/student", **options)
+    assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_script_pushes_a_folder_that_opens_from_the_hub(hub, home, teacher_folder, tmp_path, request):
     script = request.config.rootpath / "conversion/convert_svd_to_vdmini.py"
     flags = ("--pretrained_model_name_or_path", teacher_folder, "--output_dir", tmp_path / "student")
@@ -102,6 +99,7 @@ def test_script_pushes_a_folder_that_opens_from_the_hub(hub, home, teacher_folde
     assert run_python(load, home=home, endpoint=hub.endpoint) == 2_645_082
 
 
+@pytest.mark.slow
 def test_script_prunes_the_vae_of_a_repository_and_pushes_what_opens_from_the_hub(hub, home, tmp_path, request):
     vae = tiny_teacher_vae("image")
     vae.save_pretrained(tmp_path / "teacher/vae")

@@ -78,6 +78,7 @@ def test_ctrl_c_leaves_nothing(slow_teacher, parent):
     assert names_in(parent) == []
 
 
+@pytest.mark.slow
 def test_killed_conversion_leaves_no_output_and_the_next_one_clears_up(slow_teacher, teacher_folder, parent):
     stop_while_weights_are_written(slow_teacher, parent, signal.SIGKILL)
     partial, lock = sorted(parent.iterdir())

@@ -81,6 +81,7 @@ def teacher_clips():
     return continue_examples(I2V_TEACHER)
 
 
+@pytest.mark.slow
 def test_the_teacher_continues_held_out_pictures_better_than_repeating_them(teacher_clips, real):
     still = real[:, :1].repeat(7, axis=1)
     assert psnr(teacher_clips[:, 1:], real[:, 1:]) > psnr(still, real[:, 1:])
@@ -105,6 +106,7 @@ def test_the_multi_step_teacher_is_better_than_repeating_as_well(real):
     assert psnr(clips[:, 1:], real[:, 1:]) > psnr(real[:, :1].repeat(7, axis=1), real[:, 1:])
 
 
+@pytest.mark.slow
 def test_pruned_and_unpruned_can_be_told_apart_by_number(teacher_clips, real, tmp_path):
     student_clips = continue_examples(prune_pipeline(I2V_TEACHER, tmp_path / "student"))
     assert psnr(student_clips[:, 1:], real[:, 1:]) < psnr(teacher_clips[:, 1:], real[:, 1:]) - 1.5

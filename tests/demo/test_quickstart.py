@@ -36,6 +36,7 @@ def test_the_first_command_of_the_readme_writes_pictures_and_a_report(tmp_path):
     assert pruned.is_file() and distilled.is_file()
 
 
+@pytest.mark.slow
 def test_a_picture_of_ones_own_is_animated_and_earlier_results_are_replaced(tmp_path):
     picture = tmp_path / "wide.png"
     Image.linear_gradient("L").resize((200, 90)).convert("RGBA").save(picture)

@@ -138,6 +138,7 @@ def test_the_teacher_films_what_captions_say_of_pairs_it_was_not_shown(measure, 
     assert numbers["object_accuracy"] >= 0.4  # the same
 
 
+@pytest.mark.slow
 def test_the_same_noise_becomes_other_videos_by_other_captions(measure):
     pipe = VDMiniT2VPipeline.from_pretrained(T2V_TEACHER, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)

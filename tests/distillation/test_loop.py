@@ -143,6 +143,7 @@ def test_a_critic_stays_as_it_is_before_its_first_step(tmp_path):
     assert equal(run.critics[0].heads, before)
 
 
+@pytest.mark.slow
 def test_icd_alone_pulls_the_students_features_to_the_teachers(tmp_path, monkeypatch):
     from vdmini_diffusers.distillation.loss_log import LossLog
 

@@ -262,6 +262,7 @@ class TestCompilation:
     @pytest.mark.parametrize(
         "backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)], ids=["eager", "inductor"]
     )
+    @pytest.mark.slow
     def test_the_repeated_blocks_compile_to_one_graph_per_width(self, backend):
         # As in the paper's student, each stage is wider than the one before; torch gives up after 8 graphs of a block.
         config = {**TINY_UNET_CONFIG, "block_out_channels": (32, 64, 128), "num_attention_heads": (1, 2, 4)}

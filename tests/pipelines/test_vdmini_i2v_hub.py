@@ -19,6 +19,7 @@ def fresh_home(tmp_path, name):
     return tmp_path / name
 
 
+@pytest.mark.slow
 def test_a_pushed_pipeline_opens_by_its_name_with_the_package_and_without(hub, student_folder, tmp_path):
     # With a dot in it, as diffusers makes a module path of the repository's name.
     pushed = run_python(

@@ -144,6 +144,7 @@ def test_card_and_plan_travel_with_the_pipeline(folder, tmp_path):
     assert (tmp_path / "new/unet/pruning_plan.json").read_text() == "the plan"
 
 
+@pytest.mark.slow
 def test_a_pushed_pipeline_opens_by_its_name_with_the_package_and_without(student_folder, tmp_path):
     for name in ("hub", "with", "without"):
         (tmp_path / name).mkdir()

@@ -106,6 +106,7 @@ def test_killed_in_a_step_or_a_checkpoint_the_same_command_ends_bit_equal(folder
     assert largest_difference(weights(tmp_path), weights(trained)) == 0
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(folders, tmp_path):
     one = run(command("train_icmd.py", folders, tmp_path / "one", train_batch_size=2), tmp_path / "log-one")
     two = run(command("train_icmd.py", folders, tmp_path / "two"), tmp_path / "log-two", processes=2)
@@ -116,6 +117,7 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(folders
     assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-3
 
 
+@pytest.mark.slow
 def test_the_learning_rate_follows_its_schedule(folders, tmp_path):
     schedule = {"lr_scheduler": "linear", "lr_warmup_steps": 2, "learning_rate": 1e-3, "max_train_steps": 4}
     output = run(command("train_icmd.py", folders, tmp_path, **schedule), tmp_path / "log")
@@ -198,6 +200,7 @@ def test_lora_trains_few_weights_and_is_saved_both_alone_and_fused(folders, tmp_
     assert changed and all(re.search(r"to_(q|k|v|out\.0)\.weight", name) for name in changed)
 
 
+@pytest.mark.slow
 def test_training_on_videos_skips_the_broken_and_shows_validation_images(folders, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -222,6 +225,7 @@ def test_a_validation_image_that_is_not_there_is_refused_at_the_start(folders, t
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_teacher_and_student_may_be_of_different_variants(folders, tmp_path):
     teacher, student, latents = folders
     other = tmp_path / "student"
@@ -246,6 +250,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(folders, tmp_path):
     assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-000001"]
 
 
+@pytest.mark.slow
 def test_a_lower_learning_rate_holds_after_a_resume(folders, tmp_path):
     run(command("train_icmd.py", folders, tmp_path, max_train_steps=1, learning_rate=1e-3), tmp_path / "log")
     output = run(command("train_icmd.py", folders, tmp_path, max_train_steps=2, learning_rate=1e-5), tmp_path / "log")
@@ -253,6 +258,7 @@ def test_a_lower_learning_rate_holds_after_a_resume(folders, tmp_path):
     assert [losses["lr"] for losses in logged_losses(output)] == pytest.approx([1e-5])
 
 
+@pytest.mark.slow
 def test_starting_anew_beside_later_checkpoints_is_refused(folders, tmp_path):
     run(command("train_icmd.py", folders, tmp_path), tmp_path / "log")
     anew = command("train_icmd.py", folders, tmp_path, resume_from_checkpoint="none")

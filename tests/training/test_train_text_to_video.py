@@ -131,6 +131,7 @@ def test_its_losses_are_consistency_icd_and_mca(trained):
     }
 
 
+@pytest.mark.slow
 def test_killed_in_a_step_the_same_command_ends_bit_equal(folders, trained, tmp_path):
     arguments = command(folders, tmp_path, **WHOLE)
     process = start(arguments)
@@ -143,6 +144,7 @@ def test_killed_in_a_step_the_same_command_ends_bit_equal(folders, trained, tmp_
     assert largest_difference(weights(tmp_path), weights(trained[0])) == 0
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(folders, tmp_path):
     settings = {"temporal_dropout": 0, "gradient_checkpointing": True}
     one = run(command(folders, tmp_path / "one", train_batch_size=2, temporal_dropout=0), tmp_path / "log-one")
@@ -173,6 +175,7 @@ def test_sharded_by_fsdp_the_losses_are_the_same_and_a_resumed_run_ends_like_an_
     assert largest_difference(weights(tmp_path / "halves"), weights(tmp_path / "whole")) == 0
 
 
+@pytest.mark.slow
 def test_a_reward_by_name_trains_lora_and_one_without_weights_stops_at_the_start(folders, tmp_path):
     text = {"vocab_size": 49408, "eos_token_id": 49407, "bos_token_id": 49406, "hidden_size": 16}
     text |= {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -241,6 +244,7 @@ def test_models_of_the_other_task_are_refused(folders, teacher_folder, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_training_on_videos_in_bfloat16_shows_validation_prompts_and_saves_whole_precision(folders, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()

@@ -114,6 +114,7 @@ def test_what_came_with_the_pruned_vae_goes_on_and_the_card_says_that_it_was_tra
 
 
 @pytest.mark.parametrize("kind", VAE_CLASSES)
+@pytest.mark.slow
 def test_the_reconstruction_gets_better(folders, tmp_path, kind):
     settings = {"max_train_steps": 12, "learning_rate": 5e-3, "adversarial_weight": 0, "checkpointing_steps": 12}
     settings |= {"train_batch_size": 6, "min_num_frames": 4, "lr_scheduler": "constant"}  # the same clips each time
@@ -126,6 +127,7 @@ def test_the_reconstruction_gets_better(folders, tmp_path, kind):
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("decoder."))
 
 
+@pytest.mark.slow
 def test_killed_the_same_command_ends_bit_equal(folders, trained, tmp_path):
     arguments = command(folders, tmp_path, **WHOLE)
     process = start(arguments)
@@ -138,6 +140,7 @@ def test_killed_the_same_command_ends_bit_equal(folders, trained, tmp_path):
     assert largest_difference(weights(tmp_path), weights(trained[0])) == 0
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(folders, tmp_path):
     settings = {"discriminator": "3d", **DISTILLED}
     one = run(command(folders, tmp_path / "one", train_batch_size=4, **settings), tmp_path / "log-one")
