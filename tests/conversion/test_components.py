@@ -140,6 +140,13 @@ def test_a_class_that_the_pipeline_does_not_take(teacher):
     assert list(component_classes(VDMiniI2VPipeline, "vae", None)) == ["AutoencoderKLTemporalDecoder"]
 
 
+def test_a_type_of_model_that_is_no_text_does_not_matter(teacher, tmp_path):
+    """The class is what `model_index.json` says."""
+    file = teacher / "image_encoder/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": []}))
+    assert prune_pipeline(teacher, tmp_path / "student").exists()
+
+
 @pytest.mark.parametrize("component", ["unet", "vae", "image_encoder"])
 def test_a_config_that_asks_for_more_layers_than_any_network_has(teacher, component, monkeypatch):
     """Each number is within bounds; their product is not."""

@@ -69,12 +69,9 @@ def check_component(
 
 
 def _empty_transformers_model(cls: type[Any], config: Mapping[str, Any], config_file: Path) -> Any:
-    settings = {
-        key: value
-        for key, value in config.items()
-        # An implementation of attention can be the name of code on the Hub.
-        if not key.startswith("_") and key not in ("attn_implementation", "quantization_config", "auto_map")
-    }
+    # An implementation of attention can be the name of code on the Hub; the type of the model is its class's.
+    ignored = ("attn_implementation", "quantization_config", "auto_map", "model_type")
+    settings = {key: value for key, value in config.items() if not key.startswith("_") and key not in ignored}
     # Numbers of tokens may be -1, for none.
     check_numbers(config_file, {key: value for key, value in settings.items() if not key.endswith("_token_id")})
     return build_empty(lambda: cls(cls.config_class(**settings)).to("meta"), config_file, cls.__name__)
