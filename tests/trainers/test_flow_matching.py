@@ -143,6 +143,13 @@ def test_fastvideo_s_files_give_the_losses_of_the_same_clips_in_ours(folders, tm
     a, b = (load_file(out / WEIGHTS) for out in outs)
     assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-5
 
+    shorter = torch.randn(4, 1, 8, 8, generator=generator)
+    changes = {"vae_latent_bytes": shorter.numpy().tobytes(), "vae_latent_shape": list(shorter.shape)}
+    parquet.write_table(pa.Table.from_pylist([rows[0] | changes]), tmp_path / "fastvideo" / "1.parquet")
+    given = {**FEW, "precomputed_data_dir": str(tmp_path / "fastvideo"), "train_batch_size": 2}
+    with pytest.raises(ValueError, match=r"latents of 2 shapes.*--train_batch_size 1"):
+        distill(teacher, student, tmp_path / "mixed", **given)
+
 
 def test_the_defaults_are_fastvideo_s_and_the_paper_s(folders, tmp_path):
     """Seen by a dry run, which has them all in its record."""

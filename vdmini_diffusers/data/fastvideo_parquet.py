@@ -57,6 +57,17 @@ class FastVideoParquet(torch.utils.data.Dataset):
         if not self.groups:
             raise ValueError(f"{folder} has no parquet file with a row in it.")
 
+    def latent_shapes(self) -> set[tuple[int, ...]]:
+        """The shapes of all clips' latents. Batches of several clips need one shape."""
+        from pyarrow import parquet
+
+        shapes: set[tuple[int, ...]] = set()
+        for file in dict.fromkeys(file for file, _ in self.groups):
+            with reading(file):
+                column = parquet.read_table(file, columns=["vae_latent_shape"]).column(0)
+            shapes |= {tuple(shape or ()) for shape in column.to_pylist()}
+        return shapes
+
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 

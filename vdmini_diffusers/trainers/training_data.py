@@ -23,6 +23,12 @@ def open_data(
     """The data set, and the function that encodes its batches if they are videos."""
     if data_args.precomputed_data_dir is not None:
         dataset = pair.precomputed(data_args.precomputed_data_dir)
+        is_batched = isinstance(dataset, FastVideoParquet) and args.train_batch_size > 1
+        if is_batched and len(shapes := dataset.latent_shapes()) > 1:
+            raise ValueError(
+                f"{data_args.precomputed_data_dir} holds latents of {len(shapes)} shapes, {sorted(shapes)[:4]}: clips"
+                " of a batch need one. Give `--train_batch_size 1`, or clips of one size and length."
+            )
         pair.set_clip_shape(dataset[0])
         return dataset, None
     dataset = load_video_dataset(
