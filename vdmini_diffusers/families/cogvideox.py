@@ -10,8 +10,9 @@ from diffusers import CogVideoXPipeline
 from torch import Tensor, nn
 
 from vdmini_diffusers.data.vae_clips import encode_whole_clips
-from vdmini_diffusers.families.base import ClipShape, TransformerFamily
+from vdmini_diffusers.families.base import TransformerFamily
 from vdmini_diffusers.families.stock import stock_family
+from vdmini_diffusers.families.whole_clips import clip_shape, sample_video
 
 
 @torch.no_grad()
@@ -75,18 +76,6 @@ def rotary_embedding(config: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
 def token_grid(config: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, int, int]:
     patch, (frames, _, height, width) = config["patch_size"], shape[1:]
     return frames // (config["patch_size_t"] or 1), height // patch, width // patch
-
-
-def clip_shape(sample: Mapping[str, Tensor], pipe: CogVideoXPipeline) -> ClipShape:
-    num_frames, _, height, width = sample["latents"].shape
-    space, time = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
-    return ClipShape((num_frames - 1) * time + 1, height * space, width * space, float(sample["fps"]))
-
-
-def sample_video(pipe: Any, prompt: str, shape: ClipShape, generator: torch.Generator) -> list[Any]:
-    """The frames that `pipe` makes from a prompt with its default settings."""
-    size = {"height": shape.height, "width": shape.width, "num_frames": shape.num_frames}
-    return pipe(prompt, **size, generator=generator).frames[0]
 
 
 stock = stock_family("CogVideoXPipeline")

@@ -8,8 +8,9 @@ from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
 from torch import Tensor, nn
 
 from vdmini_diffusers.data.vae_clips import encode_whole_clips
-from vdmini_diffusers.families.base import ClipShape, Denoiser, TransformerFamily
+from vdmini_diffusers.families.base import Denoiser, TransformerFamily
 from vdmini_diffusers.families.stock import pipeline_layout
+from vdmini_diffusers.families.whole_clips import clip_shape, sample_video
 from vdmini_diffusers.pipelines import VDMiniHunyuanVideoPipeline
 from vdmini_diffusers.pipelines.pipeline_vdmini_hunyuan_video import tokens_before_padding
 
@@ -94,19 +95,6 @@ def predict(model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: 
 def token_grid(config: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, int, int]:
     patch, (frames, _, height, width) = config["patch_size"], shape[1:]
     return frames // config["patch_size_t"], height // patch, width // patch
-
-
-def clip_shape(sample: Mapping[str, Tensor], pipe: HunyuanVideoPipeline) -> ClipShape:
-    num_frames, _, height, width = sample["latents"].shape
-    space, time = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
-    return ClipShape((num_frames - 1) * time + 1, height * space, width * space, float(sample["fps"]))
-
-
-def sample_video(pipe: Any, prompt: str, shape: ClipShape, generator: torch.Generator) -> list[Any]:
-    """The frames that `pipe` makes from a prompt with its default settings."""
-    return pipe(
-        prompt, height=shape.height, width=shape.width, num_frames=shape.num_frames, generator=generator
-    ).frames[0]
 
 
 def from_fastvideo(

@@ -10,8 +10,9 @@ from diffusers import WanPipeline
 from torch import Tensor, nn
 
 from vdmini_diffusers.data.vae_clips import encode_whole_clips
-from vdmini_diffusers.families.base import ClipShape, TransformerFamily
+from vdmini_diffusers.families.base import TransformerFamily
 from vdmini_diffusers.families.stock import stock_family
+from vdmini_diffusers.families.whole_clips import clip_shape, sample_video
 
 
 NUM_TOKENS = 512  # of a prompt, with padding
@@ -86,18 +87,6 @@ def predict(model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: 
 def token_grid(config: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, int, int]:
     (time, high, wide), (frames, _, height, width) = config["patch_size"], shape[1:]
     return frames // time, height // high, width // wide
-
-
-def clip_shape(sample: Mapping[str, Tensor], pipe: WanPipeline) -> ClipShape:
-    num_frames, _, height, width = sample["latents"].shape
-    space, time = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
-    return ClipShape((num_frames - 1) * time + 1, height * space, width * space, float(sample["fps"]))
-
-
-def sample_video(pipe: Any, prompt: str, shape: ClipShape, generator: torch.Generator) -> list[Any]:
-    """The frames that `pipe` makes from a prompt with its default settings."""
-    size = {"height": shape.height, "width": shape.width, "num_frames": shape.num_frames}
-    return pipe(prompt, **size, generator=generator, output_type="pil").frames[0]
 
 
 def from_fastvideo(
