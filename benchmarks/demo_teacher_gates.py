@@ -36,7 +36,7 @@ class Arguments:
     teacher: Path = field(metadata={"help": "Pipeline folder."})
     task: Literal["i2v", "t2v"] = field(default="i2v", metadata={"help": "Image or text to video."})
     output_dir: Path = field(default=Path("outputs/demo_teacher_gates"), metadata={"help": "Where the results go."})
-    variant: str | None = field(default=None, metadata={"help": "Of the U-Net's weights, e.g. multi_step."})
+    variant: str | None = field(default=None, metadata={"help": "Variant of the U-Net's weights, e.g. multi_step."})
     num_inference_steps: int = field(default=1, metadata={"help": "Sampling steps."})
     guidance_scale: float = field(default=1.0, metadata={"help": "For --task t2v."})
     num_clips: int = field(default=64, metadata={"help": "Held-out scenes."})
@@ -53,8 +53,8 @@ def shuffled(frames: np.ndarray, seed: int) -> np.ndarray:
 
 
 def share_of_images_with_both_ways(measure: HeldOutImages, generate: Callable[..., Videos]) -> float:
-    """Of the images whose object leaves more than one way open, the share that goes two ways in `NUM_NOISES`
-    videos."""
+    """The share of images that go two ways in `NUM_NOISES` videos, among those whose object leaves more than one
+    open."""
     ways = [[m.way for m in generate(noise_seed=measure.seed + 1 + i).motions] for i in range(NUM_NOISES)]
     both = []
     for scene, seen in zip(measure.scenes, zip(*ways, strict=True), strict=True):

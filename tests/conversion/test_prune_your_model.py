@@ -32,7 +32,7 @@ SUBSTITUTES = {
 
 
 def commands() -> list[str]:
-    """Of the numbered sections, one each; the last one is Python."""
+    """The commands of the numbered sections, one each; the last one is Python."""
     text = (ROOT / "conversion" / "PRUNE_YOUR_MODEL.md").read_text(encoding="utf-8")
     _, _, numbered = text.partition("\n## 1. ")
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```$", numbered, re.DOTALL | re.MULTILINE)

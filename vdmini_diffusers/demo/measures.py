@@ -4,6 +4,7 @@ Each measure is one number a clip, so that two models can be compared clip by cl
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class Videos:
     features: np.ndarray | None
 
 
-class HeldOut:
+class HeldOut(ABC):
     """What both kinds share.
 
     Args:
@@ -60,14 +61,17 @@ class HeldOut:
         self.real = self.look_at(frames)
         self.reference = self._features(self._draw(num_clips, seed + 1)[1])
 
+    @abstractmethod
     def _draw(self, num_clips: int, seed: int) -> tuple[list[Scene], np.ndarray]:
-        raise NotImplementedError
+        """Scenes, and a clip of each, uint8 `(n, 16, 64, 64, 3)`."""
 
+    @abstractmethod
     def _motion(self, index: int, clip: np.ndarray) -> tuple[Motion, tuple[str, str]]:
-        raise NotImplementedError
+        """How a clip of the scene moves, and which object and place it shows."""
 
+    @abstractmethod
     def _right_way(self, motions: list[Motion]) -> np.ndarray:
-        raise NotImplementedError
+        """1 where a clip of the scene moves as it should, `(n,)`."""
 
     def _features(self, frames: np.ndarray) -> np.ndarray | None:
         return None if self.detector is None else i3d_features(frames, self.detector, description="I3D")

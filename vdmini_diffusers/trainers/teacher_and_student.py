@@ -238,7 +238,7 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
 
     @property
     def token_grid(self) -> TokenGrid | None:
-        """Of a transformer: the grid of its tokens."""
+        """The grid of the tokens, if the denoiser is a transformer."""
         return None
 
     @abstractmethod
