@@ -14,7 +14,7 @@ from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.data.vae_clips import checked_videos, encode_modes, upcast
 from vdmini_diffusers.families.base import ClipShape, Denoiser, UNetFamily
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
-from vdmini_diffusers.pipelines import VDMiniI2VPipeline
+from vdmini_diffusers.pipelines import VDMiniAnimateLCMSVDScheduler, VDMiniI2VPipeline
 from vdmini_diffusers.serialization.pipeline_folder import Component, PipelineLayout
 
 
@@ -140,7 +140,7 @@ SVD = UNetFamily(
         components={
             "feature_extractor": Component("transformers", has_weights=False),
             "image_encoder": Component("transformers"),
-            "scheduler": Component("diffusers", has_weights=False),
+            "scheduler": Component("diffusers", has_weights=False, own=VDMiniAnimateLCMSVDScheduler),
             "unet": Component("diffusers"),
             "vae": Component("diffusers"),
         },
