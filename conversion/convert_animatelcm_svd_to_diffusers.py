@@ -56,8 +56,8 @@ def load_unet(file: Path, config: dict[str, Any], dtype: torch.dtype) -> UNetSpa
     if wrong:
         name = wrong[0]
         raise CheckpointError(
-            f"{file} does not hold the U-Net of this Stable Video Diffusion: {len(wrong)} tensor(s) differ, first {name}"
-            f" of shape {stored.get(name, 'none')}, expected {expected.get(name, 'none')}. AnimateLCM-SVD-xt belongs"
+            f"{file} does not hold the U-Net of this Stable Video Diffusion: {len(wrong)} tensor(s) differ, first"
+            f" {name} of shape {stored.get(name, 'none')}, expected {expected.get(name, 'none')}. AnimateLCM-SVD-xt belongs"
             " to stable-video-diffusion-img2vid-xt."
         )
     tensors = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}

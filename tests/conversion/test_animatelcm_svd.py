@@ -30,6 +30,7 @@ def convert(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_what_is_written_opens_samples_and_saves_as_the_file_s_unet(convert, tmp_path):
     unet = randomise(tiny_teacher_unet(), 7).eval()
     save_file(unet.state_dict(), tmp_path / "AnimateLCM-SVD-xt.safetensors")
