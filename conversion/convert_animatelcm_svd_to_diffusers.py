@@ -57,8 +57,8 @@ def load_unet(file: Path, config: dict[str, Any], dtype: torch.dtype) -> UNetSpa
         name = wrong[0]
         raise CheckpointError(
             f"{file} does not hold the U-Net of this Stable Video Diffusion: {len(wrong)} tensor(s) differ, first"
-            f" {name} of shape {stored.get(name, 'none')}, expected {expected.get(name, 'none')}. AnimateLCM-SVD-xt belongs"
-            " to stable-video-diffusion-img2vid-xt."
+            f" {name} of shape {stored.get(name, 'none')}, expected {expected.get(name, 'none')}. AnimateLCM-SVD-xt"
+            " belongs to stable-video-diffusion-img2vid-xt."
         )
     tensors = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]

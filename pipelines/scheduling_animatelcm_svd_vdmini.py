@@ -6,8 +6,9 @@ A step is `x_0 = c_skip x + c_out F`, and the next sample is `x_0` with fresh no
     c_in = 1 / sqrt(sigma^2 + sd^2)      c_noise = ln(sigma) / 4
 
 These are the coefficients of Stable Video Diffusion, whose U-Net predicts v. `CMStochasticIterativeScheduler` has
-`c_out` of the other sign, shifts sigma by `sigma_min` in both, multiplies the timestep by 1000, starts from `sigma_max`
-instead of `sqrt(sigma_max^2 + sd^2)`, and adds `sqrt(sigma^2 - sigma_min^2)` of noise, so no config makes it equal.
+`c_out` of the other sign, shifts sigma by `sigma_min` in both, multiplies the timestep by 1000, starts from
+`sigma_max` instead of `sqrt(sigma_max^2 + sd^2)`, and adds `sqrt(sigma^2 - sigma_min^2)` of noise, so no config makes
+it equal.
 
 This file is published beside the scheduler's config; it needs diffusers only.
 """

@@ -108,7 +108,7 @@ class TestResults:
     def test_two_files_that_disagree_are_refused(self, tmp_path):
         for name, score in (("a", 0.1), ("b", 0.2)):
             (tmp_path / f"{name}_eval_results.json").write_text(json.dumps({"color": [score, []]}))
-        with pytest.raises(ValueError, match="different scores"):
+        with pytest.raises(ValueError, match="disagree on 'color'"):
             read_results([tmp_path], T2V_SUITE)
 
 

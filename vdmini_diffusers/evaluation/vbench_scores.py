@@ -1,8 +1,8 @@
 """VBench's totals from the scores of its dimensions, for text to video and for image to video.
 
-Each dimension's mean is scaled by the range that VBench gives it, `(score - low) / (high - low)`, without clipping. A part
-is the weighted mean of its dimensions, and the total the weighted mean of the parts. Ranges and weights are those of
-`scripts/constant.py` of Vchitect/VBench (commit 45e79ec), parts and totals those of `scripts/cal_final_score.py` and
+Each dimension's mean is scaled by the range that VBench gives it, `(score - low) / (high - low)`, without clipping. A
+part is the weighted mean of its dimensions, and the total the weighted mean of the parts. Ranges and weights are those
+of `scripts/constant.py` of Vchitect/VBench (commit 45e79ec), parts and totals those of `scripts/cal_final_score.py` and
 `scripts/cal_i2v_final_score.py` there. Those count a missing dimension as 0; here it makes an interval of the result.
 
 `vbench` itself is not needed, and not imported: it wants older versions of what diffusers builds on.
@@ -160,9 +160,7 @@ def read_results(paths: Iterable[str | os.PathLike], suite: Suite) -> dict[str, 
         for name, entry in read_json(file).items():
             result = _parse_result(entry, name, file)
             if name in found and found[name][0] != result:
-                raise CheckpointError(
-                    f"{found[name][1]} and {file} give {short_repr(name)} different scores: keep one."
-                )
+                raise CheckpointError(f"{found[name][1]} and {file} disagree on {short_repr(name)}: keep one.")
             if name in suite.dimensions:
                 found[name] = result, file
             elif name not in T2V_SUITE.dimensions and name not in I2V_SUITE.dimensions:
@@ -201,7 +199,5 @@ def _check_score(score: Any, name: str) -> float:
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
         raise ValueError(f"The score of {short_repr(name)} should be a number, not {short_repr(score)}.")
     if not 0 <= score <= 1:
-        raise ValueError(
-            f"The score of {short_repr(name)} should be a fraction, 0 to 1 (per cent by 100), not {score}."
-        )
+        raise ValueError(f"The score of {short_repr(name)} should be a fraction, 0 to 1, not {score} (per cent?).")
     return float(score)

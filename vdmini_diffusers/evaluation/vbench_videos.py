@@ -1,7 +1,8 @@
 """The videos that VBench wants: from which prompt or picture, under which name, and from which seed.
 
 The prompt lists are VBench's own files (`vbench/VBench_full_info.json`, `prompts/all_dimension.txt`,
-`vbench2_beta_i2v/vbench2_i2v_full_info.json`), which a user brings. They are not trusted: a prompt becomes a file's name.
+`vbench2_beta_i2v/vbench2_i2v_full_info.json`), which a user brings. They are not trusted: a prompt becomes the name of
+a file.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ class Prompt:
 
 
 class WantedVideo(NamedTuple):
-    """A video that VBench looks for by its `name`; `seed` depends on nothing but the prompt, the index and the run's."""
+    """A video that VBench looks for by its `name`. `seed` follows from the prompt, the index and the run's seed."""
 
     name: str
     prompt: Prompt
@@ -116,6 +117,6 @@ def _check_file_name(name: str, prompt: str, file: Path) -> None:
     """Raises `CheckpointError` unless `name` is that of a visible file in the folder that it is joined to."""
     if set(name) & set("/\\") or name.startswith(".") or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
         raise CheckpointError(
-            f"{file}: the prompt {short_repr(prompt)} cannot be the name of a file ({short_repr(name)}): no slashes, no"
-            f" control characters, no dot at its beginning, at most {MAX_NAME_BYTES} bytes."
+            f"{file}: the prompt {short_repr(prompt)} cannot be the name of a file ({short_repr(name)}): no slashes,"
+            f" no control characters, no dot at its beginning, at most {MAX_NAME_BYTES} bytes."
         )
