@@ -8,8 +8,8 @@
         --image_dir VBench/vbench2_beta_i2v/data/crop/16-9 --output_dir outputs/vbench_i2v
 
 Videos go to `<output_dir>/videos` by VBench's names, `{prompt}-{index}.mp4`: five of a prompt, and 25 of those for
-text to video's `temporal_flickering`. Each process makes every n-th of those that are missing; the same command goes on
-where the last one stopped. A video's seed depends on `--seed`, its prompt and its index alone. VBench itself is run
+text to video's `temporal_flickering`. Each process makes every n-th of those that are missing; the same command goes
+on where the last one stopped. A video's seed depends on `--seed`, its prompt and its index alone. VBench itself is run
 elsewhere (`vbench evaluate`, `evaluate_i2v.py`), and `benchmarks/score_vbench.py` makes totals of what it writes.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
@@ -101,8 +101,8 @@ def picture(args: Arguments, prompt: Prompt, size: tuple[int, int]) -> Image.Ima
     if abs(aspect * height / width - 1) > MAX_ASPECT_ERROR:
         raise ValueError(
             f"{args.image_dir / prompt.image_name} is {image.width} x {image.height} pixels, {aspect:.3f} times as"
-            f" wide as high, and the videos are {width} x {height}, {width / height:.3f} times: give VBench's pictures of"
-            " the videos' ratio (crop/16-9 and others; its crop_to_diff_ratio.py makes any)."
+            f" wide as high, and the videos are {width} x {height}, {width / height:.3f} times: give VBench's pictures"
+            " of the videos' ratio (crop/16-9 and others; its crop_to_diff_ratio.py makes any)."
         )
     return ImageOps.fit(image, (width, height))
 
@@ -126,7 +126,7 @@ def check_pictures(args: Arguments, prompts: list[Prompt], takes_image: bool) ->
 
 @torch.no_grad()
 def main(args: Arguments) -> None:
-    state = PartialState()
+    state = Accelerator()
     prompts = read_prompts(args.prompts, args.dimensions)
     family = find_family(args.pretrained_model_name_or_path, args.revision)
     parameters = call_parameters(family.pipeline)
@@ -141,13 +141,12 @@ def main(args: Arguments) -> None:
     }
     with state.main_process_first():
         folder = open_generation(args.output_dir, settings)
+    # Videos of other dimensions may be there from an earlier run.
+    of_all_dimensions = set(unfinished_videos(folder, wanted_videos(read_prompts(args.prompts), args.seed)))
     wanted = wanted_videos(prompts, args.seed)
-    missing = unfinished_videos(
-        folder, wanted if not args.dimensions else wanted_videos(read_prompts(args.prompts), args.seed)
-    )
-    missing = [video for video in missing if video.name in {each.name for each in wanted}]
+    missing = [video for video in wanted if video in of_all_dimensions]
     state.wait_for_everyone()  # before any process adds a video to what the others look through
-    print(f"{len(wanted) - len(missing)} of {len(wanted)} videos are there.") if state.is_main_process else None
+    state.print(f"{len(wanted) - len(missing)} of {len(wanted)} videos are there.")
     mine = missing[state.process_index :: state.num_processes]
     if not mine:
         return
@@ -158,9 +157,6 @@ def main(args: Arguments) -> None:
         dtype=getattr(torch, args.dtype),
     ).to(state.device)
     pipe.set_progress_bar_config(disable=True)
-    size = tuple(
-        options.get(name) or default for name, default in zip(("height", "width"), pipe.default_size, strict=True)
-    )
     fps = args.fps or (parameters["fps"].default if "fps" in parameters else FPS)
     start = time.perf_counter()
     for video in tqdm(mine, disable=not state.is_main_process, unit="video"):

@@ -3,8 +3,9 @@
 
     python benchmarks/score_vbench.py --results evaluation_results --suite t2v --output outputs/vbench_t2v/totals.json
 
-Prints a table of the dimensions (raw, on VBench's range, and how many videos were scored of those that VBench scores) and
-of the parts and the total, which is an interval where dimensions are missing. `benchmarks/report.py` reads the output.
+Prints a table of the dimensions (raw, on VBench's range, and how many videos were scored of those that VBench scores)
+and of the parts and the total, which is an interval where dimensions are missing. `benchmarks/report.py` reads the
+output.
 """
 
 import json

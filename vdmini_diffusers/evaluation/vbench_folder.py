@@ -63,6 +63,10 @@ def unfinished_videos(folder: Path, wanted: Sequence[WantedVideo]) -> list[Wante
             larger or smaller than the others. Nothing is removed.
         ImportError: without PyAV.
     """
+    try:
+        import av  # noqa: F401 - before the first video is made, which needs it
+    except ImportError as error:
+        raise ImportError("Videos need PyAV: run `pip install -e '.[train]'` in a checkout.") from error
     names = {video.name for video in wanted}
     there = sorted(os.listdir(folder))
     if foreign := [name for name in there if name not in names]:

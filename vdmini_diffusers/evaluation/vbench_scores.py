@@ -2,8 +2,9 @@
 
 Each dimension's mean is scaled by the range that VBench gives it, `(score - low) / (high - low)`, without clipping. A
 part is the weighted mean of its dimensions, and the total the weighted mean of the parts. Ranges and weights are those
-of `scripts/constant.py` of Vchitect/VBench (commit 45e79ec), parts and totals those of `scripts/cal_final_score.py` and
-`scripts/cal_i2v_final_score.py` there. Those count a missing dimension as 0; here it makes an interval of the result.
+of `scripts/constant.py` of Vchitect/VBench (commit 45e79ec), parts and totals those of `scripts/cal_final_score.py`
+and `scripts/cal_i2v_final_score.py` there. Those count a missing dimension as 0; here it makes an interval of the
+result.
 
 `vbench` itself is not needed, and not imported: it wants older versions of what diffusers builds on.
 """
