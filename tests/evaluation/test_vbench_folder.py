@@ -51,7 +51,7 @@ def test_a_foreign_file_is_named_and_stays(videos, name):
 def test_an_empty_or_cut_video_is_named_and_stays(videos, kept):
     whole = (videos / "a cat-0.mp4").read_bytes()
     (videos / "a cat-1.mp4").write_bytes(whole[:kept])
-    with pytest.raises(ValueError, match=r"'a cat-1\.mp4', damaged"):
+    with pytest.raises(ValueError, match=r"a cat-1\.mp4"):
         unfinished_videos(videos, WANTED)
     assert (videos / "a cat-1.mp4").exists()
 
@@ -59,7 +59,7 @@ def test_an_empty_or_cut_video_is_named_and_stays(videos, kept):
 @pytest.mark.parametrize("wrong", [frames(3), frames(2, 32)])
 def test_videos_of_unequal_length_or_size_are_named(videos, wrong):
     keep_video(videos, "a cat-1.mp4", wrong, 8)
-    with pytest.raises(ValueError, match="differ in length or size.*a cat-1.mp4"):
+    with pytest.raises(ValueError, match=r"differ in length or size.*a cat-1\.mp4"):
         unfinished_videos(videos, WANTED)
 
 
