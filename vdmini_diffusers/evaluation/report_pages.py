@@ -32,8 +32,11 @@ th:first-child, td:first-child { text-align: left; min-width: 11rem; }
 thead th { vertical-align: bottom; border-bottom-width: 2px; }
 tr.here { background: var(--soft); }
 tr.here th { font-weight: 400; padding-left: 1.6rem; }
-tr.none td, tr.none th { color: var(--faint); }
-.commands { font-size: .85rem; color: var(--faint); padding-left: 1.2rem; margin: .5rem 0 0; max-width: none; }
+tr.none th { color: var(--faint); }
+details { font-size: .85rem; color: var(--faint); margin-top: .5rem; }
+details ol { padding-left: 1.4rem; margin: .3rem 0 0; }
+details li { margin-bottom: .4rem; }
+summary { cursor: pointer; }
 code { overflow-wrap: anywhere; font: .92em ui-monospace, monospace; }
 .figures { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
 figure { margin: 0; }
@@ -43,8 +46,8 @@ figcaption { font-size: .85rem; color: var(--faint); margin-top: .3rem; overflow
 TITLE = "VDMini: the paper's tables, and what was measured here"
 INTRODUCTION = (
     "The paper's figures as it prints them (Wu et al., ACM MM 2025), and below each row what was measured here: where,"
-    " and by which command (numbers in brackets). A row without figures is one that was not measured yet. Demo teachers"
-    " are small networks on synthetic clips: compare their rows with each other, not with the paper's."
+    " and by which command (numbers in brackets). A row without figures was not measured yet. Demo teachers are small"
+    " networks on synthetic clips: compare their rows with each other, not with the paper's."
 )
 
 
@@ -122,18 +125,20 @@ def _html_table(table: PaperTable) -> str:
     for row in table.rows:
         rows.append(_html_row("paper", row.name, row.values))
         for where, values in _lines_below(table, row, commands):
-            rows.append(_html_row("here" if any(values) else "here none", f"here: {where}", values))
+            rows.append(_html_row("here", f"here: {where}", values))
     listed = "".join(
         f'<li value="{number}"><code>{escape(command)}</code></li>' for command, number in commands.items()
     )
     return (
         f'<h2 id="table-{escape(table.number)}">Table {escape(table.number)}: {escape(table.title)}</h2>\n'
         f'<div class="wide"><table>\n<thead><tr>{heading}</tr></thead>\n<tbody>\n' + "\n".join(rows) + "\n</tbody>\n"
-        "</table></div>\n" + (f'<ol class="commands">{listed}</ol>' if listed else "")
+        "</table></div>\n" + (f"<details><summary>Commands</summary><ol>{listed}</ol></details>" if listed else "")
     )
 
 
 def _html_row(kind: str, name: str, values: Sequence[str]) -> str:
+    if not any(values):
+        return f'<tr class="{kind} none"><th scope="row" colspan="{len(values) + 1}">{escape(name)}</th></tr>'
     cells = "".join(f"<td>{escape(value)}</td>" for value in values)
     return f'<tr class="{kind}"><th scope="row">{escape(name)}</th>{cells}</tr>'
 

@@ -110,7 +110,7 @@ def _measure(source: Mapping[str, Any], root: Path) -> Measurement:
 
 
 def _read_rows(file: Path) -> Any:
-    """JSON as it is; the rows of CSV; those of all tables of Markdown, whose first column is `row` if it has no name."""
+    """JSON as it is, or the rows of CSV or of all tables in Markdown, where a first column without a name is `row`."""
     if file.suffix == ".json":
         return _read_json(file)
     text = file.read_text(encoding="utf-8")
