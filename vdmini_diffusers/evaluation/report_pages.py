@@ -2,11 +2,12 @@
 
 import base64
 import mimetypes
+import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from vdmini_diffusers.evaluation.report_tables import PaperRow, PaperTable
+from vdmini_diffusers.evaluation.report_tables import NOT_MEASURED, Measurement, PaperRow, PaperTable
 
 
 MAX_FIGURE_BYTES = 16 * 2**20
@@ -29,7 +30,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-n
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; }
 th:first-child, td:first-child { text-align: left; min-width: 11rem; }
-thead th { vertical-align: bottom; border-bottom-width: 2px; }
+thead th { vertical-align: bottom; border-bottom-width: 2px; text-wrap: balance; }
 tr.here { background: var(--soft); }
 tr.here th { font-weight: 400; padding-left: 1.6rem; }
 tr.none th { color: var(--faint); }
@@ -38,8 +39,10 @@ details ol { padding-left: 1.4rem; margin: .3rem 0 0; }
 details li { margin-bottom: .4rem; }
 summary { cursor: pointer; }
 code { overflow-wrap: anywhere; font: .92em ui-monospace, monospace; }
-.figures { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
+.figures { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); }
 figure { margin: 0; }
+figure:has(img) { grid-column: 1 / -1; }
+figure video { width: 100%; }
 figure img, figure video { display: block; max-width: 100%; height: auto; background: #fff; border-radius: .3rem; }
 figcaption { font-size: .85rem; color: var(--faint); margin-top: .3rem; overflow-wrap: anywhere; }
 """
@@ -98,14 +101,20 @@ def _commands(table: PaperTable) -> dict[str, int]:
 
 
 def _lines_below(table: PaperTable, row: PaperRow, commands: dict[str, int]) -> list[tuple[str, list[str]]]:
-    """What stands below a row: where it was measured, with the command's number, and a value for each column."""
-    return [
-        (
-            each.where + (f" [{commands[each.command]}]" if each.command else ""),
-            [each.values.get(column, "") for column in table.columns],
-        )
-        for each in row.measured
-    ] or [("not measured", [""] * len(table.columns))]
+    """What stands below a row: where it was measured, with the command's number, and a value for each column.
+
+    Commands that have no result yet share the last line.
+    """
+
+    def numbers(measured: Sequence[Measurement]) -> str:
+        return "".join(f" [{commands[each.command]}]" for each in measured if each.command)
+
+    there = [each for each in row.measured if each.values]
+    lines = [(each.where + numbers([each]), [each.values.get(name, "") for name in table.columns]) for each in there]
+    rest = [each for each in row.measured if not each.values]
+    if rest or not there:
+        lines.append((NOT_MEASURED + numbers(rest), [""] * len(table.columns)))
+    return lines
 
 
 def _line(name: str, values: Sequence[str]) -> str:
@@ -113,8 +122,6 @@ def _line(name: str, values: Sequence[str]) -> str:
 
 
 def _relative(figure: Path, folder: Path) -> str:
-    import os
-
     return Path(os.path.relpath(figure, folder)).as_posix().replace(" ", "%20")
 
 
