@@ -44,6 +44,7 @@ figure { margin: 0; }
 figure:has(img) { grid-column: 1 / -1; }
 figure video { width: 100%; }
 figure img, figure video { display: block; max-width: 100%; height: auto; background: #fff; border-radius: .3rem; }
+@media (max-width: 40rem) { figure:has(img) { overflow-x: auto; } figure img { max-width: none; } }
 figcaption { font-size: .85rem; color: var(--faint); margin-top: .3rem; overflow-wrap: anywhere; }
 """
 TITLE = "VDMini: the paper's tables, and what was measured here"
@@ -107,7 +108,7 @@ def _lines_below(table: PaperTable, row: PaperRow, commands: dict[str, int]) -> 
     """
 
     def numbers(measured: Sequence[Measurement]) -> str:
-        return "".join(f" [{commands[each.command]}]" for each in measured if each.command)
+        return "".join(f" [{commands[name]}]" for name in dict.fromkeys(each.command for each in measured) if name)
 
     there = [each for each in row.measured if each.values]
     lines = [(each.where + numbers([each]), [each.values.get(name, "") for name in table.columns]) for each in there]
