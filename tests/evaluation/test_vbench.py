@@ -59,6 +59,7 @@ class TestTotals:
         assert totals.missing == ("camera_motion",)
         quality, i2v = totals.parts["quality"], totals.parts["i2v"]
         assert quality.low == quality.high and i2v.high - i2v.low == pytest.approx(100 * 0.1 / 2.1)
+        assert (str(quality), str(i2v), str(totals.total)) == ("78.00", "92.28 to 97.04", "85.14 to 87.52")
         whole = [totals_of({**SF_V, "camera_motion": end}, I2V_SUITE).total.low for end in (0.0, 1.0)]
         assert totals.total == Interval(*whole) and whole[1] - whole[0] == pytest.approx(100 * 0.1 / 2.1 / 2)
 
