@@ -194,7 +194,9 @@ def _transformer_parts(transformer: Any, class_name: str) -> Iterator[Part]:
                 continue
             module = f"{name}.{i}"
             beside = [other for (host, at), other in attached.items() if (host, at) == (name, i)]
-            if any(not can_be_removed(lists[other.split(".")[0]], int(other.split(".")[1]), 0, {}) for other in beside):
+            if any(
+                not can_be_removed(lists[other.split(".")[0]], int(other.split(".")[1]), 0, {}) for other in beside
+            ):
                 continue
             yield Part(module, "block", (module, *beside))
             named = [(k, stream) for k, stream in enumerate(streams.get((name, i), ())) if stream]
