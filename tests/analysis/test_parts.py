@@ -229,7 +229,7 @@ def test_a_transformer_without_blocks_is_the_one_whose_blocks_were_deleted(name)
 
 
 def test_latte_without_its_last_pair_of_blocks():
-    """It adds its frame embedding between the first two: there it stays if they are removed, and moves in a student."""
+    """It adds its frame embedding between the first two: there it stays without them, and in a student it moves."""
     tiny = TRANSFORMERS["LatteTransformer3DModel"]
     transformer, by_hand = (tiny_transformer("LatteTransformer3DModel") for _ in range(2))
     for name in ("transformer_blocks", "temporal_transformer_blocks"):

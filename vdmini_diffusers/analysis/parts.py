@@ -1,6 +1,6 @@
 """The removable parts of a denoiser, by the paper's names, and denoisers that run without one of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import signature
@@ -85,19 +85,25 @@ def removed(denoiser: nn.Module, *parts: Part) -> Iterator[None]:
         denoiser: the bare module.
         parts: of `removable_parts(denoiser)`.
     """
-    modules = dict(denoiser.named_modules())
-    lists = {blocks.name: blocks for blocks in BLOCK_LISTS.get(transformer_class(denoiser) or "", ())}
     with ExitStack() as stack:
         for part in parts:
             for name in part.replaced or part.modules:
-                module = modules[name]
-                blocks = lists.get(name.split(".")[0])
-                if blocks is None:
-                    stand_in = _unet_stand_in(module)
-                else:
-                    stand_in = _block_stand_in(module, denoiser, blocks, int(name.split(".")[1]), part.stream)
-                stack.enter_context(_replaced_forward(module, stand_in))
+                forward = stand_in(denoiser, name, part.stream)
+                stack.enter_context(_replaced_forward(denoiser.get_submodule(name), forward))
         yield
+
+
+def stand_in(denoiser: nn.Module, name: str, stream: int | None = None) -> Forward:
+    """The forward pass that a module has while it is removed.
+
+    Args:
+        stream: for a block of a transformer, the only one of its outputs that is not computed; by default none is.
+    """
+    module, (first, _, rest) = denoiser.get_submodule(name), name.partition(".")
+    for blocks in BLOCK_LISTS.get(transformer_class(denoiser) or "", ()):
+        if blocks.name == first:
+            return _block_stand_in(module, denoiser, blocks, int(rest), stream)
+    return _unet_stand_in(module)
 
 
 # ---- U-Nets
@@ -190,13 +196,11 @@ def _transformer_parts(transformer: Any, class_name: str) -> Iterator[Part]:
         if blocks.attached_to:
             continue
         for i in range(counts[name]):
-            if not can_be_removed(blocks, i, counts[name], config):
-                continue
             module = f"{name}.{i}"
+            if _must_stay(module, lists, counts, config):
+                continue
             beside = [other for (host, at), other in attached.items() if (host, at) == (name, i)]
-            if any(
-                not can_be_removed(lists[other.split(".")[0]], int(other.split(".")[1]), 0, {}) for other in beside
-            ):
+            if any(_must_stay(other, lists, counts, config) for other in beside):
                 continue
             yield Part(module, "block", (module, *beside))
             named = [(k, stream) for k, stream in enumerate(streams.get((name, i), ())) if stream]
@@ -204,13 +208,13 @@ def _transformer_parts(transformer: Any, class_name: str) -> Iterator[Part]:
                 yield from (Part(f"{module}[{stream}]", "stream", (module,), stream=k) for k, stream in named)
 
 
-def can_be_removed(blocks: BlockList, i: int, count: int, config: Any) -> bool:
-    """Whether some plan can remove block `i` of a list of `count`."""
-    if i in {k % count if count else k for k in blocks.never_remove}:
-        return False
-    period = blocks.period
+def _must_stay(module: str, lists: Mapping[str, BlockList], counts: Mapping[str, int], config: Any) -> bool:
+    """Whether no plan can remove this block."""
+    name, _, number = module.partition(".")
+    blocks, i, period = lists[name], int(number), lists[name].period
     n = config.get(period.field) if period else None
-    return period is None or period.removable or not n or (i + period.last) % n != 0
+    differs = period is not None and not period.removable and n and (i + period.last) % n == 0
+    return bool(differs) or i in {k % counts[name] for k in blocks.never_remove}
 
 
 def _block_stand_in(block: Any, denoiser: Any, blocks: BlockList, i: int, stream: int | None) -> Forward:
