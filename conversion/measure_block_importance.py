@@ -95,7 +95,6 @@ def main() -> None:
     generate, real = videos_of(args, pipe, family.pipeline_tag)
     parts = select_parts(removable_parts(denoiser), args.parts)
     settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "offload", "parts")}
-    settings["parts"] = sorted(parts)
     if detector is not None:
         settings["detector_sha256"] = weights_sha256(detector)
     measurement = Measurement(

@@ -53,8 +53,8 @@ class FixedVideos:
 
     def _video(self, i: int, kwargs: Mapping[str, Any]) -> np.ndarray:
         generator = torch.Generator().manual_seed(self.seed + i)  # on the CPU, so that it is the same on any device
-        output = self.pipe(**self.settings, **kwargs, generator=generator, output_type="np", return_dict=False)
-        frames = np.nan_to_num(np.asarray(output[0][0], dtype=np.float32), posinf=0, neginf=0)
+        output = self.pipe(**self.settings, **kwargs, generator=generator, output_type="np").frames[0]
+        frames = np.nan_to_num(np.asarray(output, dtype=np.float32), posinf=0, neginf=0)
         video = (frames.clip(0, 1) * 255).round().astype(np.uint8)
         if self.size is None or video.shape[1:3] == self.size:
             return video

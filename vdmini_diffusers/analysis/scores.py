@@ -121,8 +121,8 @@ def notes_on(num_clips: int, scores: dict[str, Any]) -> list[str]:
     dimensions = 400
     if "fvd" in scores and num_clips <= dimensions:
         return [
-            f"fvd is computed from {num_clips} clips, and I3D's features have {dimensions} dimensions: their covariance"
-            " is singular and fvd far above what many clips would give. Compare it between parts only, and with kvd,"
-            " which is unbiased."
+            f"fvd is computed from {num_clips} clips, and I3D's features have {dimensions} dimensions: their"
+            " covariance is singular, and fvd far above what many clips would give. Compare it between parts only, and"
+            " with kvd, which is unbiased."
         ]
     return []
