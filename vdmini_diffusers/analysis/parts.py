@@ -27,14 +27,15 @@ class Part:
         name: the paper's name of it (`D.1`, `D.1.R.0`, `D.1.R.0.RB-S`), or for a transformer that of the block, with
             the stream behind it (`transformer_blocks.3[text]`) where it is a part of the block.
         kind: a `"stage"` of a U-Net; a `"layer"`, the R-A pair that a plan keeps or removes; a `"block"`, ResBlock or
-            AttentionBlock, or a block of a transformer; a `"half"`, spatial or temporal; a `"stream"` of a block.
+            AttentionBlock, or a block of a transformer; a `"half"`, spatial or temporal; a `"stream"` of a block. A
+            `"sampler"`, down or up, goes in a student together with a stage and is never removed by itself.
         modules: names of the modules that it consists of. None of them lies in another.
         replaced: those of them whose forward passes are replaced, if not all.
         stream: for a stream, its index among the block's outputs.
     """
 
     name: str
-    kind: Literal["stage", "layer", "block", "half", "stream"]
+    kind: Literal["stage", "layer", "block", "half", "stream", "sampler"]
     modules: tuple[str, ...]
     replaced: tuple[str, ...] = ()
     stream: int | None = None
