@@ -98,7 +98,9 @@ def costed_parts(denoiser: nn.Module) -> dict[str, Part]:
     parts = {name: part for name, part in removable_parts(denoiser).items() if part.kind != "stream"}
     for path, module in denoiser.named_modules():
         if path.endswith((".downsamplers", ".upsamplers")):
-            parts[paper_name(path)] = Part(paper_name(path), "sampler", tuple(f"{path}.{i}" for i in range(len(module))))
+            parts[paper_name(path)] = Part(
+                paper_name(path), "sampler", tuple(f"{path}.{i}" for i in range(len(module)))
+            )
     return parts
 
 

@@ -18,8 +18,6 @@ from vdmini_diffusers.pruning.survey import Survey
 from vdmini_diffusers.serialization.repository import push_folder
 
 
-
-
 @dataclass
 class ConversionArguments:
     pretrained_model_name_or_path: str = field(
