@@ -7,6 +7,7 @@ up; what a plan must heed to fit the network is linear in them.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -107,8 +108,8 @@ def weighted_importance(
         importance = scores.importance(score)
         if missing := [part for part in parts if part not in importance]:
             raise PlanSearchError(
-                f"{len(missing)} of {len(parts)} parts have no score: {', '.join(missing[:5])}{', ...' * (len(missing) > 5)}."
-                " Measure all layers, stages and blocks."
+                f"{len(missing)} of {len(parts)} parts have no score, such as {', '.join(missing[:5])}. Measure all"
+                " layers, stages and blocks."
             )
         if broken := [part for part in parts if not np.isfinite(importance[part])]:
             raise PlanSearchError(f"The importance of {broken[0]} by {score} is {importance[broken[0]]}.")
@@ -150,6 +151,10 @@ class _Space:
     def plan(self, kept: set[str], name: str) -> PruningPlan:
         raise NotImplementedError
 
+    def kept(self, plan: Any) -> set[str]:
+        """The variables that are 1 under a plan."""
+        raise NotImplementedError
+
     def check(self, plan: PruningPlan) -> None:
         """Raises `PruningPlanError` for what the rows do not say."""
         plan.student_config({"_class_name": self.costs.class_name, **self.costs.config})
@@ -172,7 +177,7 @@ class _UNetSpace(_Space):
         stays = [f"stage {d}" for d in range(n)]
         self.variables += stays
         self.fixed.add(stays[0])
-        for outer, inner in zip(stays, stays[1:], strict=False):
+        for outer, inner in pairwise(stays):
             self.at_least({outer: 1, inner: -1}, 0)
         for d in range(n):
             self._add_stages(d, stays[d], stays[d + 1] if d + 1 < n else None)
@@ -227,6 +232,11 @@ class _UNetSpace(_Space):
                 down[d] = tuple(i for i in range(depth) if self.layer("D", d, i) in kept)
                 up[u] = tuple(i for i in range(depth + 1) if self.layer("U", u, i) in kept)
         return UNetPruningPlan(name, down, "M" in kept, up)
+
+    def kept(self, plan: UNetPruningPlan) -> set[str]:
+        layers = [self.layer(letter, stage, i) for letter, kept in (("D", plan.down), ("U", plan.up))
+                  for stage, numbers in kept.items() for i in numbers]  # fmt: skip
+        return {*layers, *(f"stage {d}" for d in plan.down), *(["M"] if plan.keep_mid else [])}
 
 
 class _TransformerSpace(_Space):
@@ -291,6 +301,9 @@ class _TransformerSpace(_Space):
         }
         return TransformerPruningPlan(name, self.costs.class_name, blocks)
 
+    def kept(self, plan: TransformerPruningPlan) -> set[str]:
+        return {self.block(list_name, i) for list_name, numbers in plan.blocks.items() for i in numbers}
+
     def check(self, plan: Any) -> None:
         super().check(plan)
         self.constraints.check(plan, self.costs.config)
@@ -309,7 +322,7 @@ def _solve(space: _Space, importance: Mapping[str, float], costs: CostTable, bud
         except PruningPlanError as error:
             reason = error
         else:
-            if all(total <= budget.limits[what] for what, total in student_costs(space, kept, budget.limits).items()):
+            if all(total <= budget.limits[what] for what, total in _student_costs(space, kept, budget.limits).items()):
                 return plan
             reason = PlanSearchError("the solver's tolerance let a plan pass that is just above the budget")
         # Exactly this choice is ruled out, and the next best is sought.
@@ -320,8 +333,18 @@ def _solve(space: _Space, importance: Mapping[str, float], costs: CostTable, bud
     raise PlanSearchError(_nearest(space, budget))
 
 
-def student_costs(space: _Space, kept: set[str], metrics: Iterable[str]) -> dict[str, float]:
-    """What a student costs that keeps these variables."""
+def cost_of_plan(plan: PruningPlan, costs: CostTable) -> dict[str, float]:
+    """What a student costs under a plan, as the parts of the teacher add up, by the names of `Budget`.
+
+    Parameters are exact. Milliseconds are left out where the costs have none.
+    """
+    space = _UNetSpace(costs) if isinstance(plan, UNetPruningPlan) else _TransformerSpace(costs, DepthConstraints())
+    metrics = ["num_parameters", "num_macs", "memory_bytes"]
+    metrics += ["milliseconds"] if costs.whole.milliseconds is not None else []
+    return _student_costs(space, space.kept(plan), metrics)
+
+
+def _student_costs(space: _Space, kept: set[str], metrics: Iterable[str]) -> dict[str, float]:
     gone = [part for part, variable in space.costing.items() if variable not in kept]
     peaks = [space.cost(part).peak_bytes for part, variable in space.costing.items() if variable in kept]
     totals = {}
@@ -405,7 +428,7 @@ def _nearest(space: _Space, budget: Budget) -> str:
         kept = _best(space, lightest, [])
         if kept is None:
             return "No plan heeds the constraints, whatever it costs."
-        least[metric] = student_costs(space, kept, [metric])[metric]
+        least[metric] = _student_costs(space, kept, [metric])[metric]
     needs = " and ".join(f"{value:,.6g} {metric}".replace(".0 ", " ") for metric, value in least.items())
     wanted = " and ".join(f"{limit:,.6g} {metric}" for metric, limit in budget.limits.items())
     both = "" if len(least) == 1 else ", each by itself"
