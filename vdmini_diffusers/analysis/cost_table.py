@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vdmini_diffusers.analysis.parts import Part, removable_parts
+from vdmini_diffusers.analysis.parts import Part, plain_config, removable_parts
 from vdmini_diffusers.evaluation.latency import Timing
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes
 from vdmini_diffusers.pruning.paper_names import paper_name
@@ -161,14 +161,14 @@ def count_costs(
         )
         for name, part in parts.items()
     }
-    whole = PartCost(_num_parameters(network), counter.get_total_flops() // 2, peaks[""])
+    whole = PartCost(_num_parameters(network), counter.get_total_flops() // 2, max(peaks.values()))
     disjoint = [costs[name] for name, part in parts.items() if part.kind in ("block", "sampler")]
     costs[REST] = PartCost(
         whole.num_parameters - sum(cost.num_parameters for cost in disjoint),
         whole.num_macs - sum(cost.num_macs for cost in disjoint),
-        peaks[""],
+        peaks[REST],
     )
-    config = {name: value for name, value in getattr(network, "config", {}).items() if not name.startswith("_")}
+    config = plain_config(network)
     size = next(network.parameters()).element_size()
     return CostTable(root, config, clip, size, whole, costs, {name: part.kind for name, part in parts.items()})
 
@@ -209,19 +209,22 @@ def measure_times(
 def _count_peaks(
     network: nn.Module, run: Callable[[], object], parts: Mapping[str, Part], inputs: Iterable[Tensor]
 ) -> dict[str, int]:
-    """The greatest number of bytes that lived at once, while each part ran and, by the name `""`, in all."""
+    """The greatest number of bytes that lived at once while each part ran, and while none did, by `REST`."""
     meter = LiveBytes([*network.parameters(), *network.buffers(), *inputs])
-    peaks = dict.fromkeys(parts, 0)
+    peaks = dict.fromkeys((*parts, REST), 0)
     outer: list[int] = []  # of the parts that run: the peaks until they began
 
     def begin(module: nn.Module, args: Any) -> None:
+        if not outer:
+            peaks[REST] = max(peaks[REST], meter.peak)
         outer.append(meter.peak)
         meter.peak = meter.live
 
     def end(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             peaks[name] = max(peaks[name], meter.peak)
-            meter.peak = max(meter.peak, outer.pop())
+            before = outer.pop()
+            meter.peak = max(meter.peak, before) if outer else meter.live
 
         return hook
 
@@ -238,7 +241,8 @@ def _count_peaks(
     finally:
         for handle in handles:
             handle.remove()
-    return peaks | {"": meter.peak}
+    peaks[REST] = max(peaks[REST], meter.peak)
+    return peaks
 
 
 @contextmanager

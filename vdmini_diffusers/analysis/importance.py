@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from vdmini_diffusers.analysis.parts import Part, removable_parts, removed
+from vdmini_diffusers.analysis.parts import Part, plain_config, removable_parts, removed
 from vdmini_diffusers.analysis.pictures import first_and_last_frames, png
 from vdmini_diffusers.analysis.scores import Clips, Score, notes_on
 from vdmini_diffusers.evaluation.continuation import psnr
@@ -121,7 +121,7 @@ class Measurement:
         """What results of one folder must agree in."""
         return {
             "class_name": type(self.denoiser).__name__,
-            "config": {name: value for name, value in self.denoiser.config.items() if not name.startswith("_")},
+            "config": plain_config(self.denoiser),
             "scores": sorted([*self.scores, *self.losses]),
             "settings": dict(self.settings),
         }

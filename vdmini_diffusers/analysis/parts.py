@@ -1,5 +1,6 @@
 """The removable parts of a denoiser, by the paper's names, and denoisers that run without one of them."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,12 @@ def removable_parts(denoiser: nn.Module) -> dict[str, Part]:
 def transformer_class(denoiser: nn.Module) -> str | None:
     """The class in `BLOCK_LISTS` that a denoiser is one of, if it is."""
     return next((cls.__name__ for cls in type(denoiser).__mro__ if cls.__name__ in BLOCK_LISTS), None)
+
+
+def plain_config(network: nn.Module) -> dict[str, Any]:
+    """A network's config as JSON gives it back; empty for a part of a network, which has none."""
+    config = {name: value for name, value in getattr(network, "config", {}).items() if not name.startswith("_")}
+    return json.loads(json.dumps(config, default=list))
 
 
 @contextmanager

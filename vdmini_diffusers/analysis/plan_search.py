@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vdmini_diffusers.analysis.cost_table import CostTable, PartCost
+from vdmini_diffusers.analysis.cost_table import REST, CostTable, PartCost
 from vdmini_diffusers.analysis.importance import ImportanceTable
 from vdmini_diffusers.families.block_lists import BLOCK_LISTS
 from vdmini_diffusers.pruning.depth import DepthConstraints
@@ -346,12 +346,13 @@ def cost_of_plan(plan: PruningPlan, costs: CostTable) -> dict[str, float]:
 
 def _student_costs(space: _Space, kept: set[str], metrics: Iterable[str]) -> dict[str, float]:
     gone = [part for part, variable in space.costing.items() if variable not in kept]
-    peaks = [space.cost(part).peak_bytes for part, variable in space.costing.items() if variable in kept]
+    staying = [REST, *(part for part, variable in space.costing.items() if variable in kept)]
+    peaks = [space.cost(part).peak_bytes for part in staying]
     totals = {}
     for metric in metrics:
         if metric == "memory_bytes":
             weights = space.costs.whole.num_parameters - sum(space.cost(part).num_parameters for part in gone)
-            totals[metric] = weights * space.costs.bytes_per_parameter + max(peaks, default=0)
+            totals[metric] = weights * space.costs.bytes_per_parameter + max(peaks)
         else:
             totals[metric] = _value(space.costs.whole, metric) - sum(_value(space.cost(p), metric) for p in gone)
     return totals
@@ -374,10 +375,12 @@ def _budget_rows(space: _Space, limits: Mapping[str, float]) -> list[Row]:
             continue
         coefficients, constant = _total(space, "num_parameters")
         size = space.costs.bytes_per_parameter
+        room = limit - constant * size
+        weights = {variable: c * size / limit for variable, c in coefficients.items()}
+        rows.append((weights, -np.inf, (room - space.cost(REST).peak_bytes) / limit))
         for part, variable in space.costing.items():
-            row = {v: c * size / limit for v, c in coefficients.items()}
-            row[variable] = row.get(variable, 0) + space.cost(part).peak_bytes / limit
-            rows.append((row, -np.inf, (limit - constant * size) / limit))
+            row = {**weights, variable: weights.get(variable, 0) + space.cost(part).peak_bytes / limit}
+            rows.append((row, -np.inf, room / limit))
     return rows
 
 
