@@ -224,7 +224,8 @@ def _count_peaks(
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             peaks[name] = max(peaks[name], meter.peak)
             before = outer.pop()
-            meter.peak = max(meter.peak, before) if outer else meter.live
+            # What lives as a part ends is the part's: what is outside of all counts from the next tensor on.
+            meter.peak = max(meter.peak, before) if outer else 0
 
         return hook
 
