@@ -54,7 +54,7 @@ def test_costs_of_a_network_of_which_all_is_known():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["i2v", "t2v", "transformer"])
+@pytest.mark.parametrize("kind", [pytest.param("i2v", marks=pytest.mark.slow), "t2v", "transformer"])
 def test_blocks_samplers_and_the_rest_add_up_to_the_whole(kind):
     if kind == "transformer":
         network, inputs = (

@@ -110,7 +110,7 @@ def test_parts_have_the_paper_s_names():
     assert counts == {"stage": 9, "layer": 15, "block": 22 + 16, "half": 2 * (22 + 16)}
 
 
-@pytest.mark.parametrize("part", ["D.1.R.0", "U.2.R.0", "D.0.R.1"])  # two change the width
+@pytest.mark.parametrize("part", ["D.1.R.0", pytest.param("U.2.R.0", marks=pytest.mark.slow)])
 def test_a_res_block_leaves_its_own_trained_shortcut(part):
     by_hand = i2v()
     stage, layer = int(part[2]), int(part[-1])
@@ -158,7 +158,7 @@ def test_halves_of_an_attention_block(half, left):
     same_as(i2v(), f"D.0.A.1.{half}", by_hand)  # not bit-equal: the blender's sum is written in another order
 
 
-@pytest.mark.parametrize("part", ["D.2", "U.1", "D.3"])
+@pytest.mark.parametrize("part", ["D.2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("U.1", "D.3"))])
 def test_of_a_stage_all_layers_go_and_its_sampler_stays(part):
     by_hand = i2v()
     stage = (by_hand.down_blocks if part[0] == "D" else by_hand.up_blocks)[int(part[2])]
@@ -179,11 +179,11 @@ def test_without_the_mid_block_it_is_the_plan_s_student(make):
 @pytest.mark.parametrize(
     ("part", "lists"),
     [
-        ("U.2.R.0", ("resnets", "temp_convs")),
-        ("D.2.A.1", ("attentions", "temp_attentions")),
-        ("D.1.R.0.RB-S", ("resnets",)),
-        ("D.1.R.0.RB-T", ("temp_convs",)),
-        ("U.2.A.0.AB-S", ("attentions",)),
+        pytest.param("U.2.R.0", ("resnets", "temp_convs"), marks=pytest.mark.slow),
+        pytest.param("D.2.A.1", ("attentions", "temp_attentions"), marks=pytest.mark.slow),
+        pytest.param("D.1.R.0.RB-S", ("resnets",), marks=pytest.mark.slow),
+        pytest.param("D.1.R.0.RB-T", ("temp_convs",), marks=pytest.mark.slow),
+        pytest.param("U.2.A.0.AB-S", ("attentions",), marks=pytest.mark.slow),
         ("U.2.A.0.AB-T", ("temp_attentions",)),
         ("U.3.R-A.1", ("resnets", "temp_convs", "attentions", "temp_attentions")),
     ],
@@ -269,7 +269,7 @@ def test_blocks_that_no_plan_removes_are_no_parts():
 
 
 @pytest.mark.parametrize("offload", ["accelerate", "groups"])
-@pytest.mark.parametrize("part", ["D.2.R.0", "U.3.A.2.AB-T"])
+@pytest.mark.parametrize("part", ["D.2.R.0", pytest.param("U.3.A.2.AB-T", marks=pytest.mark.slow)])
 def test_hooks_of_offloading_stay_and_work(part, offload):
     plain = i2v()
     offloaded = copy.deepcopy(plain)

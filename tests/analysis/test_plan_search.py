@@ -137,7 +137,7 @@ WIDTHS = [(32, 32, 64), (32, 64, 64), (32, 64, 96), (32, 32, 32)]
 METRICS = ["num_parameters", "num_macs", "milliseconds", "memory_bytes"]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     st.sampled_from(WIDTHS),
     st.sampled_from([(1, 1, 1), (1, 2, 2)]),

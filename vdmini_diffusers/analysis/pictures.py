@@ -41,8 +41,8 @@ def bars(values: Mapping[str, float], title: str, unit: str = "") -> Image.Image
 
 
 def _group(name: str) -> str:
-    first = name.split(".")[0]
-    return ".".join(name.split(".")[:2]) if len(first) == 1 else first
+    first, *rest = name.split(".")
+    return f"{first}.{rest[0]}" if first in ("D", "U") else first
 
 
 def first_and_last_frames(videos: np.ndarray, num_videos: int = 3, height: int = 96) -> Image.Image:
