@@ -21,6 +21,17 @@ from vdmini_diffusers.serialization.pipeline_folder import Component, PipelineLa
 CLIP_SIZE = 224  # pixels, as StableVideoDiffusionPipeline
 
 
+def example_inputs(config: Mapping[str, Any], num_frames: int, height: int, width: int) -> dict[str, Any]:
+    """What the U-Net takes for one clip of that many pixels, without guidance."""
+    widths = config["cross_attention_dim"]
+    return {
+        "sample": torch.zeros(1, num_frames, config["in_channels"], height // 8, width // 8),
+        "timestep": torch.zeros(1),
+        "encoder_hidden_states": torch.zeros(1, 1, widths if isinstance(widths, int) else widths[0]),
+        "added_time_ids": torch.zeros(1, 3),
+    }
+
+
 @torch.no_grad()
 def encode_image_to_video(
     batch: Mapping[str, Any],
@@ -152,6 +163,8 @@ SVD = UNetFamily(
     teacher_card="sf_v.md",
     pipeline_tag="image-to-video",
     tags=("vdmini", "video-diffusion", "pruning", "stable-video-diffusion", "image-to-video"),
+    example_inputs=example_inputs,
+    evaluated_clip=(14, 576, 1024),
     teacher_tags=("sf-v", "stable-video-diffusion", "video-diffusion", "image-to-video"),
     given="image",
     task="single_step",
