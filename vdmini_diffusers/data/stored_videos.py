@@ -140,6 +140,6 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _read_frame(file: Path) -> np.ndarray:
     try:
-        return np.asarray(read_image(file))
+        return np.array(read_image(file))  # a copy, which may be written to: torch wants that
     except ValueError as error:
         raise UnusableVideo("broken", str(error)) from error
