@@ -68,7 +68,7 @@ def test_of_another_aspect_the_centre_is_shown(tmp_path):
 class TestWrongFolders:
     def test_frames_without_a_folder(self, tmp_path):
         write_frames(tmp_path / "v", [0, 4])
-        with pytest.raises(ValueError, match="holds pictures itself, such as frame_0.png"):
+        with pytest.raises(ValueError, match=r"holds pictures itself, such as frame_0\.png"):
             find_videos(tmp_path / "v")
 
     def test_no_videos(self, tmp_path):
@@ -93,7 +93,7 @@ class TestWrongFolders:
         damaged, broken_frame, changing = find_videos(tmp_path)[0]
         with pytest.raises(UnusableVideo, match="broken"):
             damaged.num_frames()
-        with pytest.raises(UnusableVideo, match="broken: .*frame_1.png"):
+        with pytest.raises(UnusableVideo, match=r"broken: .*frame_1\.png"):
             broken_frame.read(2, 24, 32)
         with pytest.raises(UnusableVideo, match="changing size: frames of 8 x 8 and 32 x 24"):
             changing.read(2, 24, 32)

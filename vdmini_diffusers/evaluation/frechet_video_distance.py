@@ -83,9 +83,11 @@ def kernel_distances(a: np.ndarray, b: np.ndarray, counts_a: np.ndarray, counts_
     """
 
     def mean_of_pairs(x: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        return _kernel_sums(x, x, counts, counts, skip_diagonal=True) / (len(x) * (len(x) - 1))
+        num_pairs = counts.sum(axis=1) ** 2 - (counts**2).sum(axis=1)
+        return _kernel_sums(x, x, counts, counts, skip_diagonal=True) / num_pairs
 
-    across = _kernel_sums(a, b, counts_a, counts_b, skip_diagonal=False) / (len(a) * len(b))
+    num_across = counts_a.sum(axis=1) * counts_b.sum(axis=1)
+    across = _kernel_sums(a, b, counts_a, counts_b, skip_diagonal=False) / num_across
     return mean_of_pairs(a, counts_a) + mean_of_pairs(b, counts_b) - 2 * across
 
 
