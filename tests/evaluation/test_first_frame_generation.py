@@ -95,7 +95,7 @@ class TestBadFolders:
         assert [path.name for path in (tmp_path / "x").iterdir()] == ["thesis.txt"]
 
     def test_made_with_other_settings(self, pipe, videos, folder):
-        with pytest.raises(ValueError, match="were made with call .*; seed 0 and not 1"):
+        with pytest.raises(ValueError, match=r"were made with call .*; seed 0 and not 1"):
             generate(pipe, videos, folder, dataclasses.replace(PROTOCOL, seed=1), motion_bucket_id=1)
 
     @pytest.mark.parametrize("name", ["a/v9/000.jpg", "notes.txt", "a/more.txt"])

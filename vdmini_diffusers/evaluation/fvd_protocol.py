@@ -100,7 +100,11 @@ class FVDProtocol:
         clip = video.read(self.num_frames, self.height, self.width, self.first_frame(video, start))
         if self.jpeg_quality is None or clip.is_jpeg:
             return clip.frames
-        return np.stack([np.array(Image.open(io.BytesIO(self.encode_frame(frame)))) for frame in clip.frames])
+        return np.stack([self.as_stored(frame) for frame in clip.frames])
+
+    def as_stored(self, frame: np.ndarray) -> np.ndarray:
+        """A frame as its JPEG file shows it."""
+        return np.array(Image.open(io.BytesIO(self.encode_frame(frame))))
 
     def encode_frame(self, frame: np.ndarray) -> bytes:
         """A JPEG file of a frame `(height, width, 3)`, by Pillow: colours at half the resolution."""
