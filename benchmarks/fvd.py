@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 
 from vdmini_diffusers import VDMiniI2VPipeline
 from vdmini_diffusers.cli.script import parse_arguments, run
@@ -134,7 +134,8 @@ def generate(args: Arguments, real: ClipSet) -> None:
 
 
 def main(args: Arguments) -> None:
-    state, protocol = PartialState(), args.protocol
+    # Not `PartialState` alone, which joins processes on a CPU only when it is told that it is one.
+    state, protocol = Accelerator().state, args.protocol
     if args.pipeline is None and not args.generated.exists():
         raise FileNotFoundError(f"There is no {args.generated}. --pipeline generates it.")
     if args.pipeline is None and (args.generated / GENERATION_MANIFEST).is_file() and args.real.is_dir():

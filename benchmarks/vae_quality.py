@@ -6,8 +6,8 @@
 Without options it is about the demo VAE. `--data_dir` takes videos instead of the demo clips, whose
 photographs no demo model was trained on. All decode the same latents, those of the original's encoder. PSNR and
 SSIM (`pip install -e '.[evaluate]'`) are means over clips and frames, of 8-bit pictures; `--lpips` adds LPIPS. Prints
-a table and writes it, with the numbers of each clip (`report.json`). Of the clips on which the last decoder loses most,
-`worst_frames.png` has the worst frame each: input, original decoder, last decoder, eight times their difference.
+a table and writes it, with the numbers of each clip (`report.json`). Of the clips on which the last decoder loses
+most, `worst_frames.png` has the worst frame each: input, original decoder, last decoder, eight times their difference.
 """
 
 import json
