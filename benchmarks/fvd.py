@@ -97,7 +97,7 @@ class Arguments:
             raise ValueError(f"--real and --generated are one folder, {self.real}: their distance is 0.")
         if self.num_resamples < 0 or self.batch_size < 1:
             raise ValueError("--num_resamples must not be negative, and --batch_size must be at least 1.")
-        if self.pipeline is not None and not self.real.is_dir():
+        if self.pipeline is not None and self.real.is_file():
             raise ValueError("--pipeline needs the folder of the real videos as --real, for their first frames.")
         self.protocol  # noqa: B018 - checks its settings
 

@@ -15,8 +15,8 @@ MEASURES = [(frechet_interval, frechet_distance), (kernel_interval, kernel_dista
 
 @pytest.mark.parametrize(("interval", "distance"), MEASURES)
 def test_nine_in_ten_intervals_hold_the_mean_over_draws(interval, distance):
-    expected = np.mean([distance(a, b) for a, b in draws(1000)])  # of sets of this size
-    intervals = [interval(a, b, num_resamples=100, confidence=0.9) for a, b in draws(100)]
+    expected = np.mean([distance(a, b) for a, b in draws(500)])  # of sets of this size
+    intervals = [interval(a, b, num_resamples=60, confidence=0.9) for a, b in draws(60)]
     held = np.mean([low <= expected <= high for low, high in intervals])
     assert 0.8 < held < 0.98  # two standard errors about 0.9, and what 60 clips cost
 
