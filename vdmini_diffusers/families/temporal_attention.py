@@ -1,4 +1,4 @@
-"""Where the frames of a video attend to each other, by the denoiser's class. This is all that F3-Pruning knows of it."""
+"""Where the frames of a video attend to each other, by the denoiser's class: all that F3-Pruning knows of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

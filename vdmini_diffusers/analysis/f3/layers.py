@@ -91,7 +91,7 @@ def one_timestep(timestep: Any) -> float:
     Raises:
         ValueError: if the samples of a batch are at different steps.
     """
-    steps = torch.as_tensor(timestep, dtype=torch.float64)
+    steps = torch.as_tensor(timestep).detach().cpu().double()
     if steps.ndim == 2:  # Wan 2.2 gives the tokens of a first frame that is known the timestep 0
         steps = steps.amax(dim=1)
     values = set(steps.reshape(-1).tolist())
