@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNetSpatioTemporalConditionModel, WanTransformer3DModel
+from diffusers import CogVideoXTransformer3DModel, UNetSpatioTemporalConditionModel, WanTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from tiny import TINY_UNET_CONFIG, randomise, student_of, tiny_unet_inputs
 from tiny_hunyuan_video import tiny_hunyuan_transformer
@@ -44,13 +44,12 @@ def t2v_inputs(timestep: float) -> dict[str, Any]:
 
 
 def tiny_cogvideox() -> Any:
-    from diffusers import CogVideoXTransformer3DModel
-
-    return randomise(CogVideoXTransformer3DModel(**COGVIDEO, use_rotary_positional_embeddings=True)).eval()
+    config = COGVIDEO | {"attention_head_dim": 16, "use_rotary_positional_embeddings": True}
+    return randomise(CogVideoXTransformer3DModel(**config)).eval()
 
 
 def cogvideox_inputs(timestep: float) -> dict[str, Any]:
-    rope = get_3d_rotary_pos_embed(8, ((0, 0), (2, 2)), (2, 2), FRAMES)
+    rope = get_3d_rotary_pos_embed(16, ((0, 0), (2, 2)), (2, 2), FRAMES)
     steps = torch.full((2,), timestep)
     return frames_first(frames=FRAMES) | {"timestep": steps, "image_rotary_emb": rope}
 
@@ -78,7 +77,6 @@ DENOISERS: dict[str, tuple[Callable[[], Any], Callable[[float], dict[str, Any]],
     "hunyuan video": (tiny_hunyuan_transformer, hunyuan_inputs, "last"),
     "wan": (lambda: randomise(WanTransformer3DModel(**WAN)).eval(), wan_inputs, ""),
 }
-UNETS = ("svd", "i2v student", "t2v student")
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from tiny import tiny_image, tiny_svd_pipeline
-from tiny_temporal_attention import DENOISERS, UNETS, run, whole_maps
+from tiny_temporal_attention import DENOISERS, run, whole_maps
 from tiny_text_to_video import tiny_t2v_pipeline
 from tiny_wan import tiny_wan_pipeline
 
@@ -50,7 +50,7 @@ def test_pruned_layers_attend_within_frames_and_removing_restores_every_bit(name
     assert torch.equal(run(model, inputs), plain)
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", ["svd", pytest.param("i2v student", marks=pytest.mark.slow), "t2v student"])
 def test_without_temporal_blocks_the_stream_of_single_frames_is_left(name):
     make, inputs, _ = DENOISERS[name]
     model, by_hand, inputs = make(), make(), inputs(500.0)
@@ -70,8 +70,7 @@ def test_without_temporal_blocks_the_stream_of_single_frames_is_left(name):
     assert torch.equal(run(model, inputs), plain)
 
 
-def test_with_every_frame_pruned_of_all_temporal_parts_frames_are_independent():
-    # A control from another side: no pruned attention lets a frame see another one.
+def test_where_all_temporal_attention_is_pruned_no_frame_sees_another_one():
     make, inputs, _ = DENOISERS["wan"]
     model, inputs = make(), inputs(500.0)
     apply_f3(model, plan_for(model, alpha=1.0))
@@ -130,6 +129,7 @@ def test_plans_are_saved_beside_weights_and_loaded_with_one_call(tmp_path):
     assert load_f3(opened.unet, tmp_path / "pipe" / "unet") == {"": plan} and applied_f3_plan(opened) == plan
 
 
+@pytest.mark.slow
 def test_the_text_to_video_pipeline_samples_with_a_plan():
     pipe = tiny_t2v_pipeline()
 
@@ -158,29 +158,20 @@ def test_of_a_pipeline_with_two_denoisers_each_has_its_plan(tmp_path):
     remove_f3(pipe.transformer_2)
     # One that does not fit leaves the other out as well.
     save_f3_plan(F3Plan.from_scores("WanTransformer3DModel", {"blocks.7": 0.5}, 0.0), tmp_path / "transformer_2")
-    with pytest.raises(F3Error, match="one of another model, with 1 layers where this has 4; one .* is blocks.0"):
+    with pytest.raises(F3Error, match=r"one of another model, with 1 layers where this has 4; one .* is blocks.0"):
         load_f3(pipe, tmp_path)
     assert applied_f3_plan(pipe.transformer) is None
 
 
 def test_plans_that_are_missing_damaged_or_of_another_model_are_refused(tmp_path):
     model = DENOISERS["wan"][0]()
-    with pytest.raises(F3Error, match="f3_plan.json exists"):
+    with pytest.raises(F3Error, match=r"f3_plan\.json exists"):
         load_f3(model, tmp_path)
     (tmp_path / "f3_plan.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(F3Error, match="f3_plan.json: .*codec"):
+    with pytest.raises(F3Error, match=r"f3_plan\.json: .*codec"):
         load_f3(model, tmp_path)
     with pytest.raises(F3Error, match="one for a CogVideoXTransformer3DModel, and the model is a WanTransformer3D"):
         apply_f3(model, F3Plan.from_scores("CogVideoXTransformer3DModel", {"transformer_blocks.0": 0.5}, 0.5))
     with pytest.raises(F3Error, match="where a AutoencoderKL has temporal attention"):
         apply_f3(AutoencoderKL(), F3Plan.from_scores("WanTransformer3DModel", {"blocks.0": 0.5}, 0.5))
     assert applied_f3_plan(model) is None
-
-
-def test_attention_that_cannot_be_reached_is_refused_when_the_model_runs():
-    make, inputs, _ = DENOISERS["wan"]
-    model = make()
-    apply_f3(model, plan_for(model, alpha=1.0))
-    model.set_attention_backend("_native_math" if False else "flex")
-    with pytest.raises(RuntimeError, match=r"blocks.0.attn1 is computed by a backend that F3-Pruning cannot reach"):
-        run(model, inputs(500.0))

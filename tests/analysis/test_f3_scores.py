@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from tiny import tiny_image, tiny_svd_pipeline
 from tiny_temporal_attention import DENOISERS, run, whole_maps
 
@@ -17,7 +18,12 @@ from vdmini_diffusers.analysis.f3 import (
 )
 
 
-@pytest.mark.parametrize("name", DENOISERS)
+STUDENTS = {"i2v student", "t2v student"}  # whose attention is that of their teachers
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in STUDENTS)) for name in DENOISERS]
+)
 def test_scores_are_those_of_whole_maps_and_the_output_stays(name, monkeypatch):
     make, inputs, text = DENOISERS[name]
     model = make()
@@ -71,8 +77,9 @@ def test_what_cannot_be_measured_is_refused():
         run(model, inputs(1.0) | {"timestep": torch.tensor([10.0, 500.0])})
     with pytest.raises(F3Error, match="at least 1"), measure_temporal_attention(model, 0):
         pass
-    with pytest.raises(F3Error, match="where a Linear has temporal attention"), measure_temporal_attention(
-        torch.nn.Linear(1, 1)
+    with (
+        pytest.raises(F3Error, match="where a Linear has temporal attention"),
+        measure_temporal_attention(torch.nn.Linear(1, 1)),
     ):
         pass
     apply_f3(model, F3Plan.from_scores("WanTransformer3DModel", dict.fromkeys(temporal_layers(model), 0.5), 0.5))
@@ -93,3 +100,12 @@ def test_what_cannot_be_measured_is_refused():
 def test_damaged_scores_are_refused(value):
     with pytest.raises(F3Error, match="not scores of temporal attention"):
         TemporalScores.from_json_object(value)
+
+
+def test_attention_that_cannot_be_reached_is_refused_when_the_model_runs():
+    make, inputs, _ = DENOISERS["svd"]
+    model = make()
+    model.set_attn_processor(AttnProcessor())  # which multiplies matrices by itself
+    message = r"of down_blocks.0.attentions.0 is computed by a backend that F3-Pruning cannot reach"
+    with pytest.raises(RuntimeError, match=message), measure_temporal_attention(model):
+        run(model, inputs(500.0))

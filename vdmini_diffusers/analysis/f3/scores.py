@@ -68,9 +68,7 @@ class TemporalScores:
 
     def _check_measured(self) -> None:
         if missing := [layer for layer, steps in self.sums.items() if not steps]:
-            raise F3Error(
-                f"No attention was measured in {missing[0]}: run the model, or its pipeline, in the context."
-            )
+            raise F3Error(f"No attention was measured in {missing[0]}: run the model within the context.")
 
     def to_json_object(self) -> dict[str, Any]:
         return {"model_class": self.model_class, "sums": self.sums}
