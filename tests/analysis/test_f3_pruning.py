@@ -175,3 +175,12 @@ def test_plans_that_are_missing_damaged_or_of_another_model_are_refused(tmp_path
     with pytest.raises(F3Error, match="where a AutoencoderKL has temporal attention"):
         apply_f3(AutoencoderKL(), F3Plan.from_scores("WanTransformer3DModel", {"blocks.0": 0.5}, 0.5))
     assert applied_f3_plan(model) is None
+
+
+@pytest.mark.slow
+def test_a_compiled_model_computes_the_same():
+    make, inputs, _ = DENOISERS["wan"]
+    model = make()
+    apply_f3(model, plan_for(model))
+    compiled = torch.compile(model, backend="eager")
+    assert torch.equal(run(compiled, inputs(500.0)), run(model, inputs(500.0)))

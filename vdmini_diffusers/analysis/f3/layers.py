@@ -51,6 +51,15 @@ def temporal_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return layers
 
 
+def temporal_denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """A pipeline's components whose class is known to have temporal attention, by name."""
+    return {
+        name: component
+        for name, component in pipe.components.items()
+        if any(cls.__name__ in TEMPORAL_ATTENTION for cls in type(component).__mro__)
+    }
+
+
 class ClipHook(ModelHook):
     """Notes what each forward pass of a denoiser is about, for the hooks of its layers.
 
@@ -108,6 +117,7 @@ def registry(module: nn.Module) -> Any:
     return HookRegistry.check_if_exists_or_initialize(module)
 
 
+@torch.compiler.disable  # it cannot trace what replaces attention; the rest of the model it compiles
 def replace_attention(
     name: str, function: AttentionFunction, forward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:

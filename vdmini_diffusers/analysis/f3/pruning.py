@@ -17,6 +17,7 @@ from vdmini_diffusers.analysis.f3.layers import (
     attention_class,
     registry,
     replace_attention,
+    temporal_denoisers,
     temporal_layers,
 )
 from vdmini_diffusers.analysis.f3.plan import F3Plan
@@ -179,7 +180,7 @@ def load_f3(model_or_pipeline: Any, folder: str | os.PathLike) -> dict[str, F3Pl
         OSError: if a file cannot be read.
     """
     is_model = isinstance(model_or_pipeline, nn.Module)
-    models = {"": model_or_pipeline} if is_model else _denoisers(model_or_pipeline)
+    models = {"": model_or_pipeline} if is_model else temporal_denoisers(model_or_pipeline)
     files = {name: Path(folder) / name / F3_PLAN for name in models}
     found = {name: file for name, file in files.items() if file.is_file()}
     if not found:
@@ -202,20 +203,11 @@ def load_f3(model_or_pipeline: Any, folder: str | os.PathLike) -> dict[str, F3Pl
     return plans
 
 
-def _denoisers(pipe: Any) -> dict[str, nn.Module]:
-    """A pipeline's components that have temporal attention, by name."""
-    return {
-        name: component
-        for name, component in pipe.components.items()
-        if any(cls.__name__ in TEMPORAL_ATTENTION for cls in type(component).__mro__)
-    }
-
-
 def _denoiser(model_or_pipeline: Any) -> nn.Module:
     """The one denoiser of a pipeline, or the model itself."""
     if isinstance(model_or_pipeline, nn.Module):
         return model_or_pipeline
-    found = _denoisers(model_or_pipeline)
+    found = temporal_denoisers(model_or_pipeline)
     if len(found) != 1:
         raise F3Error(
             f"A {type(model_or_pipeline).__name__} has {len(found)} denoisers that F3-Pruning knows, {sorted(found)}:"

@@ -115,7 +115,9 @@ class ScoreHook(ModelHook):
 
 
 @contextmanager
-def measure_temporal_attention(model: nn.Module, max_queries_per_frame: int | None = None) -> Iterator[TemporalScores]:
+def measure_temporal_attention(
+    model: nn.Module, max_queries_per_frame: int | None = None, scores: TemporalScores | None = None
+) -> Iterator[TemporalScores]:
     """Scores of a denoiser's layers and steps, which every forward pass within this context adds to.
 
         with measure_temporal_attention(pipe.unet) as scores:
@@ -127,16 +129,21 @@ def measure_temporal_attention(model: nn.Module, max_queries_per_frame: int | No
     Args:
         max_queries_per_frame: measure at only that many places of each frame, evenly spread. Models with joint
             attention to tens of thousands of tokens need it: 64 take little time.
+        scores: add to these, by default to new ones.
 
     Raises:
-        F3Error: if the class of the model is not known, or F3-Pruning is applied to it already.
+        F3Error: if the class of the model is not known, the scores are those of another model, or F3-Pruning is
+            applied to it already.
     """
     if max_queries_per_frame is not None and max_queries_per_frame < 1:
         raise F3Error(f"`max_queries_per_frame` is at least 1, or None for all, not {max_queries_per_frame}.")
     layers = temporal_layers(model)
     if registry(model).get_hook(APPLIED):
         raise F3Error("F3-Pruning is applied to this model: remove it with `remove_f3` before measuring.")
-    scores = TemporalScores(attention_class(model), tuple(layers))
+    if scores is None:
+        scores = TemporalScores(attention_class(model), tuple(layers))
+    elif scores.model_class != attention_class(model) or scores.sums.keys() != layers.keys():
+        raise F3Error(f"The scores to go on with are those of another model, a {scores.model_class}.")
     clip = ClipHook(model)
     try:
         registry(model).register_hook(clip, MEASURING)
