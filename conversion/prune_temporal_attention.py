@@ -45,8 +45,8 @@ class Arguments:
     height: int | None = field(default=None, metadata={"help": "Pixels; by default the pipeline's."})
     width: int | None = field(default=None, metadata={"help": "Pixels; by default the pipeline's."})
     num_inference_steps: int | None = field(default=None, metadata={"help": "By default the pipeline's."})
-    max_queries_per_frame: int | None = field(
-        default=64, metadata={"help": "Places of each frame at which attention is measured; null: all, which is slow."}
+    max_queries_per_frame: int = field(
+        default=64, metadata={"help": "Places of each frame at which attention is measured; 0: all, which is slow."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the first video's noise."})
     variant: str | None = field(default=None, metadata={"help": "Variant of the weight files, e.g. fp16."})
@@ -95,6 +95,8 @@ def check(args: Arguments, models: dict[str, Any]) -> None:
         F3Plan.from_scores(
             attention_class(model), dict.fromkeys(temporal_layers(model), 0.0), args.alpha, part=args.part
         )
+    if args.max_queries_per_frame < 0:
+        raise F3Error(f"`--max_queries_per_frame` is at least 1, or 0 for all, not {args.max_queries_per_frame}.")
     if args.unit == "step" and args.num_inference_steps == 1:
         raise F3Error("One step cannot be ranked: take more steps, or rank layers (--unit layer).")
 
@@ -135,12 +137,14 @@ def main(args: Arguments) -> None:
         "image" if family.given == "image" else "prompt",
         output_dir / F3_SCORES,
         {name: getattr(args, name) for name in sizes if getattr(args, name) is not None},
-        args.max_queries_per_frame,
+        args.max_queries_per_frame or None,
         args.seed,
     )
+    plans = {}
     for name, measured in scores.items():
         ranked = measured.by_layer() if args.unit == "layer" else measured.by_step()
-        plan = F3Plan.from_scores(measured.model_class, ranked, args.alpha, args.unit, args.part)
+        plans[name] = F3Plan.from_scores(measured.model_class, ranked, args.alpha, args.unit, args.part)
+    for name, plan in plans.items():
         rows = [
             {args.unit: unit, "attention to other frames": score, "pruned": "yes" if unit in plan.pruned else ""}
             for unit, score in plan.scores.items()

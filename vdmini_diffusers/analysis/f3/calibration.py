@@ -41,7 +41,8 @@ def measure_pipeline(
         F3Error: if `file` is damaged, or holds scores that were measured otherwise.
     """
     denoisers = temporal_denoisers(pipe)
-    noted = {"settings": dict(settings), "max_queries_per_frame": max_queries_per_frame, "seed": seed}
+    model = pipe.config.get("_name_or_path")
+    noted = {"model": model, "settings": dict(settings), "max_queries_per_frame": max_queries_per_frame, "seed": seed}
     done, scores = _read(file, noted, list(samples))
     for index, (name, sample) in enumerate(tqdm(samples.items(), desc="videos")):
         if index < len(done):
