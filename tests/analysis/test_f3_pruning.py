@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import AutoencoderKL
 from tiny import tiny_image, tiny_svd_pipeline
 from tiny_temporal_attention import DENOISERS, run, whole_maps
@@ -175,6 +176,17 @@ def test_plans_that_are_missing_damaged_or_of_another_model_are_refused(tmp_path
     with pytest.raises(F3Error, match="where a AutoencoderKL has temporal attention"):
         apply_f3(AutoencoderKL(), F3Plan.from_scores("WanTransformer3DModel", {"blocks.0": 0.5}, 0.5))
     assert applied_f3_plan(model) is None
+
+
+def test_what_wraps_the_model_meanwhile_outlives_the_plan():
+    make, inputs, _ = DENOISERS["wan"]
+    model, inputs = make(), inputs(500.0)
+    plain = run(model, inputs)
+    apply_f3(model, plan_for(model))
+    add_hook_to_module(model, ModelHook())  # as offloading does
+    wrapped = model.forward
+    remove_f3(model)
+    assert model.forward is wrapped and torch.equal(run(model, inputs), plain)
 
 
 @pytest.mark.slow

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
 from vdmini_diffusers.analysis.f3.attention import AttentionFunction, ReplacedAttention, Tokens
 from vdmini_diffusers.families.temporal_attention import TEMPORAL_ATTENTION, FactorisedAttention, JointAttention
 
 
-APPLIED = "f3_pruning"  # the name of the hooks of a plan that is applied
+APPLIED = "f3_pruning"  # the attribute of a denoiser that holds its plan, and the name of the hooks of its layers
 
 
 class F3Error(ValueError):
@@ -60,8 +60,10 @@ def temporal_denoisers(pipe: Any) -> dict[str, nn.Module]:
     }
 
 
-class ClipHook(ModelHook):
-    """Notes what each forward pass of a denoiser is about, for the hooks of its layers.
+class ClipNotes:
+    """What a forward pass of a denoiser is about, for the hooks of its layers: noted whenever one begins.
+
+    It is a hook of PyTorch's, which other wrappers of `forward`, such as those of offloading, do not touch.
 
     Args:
         model: the denoiser.
@@ -69,21 +71,20 @@ class ClipHook(ModelHook):
     """
 
     def __init__(self, model: nn.Module, reads_timestep: bool = True):
-        super().__init__()
         self.where = TEMPORAL_ATTENTION[attention_class(model)]
         self.signature = inspect.signature(type(model).forward)
         self.reads_timestep = reads_timestep
         self.num_frames = 0
         self.timestep = 0.0
+        self.handle = model.register_forward_pre_hook(self._note, with_kwargs=True)
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = self.signature.bind(module, *args, **kwargs).arguments
         if isinstance(self.where, JointAttention):
             config: Any = module.config
             self.num_frames = self.where.num_frames(config, given["hidden_states"].shape)
         if self.reads_timestep:
             self.timestep = one_timestep(given["timestep"])
-        return args, kwargs
 
     def tokens(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any) -> Tokens:
         """How the tokens of an attention are laid out, given what its forward pass takes."""

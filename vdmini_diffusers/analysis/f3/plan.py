@@ -93,7 +93,7 @@ class F3Plan:
         order: Literal["lowest", "highest", "random"] = "lowest",
         seed: int = 0,
     ) -> "F3Plan":
-        """The plan that prunes the share `alpha` with the lowest scores; of equal ones those that run first.
+        """The plan that prunes the share `alpha` with the lowest scores; of equal ones those that come first.
 
         Args:
             order: `"highest"` and `"random"`, by `seed`, are for comparison.

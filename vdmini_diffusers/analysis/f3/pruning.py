@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vdmini_diffusers.analysis.f3.attention import attention_within_frames
 from vdmini_diffusers.analysis.f3.layers import (
     APPLIED,
-    ClipHook,
+    ClipNotes,
     F3Error,
     attention_class,
     registry,
@@ -28,8 +28,8 @@ from vdmini_diffusers.serialization.atomic import write_file
 F3_PLAN = "f3_plan.json"
 
 
-class PlanHook(ClipHook):
-    """On the denoiser: holds the plan, and knows whether it prunes the present forward pass."""
+class PlanNotes(ClipNotes):
+    """Holds the plan of a denoiser, and knows whether it prunes the present forward pass."""
 
     def __init__(self, model: nn.Module, plan: F3Plan):
         super().__init__(model, reads_timestep=plan.unit == "step")
@@ -43,7 +43,7 @@ class PlanHook(ClipHook):
 class PrunedHook(ModelHook):
     """On a module of a pruned layer; a subclass says what is left of its forward pass."""
 
-    def __init__(self, name: str, denoiser: PlanHook):
+    def __init__(self, name: str, denoiser: PlanNotes):
         super().__init__()
         self.name, self.denoiser = name, denoiser
 
@@ -123,8 +123,8 @@ def apply_f3(model_or_pipeline: Any, plan: F3Plan) -> None:
         )
     if applied_f3_plan(model) is not None:
         raise F3Error("A plan of F3-Pruning is applied to this model already: remove it first with `remove_f3`.")
-    denoiser = PlanHook(model, plan)
-    registry(model).register_hook(denoiser, APPLIED)
+    denoiser = PlanNotes(model, plan)
+    setattr(model, APPLIED, denoiser)
     for layer in plan.pruned if plan.unit == "layer" else layers:
         for name, hook in _pruned_modules(model, plan, layer, layers[layer], where):
             registry(model.get_submodule(name)).register_hook(hook(name, denoiser), APPLIED)
@@ -145,13 +145,16 @@ def _pruned_modules(
 
 def remove_f3(model_or_pipeline: Any) -> None:
     """Undo `apply_f3`. A model to which nothing is applied stays as it is."""
-    registry(_denoiser(model_or_pipeline)).remove_hook(APPLIED)
+    model = _denoiser(model_or_pipeline)
+    if APPLIED in vars(model):
+        vars(model).pop(APPLIED).handle.remove()
+        registry(model).remove_hook(APPLIED)
 
 
 def applied_f3_plan(model_or_pipeline: Any) -> F3Plan | None:
     """The plan that is applied."""
-    hook = registry(_denoiser(model_or_pipeline)).get_hook(APPLIED)
-    return None if hook is None else hook.plan
+    denoiser = vars(_denoiser(model_or_pipeline)).get(APPLIED)
+    return None if denoiser is None else denoiser.plan
 
 
 def save_f3_plan(plan: F3Plan, model_folder: str | os.PathLike) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vdmini_diffusers.analysis.f3.attention import mass_on_other_frames
 from vdmini_diffusers.analysis.f3.layers import (
     APPLIED,
-    ClipHook,
+    ClipNotes,
     F3Error,
     attention_class,
     registry,
@@ -90,14 +90,13 @@ class TemporalScores:
 
 
 def _mean(entries: list[list[float]]) -> float:
-    mean = sum(total for total, _ in entries) / sum(count for _, count in entries)
-    return min(1.0, mean)  # a sum of softmax values can exceed 1 by rounding
+    return sum(total for total, _ in entries) / sum(count for _, count in entries)
 
 
 class ScoreHook(ModelHook):
     """Measures an attention while it runs, and leaves its output as it is."""
 
-    def __init__(self, layer: str, scores: TemporalScores, clip: ClipHook, max_queries_per_frame: int | None):
+    def __init__(self, layer: str, scores: TemporalScores, clip: ClipNotes, max_queries_per_frame: int | None):
         super().__init__()
         self.layer, self.scores, self.clip = layer, scores, clip
         self.max_queries_per_frame = max_queries_per_frame
@@ -138,19 +137,19 @@ def measure_temporal_attention(
     if max_queries_per_frame is not None and max_queries_per_frame < 1:
         raise F3Error(f"`max_queries_per_frame` is at least 1, or None for all, not {max_queries_per_frame}.")
     layers = temporal_layers(model)
-    if registry(model).get_hook(APPLIED):
+    if APPLIED in vars(model):
         raise F3Error("F3-Pruning is applied to this model: remove it with `remove_f3` before measuring.")
     if scores is None:
         scores = TemporalScores(attention_class(model), tuple(layers))
     elif scores.model_class != attention_class(model) or scores.sums.keys() != layers.keys():
         raise F3Error(f"The scores to go on with are those of another model, a {scores.model_class}.")
-    clip = ClipHook(model)
+    clip = ClipNotes(model)
     try:
-        registry(model).register_hook(clip, MEASURING)
         for layer, attentions in layers.items():
             for name in attentions:
                 hook = ScoreHook(layer, scores, clip, max_queries_per_frame)
                 registry(model.get_submodule(name)).register_hook(hook, MEASURING)
         yield scores
     finally:
+        clip.handle.remove()
         registry(model).remove_hook(MEASURING)
