@@ -184,7 +184,7 @@ def main(args: Arguments) -> None:
                 for variant, work in works_of(model, network, inputs).items()
             }
             timings = time_in_turns(works, device, args.rounds, warm_ups=1)
-            del model
+            del model, works, inputs  # before the next network is made
         rows = []
         for variant in own:
             row: dict[str, Any] = {"pruned": variant[0] or "nothing", "alpha": variant[1]}
