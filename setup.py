@@ -63,6 +63,7 @@ setup(
     packages=[
         "vdmini_diffusers",
         "vdmini_diffusers.analysis",
+        "vdmini_diffusers.analysis.f3",
         "vdmini_diffusers.cli",
         "vdmini_diffusers.data",
         "vdmini_diffusers.demo",

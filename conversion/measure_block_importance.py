@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from PIL import Image
 
 from vdmini_diffusers.analysis.clips import read_clips, read_prompts
@@ -28,7 +28,7 @@ from vdmini_diffusers.analysis.parts import removable_parts
 from vdmini_diffusers.analysis.pictures import bars, png, sheet
 from vdmini_diffusers.analysis.scores import standard_scores
 from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.evaluation.i3d import load_i3d, weights_sha256
+from vdmini_diffusers.evaluation.detectors import load_detector
 from vdmini_diffusers.families import find_family
 from vdmini_diffusers.serialization.atomic import write_file
 
@@ -82,8 +82,8 @@ class ImportanceArguments:
 def main() -> None:
     (args,) = parse_arguments([ImportanceArguments], __doc__)
     family = find_family(args.pretrained_model_name_or_path, args.revision)
-    state = PartialState()
-    detector = load_i3d().to(state.device) if args.fvd else None
+    state = Accelerator().state
+    detector = load_detector("i3d", device=state.device) if args.fvd else None
     pipe = family.pipeline.from_pretrained(
         args.pretrained_model_name_or_path,
         variant=args.variant,
@@ -96,7 +96,7 @@ def main() -> None:
     parts = select_parts(removable_parts(denoiser), args.parts)
     settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "offload", "parts")}
     if detector is not None:
-        settings["detector_sha256"] = weights_sha256(detector)
+        settings["detector_sha256"] = detector.sha256
     measurement = Measurement(
         denoiser=denoiser,
         generate=generate,

@@ -1,1 +1,1 @@
-"""Which parts of a denoiser matter, what they cost, and plans that follow from both (paper, Figures 1, A2, A4-A6)."""
+"""Which parts of a denoiser matter, what they cost, plans that follow from both, and other ways to prune."""

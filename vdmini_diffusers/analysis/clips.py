@@ -4,10 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vdmini_diffusers.data.stored_videos import find_videos
 from vdmini_diffusers.data.video_decoding import UnusableVideo, decode_clip
-
-
-SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 
 
 def read_prompts(file: str | Path, num_prompts: int) -> list[str]:
@@ -34,10 +32,11 @@ def read_clips(
     seed: int = 0,
     first: int = 0,
 ) -> np.ndarray:
-    """One clip each of the videos in a folder and its subfolders, in the order of their names.
+    """One clip each of the videos in a folder, as `find_videos` reads it, in the order of their names.
 
     Args:
-        seed: of the moment at which a clip starts.
+        fps: rate at which video files are read; folders of frames are taken frame by frame, from the first on.
+        seed: of the moment at which the clip of a video file starts.
         first: the number of videos that are left out before.
 
     Returns:
@@ -46,20 +45,23 @@ def read_clips(
     Raises:
         ValueError: if the folder has fewer videos, or one of them is damaged or too short.
     """
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
-    if len(files) < first + num_clips:
+    videos, _ = find_videos(folder)
+    if len(videos) < first + num_clips:
         raise ValueError(
-            f"{folder} has {len(files)} videos, and {first + num_clips} are needed: no clip is used twice, and real"
+            f"{folder} has {len(videos)} videos, and {first + num_clips} are needed: no clip is used twice, and real"
             " clips to compare with are others than those that videos are made from."
         )
     clips = []
-    for i, file in enumerate(files[first : first + num_clips]):
-        rng = np.random.default_rng((seed, first + i))
+    for i, video in enumerate(videos[first : first + num_clips], start=first):
         try:
-            clip = decode_clip(
-                file, num_frames=num_frames, fps=fps, height=height, width=width, rng=rng, center_crop=True
-            )
+            if video.is_frames:
+                clips.append(video.read(num_frames, height, width).frames)
+                continue
+            rng, size = np.random.default_rng((seed, i)), {"height": height, "width": width}
+            clip = decode_clip(video.files[0], num_frames=num_frames, fps=fps, **size, rng=rng, center_crop=True)
         except UnusableVideo as error:
-            raise ValueError(f"{file} gives no clip of {num_frames} frames at {fps} a second: {error}.") from error
+            raise ValueError(
+                f"{video.name} gives no clip of {num_frames} frames at {fps} a second: {error}."
+            ) from error
         clips.append(clip.permute(0, 2, 3, 1).numpy())
     return np.stack(clips)

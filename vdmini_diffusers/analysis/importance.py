@@ -21,7 +21,7 @@ from vdmini_diffusers.analysis.parts import Part, plain_config, removable_parts,
 from vdmini_diffusers.analysis.pictures import first_and_last_frames, png
 from vdmini_diffusers.analysis.scores import Clips, Score, notes_on
 from vdmini_diffusers.evaluation.continuation import psnr
-from vdmini_diffusers.evaluation.i3d import I3D
+from vdmini_diffusers.evaluation.detectors import Detector
 from vdmini_diffusers.serialization.atomic import write_file
 from vdmini_diffusers.serialization.safetensors_reader import read_json
 
@@ -100,7 +100,7 @@ class Measurement:
         scores: by name.
         losses: numbers of the denoiser itself, such as its training loss on fixed clips, by name. Less is better.
         parts: those to measure; by default all.
-        detector: I3D, for scores that take features.
+        detector: for scores that take features.
         settings: all that the scores depend on and that is not the denoiser's class and config. JSON.
     """
 
@@ -109,7 +109,7 @@ class Measurement:
     scores: Mapping[str, Score]
     losses: Mapping[str, Callable[[], float]] = field(default_factory=dict)
     parts: Mapping[str, Part] | None = None
-    detector: I3D | None = None
+    detector: Detector | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -178,7 +178,7 @@ def collect(measurement: Measurement, output_dir: Path) -> ImportanceTable | Non
         unpruned=scores.pop(UNPRUNED),
         parts=scores,
         kinds={name: part.kind for name, part in parts.items()},
-        notes=tuple(notes_on(num_clips, directions)),
+        notes=tuple(notes_on(num_clips, measurement.detector, directions)),
     )
     write_file(output_dir / "importance.json", table.to_json_string().encode())
     write_file(output_dir / "importance.csv", table.to_csv_string().encode())

@@ -5,21 +5,15 @@ them. So others stand beside it: KVD, the distance to the videos of the whole de
 motion.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from vdmini_diffusers.evaluation.continuation import psnr
-from vdmini_diffusers.evaluation.frechet_video_distance import (
-    check_clips,
-    frechet_distance,
-    i3d_features,
-    kernel_distance,
-)
-from vdmini_diffusers.evaluation.i3d import I3D
+from vdmini_diffusers.evaluation.detectors import Detector, clip_features
+from vdmini_diffusers.evaluation.frechet_video_distance import frechet_distance, kernel_distance
 from vdmini_diffusers.evaluation.motion import motion_distance
 
 
@@ -31,17 +25,14 @@ class Clips:
     """`frames`: uint8 `(n, frames, height, width, 3)`. With a detector, their features are computed once."""
 
     frames: np.ndarray
-    detector: I3D | None = None
-
-    def __post_init__(self) -> None:
-        check_clips(self.frames)
+    detector: Detector | None = None
 
     @cached_property
     def features(self) -> np.ndarray:
-        """I3D's logits `(n, 400)`."""
+        """Of the detector, `(n, dimension)`."""
         if self.detector is None:
-            raise ValueError("Features of clips need I3D: pass `detector`.")
-        return i3d_features(self.frames, self.detector)
+            raise ValueError("Features of clips need a `detector`.")
+        return clip_features(self.frames, self.detector)
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ class Score:
     higher_is_better: bool = False
 
 
-def standard_scores(detector: I3D | None = None, real: np.ndarray | None = None) -> dict[str, Score]:
+def standard_scores(detector: Detector | None = None, real: np.ndarray | None = None) -> dict[str, Score]:
     """All scores that can be computed with what is given, by name.
 
     - `psnr_to_unpruned`; and `content_mse` and `motion_mse`, see `content_and_motion_error`;
@@ -116,13 +107,12 @@ def centred_cosine(features: np.ndarray, others: np.ndarray) -> float:
     return float(np.mean((a * b).sum(axis=1) / np.where(norms > 0, norms, 1)))
 
 
-def notes_on(num_clips: int, scores: dict[str, Any]) -> list[str]:
+def notes_on(num_clips: int, detector: Detector | None, scores: Collection[str]) -> list[str]:
     """What a reader of such scores has to know, given how many clips they were computed from."""
-    dimensions = 400
-    if "fvd" in scores and num_clips <= dimensions:
+    if detector is not None and "fvd" in scores and num_clips <= detector.dimension:
         return [
-            f"fvd is computed from {num_clips} clips, and I3D's features have {dimensions} dimensions: their"
-            " covariance is singular, and fvd far above what many clips would give. Compare it between parts only, and"
-            " with kvd, which is unbiased."
+            f"fvd is computed from {num_clips} clips, and the detector's features have {detector.dimension} dimensions:"
+            " their covariance is singular, and fvd far above what many clips would give. Compare it between parts"
+            " only, and with kvd, which is unbiased."
         ]
     return []

@@ -144,7 +144,8 @@ def generate_from_first_frames(
             pipe(
                 image=Image.fromarray(condition),
                 num_frames=protocol.num_frames,
-                generator=torch.Generator().manual_seed(_noise_seed(protocol.seed, video.name)),
+                # The global one: schedulers that add noise between steps are given none by SVD's pipeline.
+                generator=torch.manual_seed(_noise_seed(protocol.seed, video.name)),
                 output_type="np",
                 **call,
             ).frames
