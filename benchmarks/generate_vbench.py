@@ -27,7 +27,7 @@ from tqdm import tqdm
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.evaluation.vbench_folder import keep_video, open_generation, unfinished_videos
-from vdmini_diffusers.evaluation.vbench_videos import Prompt, read_prompts, wanted_videos
+from vdmini_diffusers.evaluation.vbench_videos import Prompt, read_vbench_prompts, wanted_videos
 from vdmini_diffusers.families import find_family
 from vdmini_diffusers.serialization.atomic import check_apart
 from vdmini_diffusers.serialization.pipeline_folder import sha256_of
@@ -127,7 +127,7 @@ def check_pictures(args: Arguments, prompts: list[Prompt], takes_image: bool) ->
 @torch.no_grad()
 def main(args: Arguments) -> None:
     state = Accelerator()
-    prompts = read_prompts(args.prompts, args.dimensions)
+    prompts = read_vbench_prompts(args.prompts, args.dimensions)
     family = find_family(args.pretrained_model_name_or_path, args.revision)
     parameters = call_parameters(family.pipeline)
     options, takes_image = chosen_options(args, parameters, family.pipeline), "image" in parameters
@@ -142,7 +142,7 @@ def main(args: Arguments) -> None:
     with state.main_process_first():
         folder = open_generation(args.output_dir, settings)
     # Videos of other dimensions may be there from an earlier run.
-    of_all_dimensions = set(unfinished_videos(folder, wanted_videos(read_prompts(args.prompts), args.seed)))
+    of_all_dimensions = set(unfinished_videos(folder, wanted_videos(read_vbench_prompts(args.prompts), args.seed)))
     wanted = wanted_videos(prompts, args.seed)
     missing = [video for video in wanted if video in of_all_dimensions]
     state.wait_for_everyone()  # before any process adds a video to what the others look through

@@ -12,7 +12,7 @@ from vdmini_diffusers.evaluation.vbench_scores import (
     total_of_parts,
     totals_of,
 )
-from vdmini_diffusers.evaluation.vbench_videos import Prompt, read_prompts, video_seed, wanted_videos
+from vdmini_diffusers.evaluation.vbench_videos import Prompt, read_vbench_prompts, video_seed, wanted_videos
 
 
 # VideoCrafter2 on VBench's leaderboard, in the order of T2V_SUITE.
@@ -121,19 +121,19 @@ class TestPrompts:
     def test_a_prompt_that_comes_twice_is_one_with_the_dimensions_of_both(self, tmp_path):
         entries = [{"prompt_en": "a cat", "dimension": [name]} for name in ("color", "temporal_flickering")]
         file = self.write(tmp_path, *entries, {"prompt_en": "a dog", "dimension": ["scene"]})
-        cat, dog = read_prompts(file)
+        cat, dog = read_vbench_prompts(file)
         assert cat == Prompt("a cat", ("color", "temporal_flickering")) and (cat.num_videos, dog.num_videos) == (25, 5)
         names = [video.name for video in wanted_videos([cat, dog], seed=0)]
         assert names[24:26] == ["a cat-24.mp4", "a dog-0.mp4"] and len(names) == 30
-        assert [prompt.text for prompt in read_prompts(file, ["scene"])] == ["a dog"]
+        assert [prompt.text for prompt in read_vbench_prompts(file, ["scene"])] == ["a dog"]
 
     def test_image_to_video_has_five_of_each(self, tmp_path):
         file = self.write(tmp_path, {"prompt_en": "a", "dimension": ["temporal_flickering"], "image_name": "a.jpg"})
-        assert len(wanted_videos(read_prompts(file), seed=0)) == 5
+        assert len(wanted_videos(read_vbench_prompts(file), seed=0)) == 5
 
     def test_a_text_file_has_a_prompt_a_line(self, tmp_path):
         (tmp_path / "list.txt").write_text("In a still frame, a stop sign\n\n a façade \n", encoding="utf-8")
-        assert [prompt.text for prompt in read_prompts(tmp_path / "list.txt")] == [
+        assert [prompt.text for prompt in read_vbench_prompts(tmp_path / "list.txt")] == [
             "In a still frame, a stop sign",
             "a façade",
         ]
@@ -146,16 +146,16 @@ class TestPrompts:
     @pytest.mark.parametrize("text", ["../a", "a/b", "a\\b", ".hidden", "a\nb", "a\0b", "x" * 250])
     def test_a_prompt_that_leaves_its_folder_or_is_no_name_is_refused(self, tmp_path, text):
         with pytest.raises(ValueError, match="cannot be the name of a file"):
-            read_prompts(self.write(tmp_path, {"prompt_en": text, "dimension": ["color"]}))
+            read_vbench_prompts(self.write(tmp_path, {"prompt_en": text, "dimension": ["color"]}))
         with pytest.raises(ValueError, match="cannot be the name of a file"):
             entry = {"prompt_en": "a", "dimension": ["i2v_subject"], "image_name": f"{text}.jpg" + "x" * 6}
-            read_prompts(self.write(tmp_path, entry))
+            read_vbench_prompts(self.write(tmp_path, entry))
 
     @pytest.mark.parametrize("entry", ["a", {}, {"prompt_en": "a"}, {"prompt_en": 1, "dimension": []}])
     def test_an_entry_without_prompt_or_dimension_is_refused(self, tmp_path, entry):
         with pytest.raises(ValueError, match="should have a text `prompt_en`"):
-            read_prompts(self.write(tmp_path, entry))
+            read_vbench_prompts(self.write(tmp_path, entry))
 
     def test_dimensions_without_a_prompt_are_named(self, tmp_path):
         with pytest.raises(ValueError, match="no prompt for colour"):
-            read_prompts(self.write(tmp_path, {"prompt_en": "a", "dimension": ["color"]}), ["colour"])
+            read_vbench_prompts(self.write(tmp_path, {"prompt_en": "a", "dimension": ["color"]}), ["colour"])

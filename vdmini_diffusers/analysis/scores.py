@@ -111,7 +111,7 @@ def notes_on(num_clips: int, detector: Detector | None, scores: Collection[str])
     """What a reader of such scores has to know, given how many clips they were computed from."""
     if detector is not None and "fvd" in scores and num_clips <= detector.dimension:
         return [
-            f"fvd is computed from {num_clips} clips, and the detector's features have {detector.dimension} dimensions:"
+            f"fvd is computed from {num_clips} clips, and features have {detector.dimension} dimensions:"
             " their covariance is singular, and fvd far above what many clips would give. Compare it between parts"
             " only, and with kvd, which is unbiased."
         ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from vdmini_diffusers.evaluation.report_tables import NOT_MEASURED, Measurement, PaperRow, PaperTable
+from vdmini_diffusers.evaluation.report_tables import NOT_MEASURED, MeasuredRow, PaperRow, PaperTable
 
 
 MAX_FIGURE_BYTES = 16 * 2**20
@@ -107,7 +107,7 @@ def _lines_below(table: PaperTable, row: PaperRow, commands: dict[str, int]) -> 
     Commands that have no result yet share the last line.
     """
 
-    def numbers(measured: Sequence[Measurement]) -> str:
+    def numbers(measured: Sequence[MeasuredRow]) -> str:
         return "".join(f" [{commands[name]}]" for name in dict.fromkeys(each.command for each in measured) if name)
 
     there = [each for each in row.measured if each.values]

@@ -15,7 +15,7 @@ NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
-class Measurement:
+class MeasuredRow:
     """What stands below a row of the paper: `values` by column, empty where there is no result yet."""
 
     where: str
@@ -27,7 +27,7 @@ class Measurement:
 class PaperRow:
     name: str
     values: tuple[str, ...]
-    measured: tuple[Measurement, ...]
+    measured: tuple[MeasuredRow, ...]
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,17 @@ def look_up(content: Any, path: str, file: Path) -> Any:
     return found
 
 
-def _measure(source: Mapping[str, Any], root: Path) -> Measurement:
+def _measure(source: Mapping[str, Any], root: Path) -> MeasuredRow:
     command = source.get("command", "")
     if "file" not in source:
-        return Measurement(source["where"], source["values"], command)
+        return MeasuredRow(source["where"], source["values"], command)
     file = root / source["file"]
     if not file.exists():
-        return Measurement(NOT_MEASURED, {}, command)
+        return MeasuredRow(NOT_MEASURED, {}, command)
     content = _read_rows(file)
     values = {column: _text(look_up(content, path, file)) for column, path in source["values"].items()}
     where = re.sub(r"\{([^}]+)\}", lambda path: str(look_up(content, path[1], file)), source["where"])
-    return Measurement(where, values, command)
+    return MeasuredRow(where, values, command)
 
 
 def _read_rows(file: Path) -> Any:

@@ -44,7 +44,7 @@ class WantedVideo(NamedTuple):
     seed: int
 
 
-def read_prompts(file: str | os.PathLike, dimensions: Collection[str] = ()) -> list[Prompt]:
+def read_vbench_prompts(file: str | os.PathLike, dimensions: Collection[str] = ()) -> list[Prompt]:
     """The prompts of a list of VBench's, each once, in the order of the list.
 
     Args:
