@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vdmini_diffusers.data.vae_clips import decode_clips
-from vdmini_diffusers.pruning.channels import Importance, prune_channels, without_layers
+from vdmini_diffusers.pruning.channels import prune_channels, without_layers
+from vdmini_diffusers.pruning.dependency_graph import Importance
 from vdmini_diffusers.pruning.plans import DecoderPruningPlan, PruningPlan
 from vdmini_diffusers.pruning.plans.vae_decoder import CoupledChannels
 from vdmini_diffusers.pruning.presets import DECODER_PLANS, P1, find_plan
