@@ -80,7 +80,9 @@ def set_layer_widths(unet: nn.Module, layer_widths: Mapping[str, Sequence[int]])
     for name, widths in layer_widths.items():
         layer: Any = modules.get(name)
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.Conv3d)):
-            fields = ("out_features", "in_features") if isinstance(layer, nn.Linear) else ("out_channels", "in_channels")
+            fields = (
+                ("out_features", "in_features") if isinstance(layer, nn.Linear) else ("out_channels", "in_channels")
+            )
             present = list(layer.weight.shape[:2])
         elif isinstance(layer, nn.GroupNorm):
             fields, present = ("num_channels",), [layer.num_channels]
@@ -89,7 +91,9 @@ def set_layer_widths(unet: nn.Module, layer_widths: Mapping[str, Sequence[int]])
         elif isinstance(layer, Attention):
             fields, present = ("heads",), [layer.heads]
         else:
-            raise ValueError(f"`layer_widths` names {name[:200]!r}, which is no layer, norm or attention of this U-Net.")
+            raise ValueError(
+                f"`layer_widths` names {name[:200]!r}, which is no layer, norm or attention of this U-Net."
+            )
         if (
             not isinstance(widths, (list, tuple))
             or len(widths) != len(present)

@@ -6,7 +6,7 @@ Torch-Pruning's classes and the paper's rows: "DepGraph" scores a channel by all
 at one number of parameters, which equal ratios for all layers cannot give: channels are ranked over the whole network.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 from typing import Any, Literal, NamedTuple
@@ -89,7 +89,6 @@ def prune_unet_channels(
             pruning cannot reach.
     """
     _check(criterion, losses)
-    graph = build_graph(unet, _example_inputs(unet))
     names = {module: name for name, module in unet.named_modules()}
     before = count_parameters(unet)
     if not 0 < num_parameters <= before:
@@ -97,11 +96,14 @@ def prune_unet_channels(
     kept: dict[str, list[int]] = {}
     layers: dict[str, tuple[str, ...]] = {}
     for iteration in range(1, criterion.num_iterations + 1):
+        graph = build_graph(unet, _example_inputs(unet))  # anew: pruning leaves the offsets in a GEGLU behind
         accumulate_gradients(unet, losses(unet) if losses else ())
         groups = _score_groups(graph, unet, criterion, names)
         unet.zero_grad()
         is_last = iteration == criterion.num_iterations
-        wanted = num_parameters if is_last else before - (before - num_parameters) * iteration // criterion.num_iterations
+        wanted = (
+            num_parameters if is_last else before - (before - num_parameters) * iteration // criterion.num_iterations
+        )
         _choose(groups, unet, wanted, tolerance if is_last else None)
         for group in tqdm(groups, desc="channels", leave=False):
             root, removed = names[group.root.target.module], group.removed
@@ -119,6 +121,22 @@ def layer_widths(unet: nn.Module, pruned: nn.Module) -> dict[str, list[int]]:
     before = {name: widths for name, module in unet.named_modules() if (widths := _widths(module))}
     after = {name: widths for name, module in pruned.named_modules() if (widths := _widths(module))}
     return {name: widths for name, widths in after.items() if widths != before[name]}
+
+
+def stage_channels(unet: Any, coupled: Sequence[CoupledChannels]) -> dict[str, tuple[int, ...]]:
+    """The channels that each stage's output keeps, by the stage's name."""
+    kept = {layer: channels.kept for channels in coupled for layer in channels.layers}
+    stages = {
+        f"{blocks}.{i}": block
+        for blocks in ("down_blocks", "up_blocks")
+        for i, block in enumerate(getattr(unet, blocks))
+    }
+    outputs = {}
+    for name, block in {**stages, "mid_block": unet.mid_block}.items():
+        samplers = [kind for kind in ("downsamplers", "upsamplers") if getattr(block, kind, None)]
+        last = f"{samplers[0]}.0.conv" if samplers else f"resnets.{len(block.resnets) - 1}.spatial_res_block.conv2"
+        outputs[name] = kept[f"{name}.{last}"]
+    return outputs
 
 
 def count_parameters(network: nn.Module) -> int:
