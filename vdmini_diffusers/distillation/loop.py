@@ -65,8 +65,8 @@ def icmd_training_loop(
 
     `L = L_Task + lambda_ICD L_ICD + lambda_MCA (L_gen + L_disc)`, Eq. 6, where the last term is that of each critic.
     The teacher runs once a step: its features are ICD's target, and its output is the real sample of MCA's critic. It
-    does not run where neither needs it, as when SF-V itself is trained. Where a student has lost channels, its features
-    are compared with `teacher_channels` of the teacher's, by module.
+    does not run where neither needs it, as when SF-V itself is trained. A student that has lost channels is compared
+    with the `teacher_channels` that it has, by the teacher's modules.
 
     Raises:
         FloatingPointError: if a loss, or a weight that is about to be saved, is not finite; the last checkpoint is

@@ -28,8 +28,8 @@ class PruningPlanError(ValueError):
 class PruningPlan(ABC):
     """What pruning keeps.
 
-    Subclasses: `UNetPruningPlan`, `ChannelPruningPlan`, `TransformerPruningPlan`, `DecoderPruningPlan`. Adding a kind of
-    plan takes a subclass with the methods below, and nothing else.
+    Subclasses: `UNetPruningPlan`, `ChannelPruningPlan`, `TransformerPruningPlan`, `DecoderPruningPlan`. Adding a kind
+    of plan takes a subclass with the methods below, and nothing else.
 
     Args:
         name: a printable string, for reports and model cards.
@@ -64,7 +64,7 @@ class PruningPlan(ABC):
 
     @property
     def feature_channels(self) -> Mapping[str, Sequence[int]]:
-        """The channels of the teacher's compared modules that the student has, where it does not have all, by module."""
+        """The channels that the student kept of the teacher's compared modules, by module, where it lost some."""
         return {}
 
     @abstractmethod

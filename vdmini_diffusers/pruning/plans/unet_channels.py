@@ -15,8 +15,8 @@ class ChannelPruningPlan(PruningPlan):
     """The widths of a U-Net of SVD after channel pruning. Which channels went is found by importance.
 
     Args:
-        layer_widths: `[out, in]` channels of layers, `[channels]` of norms and `[heads]` of attentions that are narrower
-            than in the teacher, by their names.
+        layer_widths: `[out, in]` channels of layers, `[channels]` of norms and `[heads]` of attentions that are
+            narrower than in the teacher, by their names.
         stages: the teacher's channels that each stage's output keeps, by the stage's name. These are compared in
             distillation.
     """
