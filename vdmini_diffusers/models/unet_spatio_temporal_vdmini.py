@@ -79,41 +79,25 @@ def set_layer_widths(unet: nn.Module, layer_widths: Mapping[str, Sequence[int]])
     modules = dict(unet.named_modules())
     for name, widths in layer_widths.items():
         layer: Any = modules.get(name)
-        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.Conv3d)):
-            fields = (
-                ("out_features", "in_features") if isinstance(layer, nn.Linear) else ("out_channels", "in_channels")
-            )
-            present = list(layer.weight.shape[:2])
+        if isinstance(layer, nn.Linear):
+            fields, present = ("out_features", "in_features"), layer.weight.shape
+        elif isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+            fields, present = ("out_channels", "in_channels"), layer.weight.shape[:2]
         elif isinstance(layer, nn.GroupNorm):
-            fields, present = ("num_channels",), [layer.num_channels]
+            fields, present = ("num_channels",), layer.weight.shape
         elif isinstance(layer, nn.LayerNorm):
-            fields, present = ("normalized_shape",), list(layer.normalized_shape)
+            fields, present = ("normalized_shape",), layer.weight.shape
         elif isinstance(layer, Attention):
-            fields, present = ("heads",), [layer.heads]
+            fields, present = ("heads",), (layer.heads,)
         else:
             raise ValueError(
-                f"`layer_widths` names {name[:200]!r}, which is no layer, norm or attention of this U-Net."
+                f"`layer_widths` names {str(name)[:200]!r}, which is no layer of this U-Net with a width."
             )
-        if (
-            not isinstance(widths, (list, tuple))
-            or len(widths) != len(present)
-            or not all(type(w) is int and 1 <= w <= most for w, most in zip(widths, present, strict=True))
-        ):
-            raise ValueError(
-                f"`layer_widths[{name!r}]` must be {len(present)} whole numbers from 1 to {present}, not"
-                f" {str(widths)[:200]}."
-            )
-        if isinstance(layer, nn.GroupNorm) and widths[0] % layer.num_groups:
-            raise ValueError(
-                f"`layer_widths[{name!r}]` must be a multiple of the norm's {layer.num_groups} groups, not {widths[0]}."
-            )
-        if isinstance(layer, nn.LayerNorm):
-            layer.normalized_shape = tuple(widths)
-        else:
-            for field, width in zip(fields, widths, strict=True):
-                setattr(layer, field, width)
+        _check_widths(name, widths, tuple(present), getattr(layer, "num_groups", 1))
+        for field, width in zip(fields, widths, strict=True):
+            setattr(layer, field, (width,) if field == "normalized_shape" else width)
         if not isinstance(layer, Attention):
-            layer.weight = nn.Parameter(layer.weight.detach()[tuple(slice(w) for w in widths)].clone())
+            layer.weight = nn.Parameter(layer.weight.detach()[tuple(slice(width) for width in widths)].clone())
             if layer.bias is not None:
                 layer.bias = nn.Parameter(layer.bias.detach()[: widths[0]].clone())
     for name, module in modules.items():
@@ -127,10 +111,24 @@ def set_layer_widths(unet: nn.Module, layer_widths: Mapping[str, Sequence[int]])
             )
 
 
+def _check_widths(name: str, widths: Any, present: tuple[int, ...], num_groups: int) -> None:
+    if (
+        not isinstance(widths, (list, tuple))
+        or len(widths) != len(present)
+        or not all(type(width) is int and 1 <= width <= most for width, most in zip(widths, present, strict=True))
+        or widths[0] % num_groups
+    ):
+        groups = f", a multiple of its {num_groups} groups" if num_groups > 1 else ""
+        raise ValueError(
+            f"`layer_widths[{name!r}]` must be {len(present)} whole numbers from 1 up to {list(present)}{groups}, not"
+            f" {str(widths)[:200]}."
+        )
+
+
 class VDMiniUNetSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel, PeftAdapterMixin):
     r"""
-    A [`UNetSpatioTemporalConditionModel`] whose stages, layers, mid block and channels may have been pruned. Built without
-    arguments it is the paper's VDMini-I2V U-Net (Table A4): 939,884,186 parameters.
+    A [`UNetSpatioTemporalConditionModel`] whose stages, layers, mid block and channels may have been pruned. Built
+    without arguments it is the paper's VDMini-I2V U-Net (Table A4): 939,884,186 parameters.
 
     The forward pass is the parent's. Beyond the parent it takes LoRA adapters, attention backends, regional
     compilation and device maps, and it refuses a checkpoint that does not fill it exactly.

@@ -101,10 +101,8 @@ def prune_unet_channels(
         groups = _score_groups(graph, unet, criterion, names)
         unet.zero_grad()
         is_last = iteration == criterion.num_iterations
-        wanted = (
-            num_parameters if is_last else before - (before - num_parameters) * iteration // criterion.num_iterations
-        )
-        _choose(groups, unet, wanted, tolerance if is_last else None)
+        surplus = (before - num_parameters) * iteration // criterion.num_iterations
+        _choose(groups, unet, before - surplus, tolerance if is_last else None)
         for group in tqdm(groups, desc="channels", leave=False):
             root, removed = names[group.root.target.module], group.removed
             layers.setdefault(root, group.layers)
@@ -126,11 +124,8 @@ def layer_widths(unet: nn.Module, pruned: nn.Module) -> dict[str, list[int]]:
 def stage_channels(unet: Any, coupled: Sequence[CoupledChannels]) -> dict[str, tuple[int, ...]]:
     """The channels that each stage's output keeps, by the stage's name."""
     kept = {layer: channels.kept for channels in coupled for layer in channels.layers}
-    stages = {
-        f"{blocks}.{i}": block
-        for blocks in ("down_blocks", "up_blocks")
-        for i, block in enumerate(getattr(unet, blocks))
-    }
+    stages = {f"down_blocks.{i}": block for i, block in enumerate(unet.down_blocks)}
+    stages |= {f"up_blocks.{i}": block for i, block in enumerate(unet.up_blocks)}
     outputs = {}
     for name, block in {**stages, "mid_block": unet.mid_block}.items():
         samplers = [kind for kind in ("downsamplers", "upsamplers") if getattr(block, kind, None)]
