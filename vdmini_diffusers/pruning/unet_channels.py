@@ -88,7 +88,7 @@ def prune_unet_channels(
         ValueError: for a criterion that does not exist, losses that do not go with it, or a number of parameters that
             pruning cannot reach.
     """
-    _check(criterion, losses)
+    check_criterion(criterion, losses)
     names = {module: name for name, module in unet.named_modules()}
     before = count_parameters(unet)
     if not 0 < num_parameters <= before:
@@ -138,7 +138,8 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _check(criterion: Criterion, losses: Losses | None) -> None:
+def check_criterion(criterion: Criterion, losses: Losses | None) -> None:
+    """Raises `ValueError` for a criterion that does not exist, or losses that do not go with it."""
     for name, known in {
         "importance": ("l2", "taylor"),
         "layers": ("coupled", "first"),
