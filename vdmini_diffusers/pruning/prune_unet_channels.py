@@ -91,10 +91,11 @@ def prune_pipeline_channels(
         coupled = prune_unet_channels(unet, num_parameters, criterion, losses, tolerance)
         with torch.device("meta"):
             whole = VDMiniUNetSpatioTemporalConditionModel.from_config(unet.config)
-        plan = ChannelPruningPlan(label, layer_widths(whole, unet), stage_channels(unet, coupled))
-        student: Any = VDMiniUNetSpatioTemporalConditionModel.from_config(plan.student_config(teacher_config))
-        student.load_state_dict(unet.state_dict())
-        student.to(_dtype(denoiser_folder, variant))
+            plan = ChannelPruningPlan(label, layer_widths(whole, unet), stage_channels(unet, coupled))
+            student: Any = VDMiniUNetSpatioTemporalConditionModel.from_config(plan.student_config(teacher_config))
+        dtype = _dtype(denoiser_folder, variant)
+        tensors = {key: tensor.to(dtype) for key, tensor in unet.state_dict().items()}
+        student.load_state_dict(tensors, assign=True)
         for path in denoiser_folder.glob("*.safetensors*"):
             path.unlink()
         student.save_pretrained(denoiser_folder, variant=variant, max_shard_size=options.get("max_shard_size", "10GB"))
