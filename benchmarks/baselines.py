@@ -184,7 +184,8 @@ def inputs_of(sample: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> 
 def measure_costs(
     folders: Mapping[str, Path], sample: Mapping[str, torch.Tensor], rounds: int
 ) -> list[dict[str, Any]]:
-    """Parameters, multiplications and latency of each U-Net, and how the latter two spread over resolutions."""
+    """Parameters, multiplications and latency of each U-Net; the shares of its stages by resolution, without the mid
+    block."""
     unets = {name: load_unet(folder) for name, folder in folders.items()}
     inputs = inputs_of(sample, next(iter(unets.values())).config)
     clocks = {name: StageClock(unet) for name, unet in unets.items()}
@@ -194,8 +195,10 @@ def measure_costs(
         )
     rows = []
     for name, unet in unets.items():
-        costs = forward_cost(unet, inputs)
         levels = len(unet.down_blocks)
+        stages = [(f"down_blocks.{level}", f"up_blocks.{levels - 1 - level}") for level in range(levels)]
+        times = [clocks[name].share(parts) for parts in stages]  # before the counter runs the U-Net again
+        costs = forward_cost(unet, inputs)
         row = {
             "method": name,
             "parameters": count_parameters(unet),
@@ -203,10 +206,9 @@ def measure_costs(
             "ms": timings[name].median,
             "times the teacher's": timings[name].ratio(timings[TEACHER]),
         }
-        for level in range(levels):
-            parts = (f"down_blocks.{level}", f"up_blocks.{levels - 1 - level}")
+        for level, parts in enumerate(stages):
             row[f"MACs at 1/{2**level}"] = sum(costs[part].num_flops for part in parts) / costs[""].num_flops
-            row[f"time at 1/{2**level}"] = clocks[name].share(parts)
+            row[f"time at 1/{2**level}"] = times[level]
         rows.append(row)
     return rows
 
