@@ -10,7 +10,7 @@ from torch import nn
 
 from vdmini_diffusers import VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.pruning import ChannelPruningPlan, PruningPlan, PruningPlanError
-from vdmini_diffusers.pruning.dependency_graph import build_graph, coupled_groups, make_importance
+from vdmini_diffusers.pruning.dependency_graph import build_graph, coupled_groups, make_importance, prune_group
 from vdmini_diffusers.pruning.unet_channels import (
     CRITERIA,
     Criterion,
@@ -124,6 +124,26 @@ def test_coupled_channels_in_another_order_are_the_same_network():
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, WHOLE[name])}
     assert len(groups) == 63 and len(changed) > 0.9 * len(WHOLE)
     assert_close(output(model), before)
+
+
+@pytest.mark.slow
+def test_it_is_what_torch_pruning_makes_in_place(pruned):
+    """Group by group, by Torch-Pruning's own functions, which know nothing of the class with `layer_widths`."""
+    model, coupled, _ = pruned
+    in_place = unet()
+    graph = build_graph(in_place, dict(zip(ARGUMENTS, INPUTS, strict=True)))
+    roots = {group[0].dep.target.module: group[0].dep for group in coupled_groups(graph, [in_place.conv_out])}
+    modules = dict(in_place.named_modules())
+    for channels in coupled:
+        (root,) = (roots[modules[layer]] for layer in channels.layers if modules[layer] in roots)
+        prune_group(graph, root, sorted(set(range(len(root.target.module.weight))) - set(channels.kept)))
+    for name, module in in_place.named_modules():
+        if hasattr(module, "to_q"):
+            module.heads = model.get_submodule(name).heads
+        if hasattr(module, "use_conv"):  # samplers assert the width that they were built with
+            module.channels = module.conv.in_channels
+    assert all(torch.equal(tensor, in_place.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(output(in_place), output(model))
 
 
 @pytest.mark.slow

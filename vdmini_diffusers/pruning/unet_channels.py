@@ -13,18 +13,16 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from vdmini_diffusers.models.unet_spatio_temporal_vdmini import set_layer_widths
 from vdmini_diffusers.pruning.dependency_graph import (
     Importance,
     accumulate_gradients,
     build_graph,
     coupled_groups,
     make_importance,
-    prune_group,
     rank_within,
 )
 from vdmini_diffusers.pruning.plans.vae_decoder import CoupledChannels
@@ -96,21 +94,19 @@ def prune_unet_channels(
     kept: dict[str, list[int]] = {}
     layers: dict[str, tuple[str, ...]] = {}
     for iteration in range(1, criterion.num_iterations + 1):
-        graph = build_graph(unet, _example_inputs(unet))  # anew: pruning leaves the offsets in a GEGLU behind
+        graph = build_graph(unet, _example_inputs(unet))
         accumulate_gradients(unet, losses(unet) if losses else ())
         groups = _score_groups(graph, unet, criterion, names)
         unet.zero_grad()
         is_last = iteration == criterion.num_iterations
         surplus = (before - num_parameters) * iteration // criterion.num_iterations
         _choose(groups, unet, before - surplus, tolerance if is_last else None)
-        for group in tqdm(groups, desc="channels", leave=False):
+        for group in groups:
             root, removed = names[group.root.target.module], group.removed
             layers.setdefault(root, group.layers)
             present = kept.setdefault(root, list(range(group.num_channels)))
             kept[root] = [channel for i, channel in enumerate(present) if i not in removed]
-            if removed:
-                prune_group(graph, group.root, sorted(removed))
-        _refresh(unet)
+        _remove(groups, unet, names)
     return tuple(CoupledChannels(layers[root], tuple(channels)) for root, channels in kept.items())
 
 
@@ -153,6 +149,23 @@ def check_criterion(criterion: Criterion, losses: Losses | None) -> None:
         raise ValueError("The importance 'taylor', and no other, needs `losses`.")
 
 
+class _Member(NamedTuple):
+    """The channels of one layer that belong to a group.
+
+    Args:
+        dim: 0 for output channels, and those of norms, 1 for input channels.
+        channels: of the layer.
+        roots: of the root, for each of `channels`.
+        times: how often the layer has each channel of the group.
+    """
+
+    module: Any
+    dim: int
+    channels: Tensor
+    roots: Tensor
+    times: int
+
+
 @dataclass
 class _Group:
     """Channels that stay or go together.
@@ -163,7 +176,7 @@ class _Group:
         steps: the channels in the order in which they go, those of one row together: `(steps, channels of a step)`.
         scores: one for each step, rising.
         halves: how often the root has each channel: twice before a GEGLU.
-        members: layers and norms that lose the channels, with the dimension and how often they have each.
+        members: layers and norms that lose the channels.
     """
 
     root: Any
@@ -171,7 +184,7 @@ class _Group:
     steps: Tensor
     scores: Tensor
     halves: int
-    members: list[tuple[nn.Module, int, int]]
+    members: "list[_Member]"
     num_removed: int = 0
 
     @property
@@ -213,14 +226,13 @@ def _score_groups(graph: Any, unet: nn.Module, criterion: Criterion, names: Mapp
     for group in tqdm(coupled_groups(graph, [unet.get_submodule("conv_out")]), desc="scores", leave=False):
         root = group[0].dep
         num_channels = len(group[0].idxs)
-        members, halves = [], 1
-        for dep, indices in group:
-            module = dep.target.module
-            if _widths(module):
-                dim = 0 if graph.is_out_channel_pruning_fn(dep.handler) else 1
-                members.append((module, dim, len(set(indices))))
-                # The two halves of a GEGLU are multiplied: only half as many channels go on.
-                halves = max(halves, num_channels // len(set(indices)))
+        parts = [
+            (dep.target.module, 0 if graph.is_out_channel_pruning_fn(dep.handler) else 1, indices, group[i].root_idxs)
+            for i, (dep, indices) in enumerate(group)
+            if _widths(dep.target.module)
+        ]
+        # The two halves of a GEGLU are multiplied: only half as many channels go on.
+        halves = max(num_channels // len(indices) for _, _, indices, _ in parts)
         scores = score(group).float()
         if not scores.isfinite().all():
             raise FloatingPointError(
@@ -228,9 +240,9 @@ def _score_groups(graph: Any, unet: nn.Module, criterion: Criterion, names: Mapp
                 " not."
             )
         scores = scores.unflatten(0, (halves, -1)).mean(dim=0)
-        writers = [module for module, dim, _ in members if dim == 0]
-        parts = {m.num_groups for m in writers if isinstance(m, nn.GroupNorm)} or {1}
-        steps = _steps(scores, max(parts), {heads[m] for m in writers if m in heads})
+        writers = [module for module, dim, _, _ in parts if dim == 0]
+        norm_groups = {m.num_groups for m in writers if isinstance(m, nn.GroupNorm)} or {1}
+        steps = _steps(scores, max(norm_groups), {heads[m] for m in writers if m in heads})
         relative = scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
         ranks = torch.arange(1, len(steps) + 1) / len(steps)
         groups.append(
@@ -240,7 +252,10 @@ def _score_groups(graph: Any, unet: nn.Module, criterion: Criterion, names: Mapp
                 steps=steps,
                 scores=relative[steps].mean(dim=1) if criterion.ranking == "global" else ranks,
                 halves=halves,
-                members=[(module, dim, count // len(scores)) for module, dim, count in members],
+                members=[
+                    _Member(module, dim, torch.tensor(indices), torch.tensor(roots), len(indices) // len(scores))
+                    for module, dim, indices, roots in parts
+                ],
             )
         )
     return groups
@@ -264,22 +279,22 @@ def _choose(groups: list[_Group], unet: nn.Module, num_parameters: int, toleranc
     Raises:
         ValueError: if the result is further from `num_parameters` than `tolerance`.
     """
-    shapes = {module: _Shape(module) for group in groups for module, _, _ in group.members}
+    shapes = {member.module: _Shape(member.module) for group in groups for member in group.members}
     left = count_parameters(unet)
     full = set()
     for _, i in sorted((float(score), i) for i, group in enumerate(groups) for score in group.scores):
         group = groups[i]
         if i in full or group.num_removed == len(group.steps) - 1:
             continue
-        affected = {shapes[module] for module, _, _ in group.members}
+        affected = {shapes[member.module] for member in group.members}
         before = sum(shape.num_parameters for shape in affected)
-        for module, dim, times in group.members:
-            shapes[module].widths[dim] -= times * group.steps.shape[1]
+        for member in group.members:
+            shapes[member.module].widths[member.dim] -= member.times * group.steps.shape[1]
         saved = before - sum(shape.num_parameters for shape in affected)
         if left - saved < num_parameters:
             full.add(i)
-            for module, dim, times in group.members:
-                shapes[module].widths[dim] += times * group.steps.shape[1]
+            for member in group.members:
+                shapes[member.module].widths[member.dim] += member.times * group.steps.shape[1]
         else:
             left -= saved
             group.num_removed += 1
@@ -299,15 +314,28 @@ def _widths(module: nn.Module) -> list[int]:
     return [module.heads] if isinstance(module, Attention) else []
 
 
-def _refresh(unet: nn.Module) -> None:
-    """Set what modules remember of their widths, and Torch-Pruning does not know of."""
-    for module in unet.modules():
+def _remove(groups: list[_Group], unet: nn.Module, names: Mapping[nn.Module, str]) -> None:
+    """Remove what is noted in `groups`, in place. Torch-Pruning would work out every group anew, for minutes."""
+    keeps: dict[tuple[Any, int], Tensor] = {}
+    for group in groups:
+        removed = torch.tensor(sorted(group.removed))
+        for member in group.members:
+            width = member.module.weight.shape[member.dim]
+            keep = keeps.setdefault((member.module, member.dim), torch.ones(width, dtype=torch.bool))
+            keep[member.channels[torch.isin(member.roots, removed)]] = False
+    tensors, widths = dict(unet.state_dict()), {}
+    for (module, dim), keep in keeps.items():
+        name, rows = names[module], keep.nonzero().flatten()
+        widths.setdefault(name, list(module.weight.shape[:2]))[dim] = len(rows)
+        for kind in ("weight", "bias") if dim == 0 else ("weight",):
+            if getattr(module, kind) is not None:
+                tensors[f"{name}.{kind}"] = tensors[f"{name}.{kind}"].index_select(dim, rows)
+    for name, module in unet.named_modules():
         if isinstance(module, Attention):
-            head_width = module.inner_dim // module.sliceable_head_dim  # both are as it was built
-            module.heads = module.to_q.out_features // head_width
-        if isinstance(module, (Downsample2D, Upsample2D)):  # they assert what they were built with
-            conv: Any = module.conv
-            module.channels, module.out_channels = conv.in_channels, conv.out_channels
+            width, _ = widths.get(f"{name}.to_q", module.to_q.weight.shape)
+            widths[name] = [width * module.heads // module.to_q.out_features]
+    set_layer_widths(unet, widths)
+    unet.load_state_dict(tensors)
 
 
 def _example_inputs(unet: Any) -> dict[str, Any]:
