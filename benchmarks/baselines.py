@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def keep_settings(args: Arguments) -> None:
 
 
 def slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in name.lower()).strip("_")
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def prune_all(args: Arguments, latents: Path) -> dict[str, Path]:
