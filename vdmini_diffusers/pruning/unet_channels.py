@@ -318,24 +318,22 @@ def _remove(groups: list[_Group], unet: nn.Module, names: Mapping[nn.Module, str
     """Remove what is noted in `groups`, in place. Torch-Pruning would work out every group anew, for minutes."""
     keeps: dict[tuple[Any, int], Tensor] = {}
     for group in groups:
-        removed = torch.tensor(sorted(group.removed))
+        removed = torch.tensor(sorted(group.removed), dtype=torch.long)
         for member in group.members:
             width = member.module.weight.shape[member.dim]
             keep = keeps.setdefault((member.module, member.dim), torch.ones(width, dtype=torch.bool))
             keep[member.channels[torch.isin(member.roots, removed)]] = False
-    tensors, widths = dict(unet.state_dict()), {}
+    widths: dict[str, list[int]] = {}
     for (module, dim), keep in keeps.items():
-        name, rows = names[module], keep.nonzero().flatten()
-        widths.setdefault(name, list(module.weight.shape[:2]))[dim] = len(rows)
+        rows = keep.nonzero().flatten()
         for kind in ("weight", "bias") if dim == 0 else ("weight",):
-            if getattr(module, kind) is not None:
-                tensors[f"{name}.{kind}"] = tensors[f"{name}.{kind}"].index_select(dim, rows)
+            if (parameter := getattr(module, kind)) is not None:
+                setattr(module, kind, nn.Parameter(parameter.detach().index_select(dim, rows)))
+        widths[names[module]] = list(module.weight.shape[:2])
     for name, module in unet.named_modules():
         if isinstance(module, Attention):
-            width, _ = widths.get(f"{name}.to_q", module.to_q.weight.shape)
-            widths[name] = [width * module.heads // module.to_q.out_features]
-    set_layer_widths(unet, widths)
-    unet.load_state_dict(tensors)
+            widths[name] = [len(module.to_q.weight) * module.heads // module.to_q.out_features]
+    set_layer_widths(unet, widths)  # what modules remember of their widths
 
 
 def _example_inputs(unet: Any) -> dict[str, Any]:
