@@ -89,7 +89,7 @@ def videocrafter2_inputs(frames: int, height: int, width: int) -> Inputs:
     }
 
 
-UNET_VARIANTS = (("attention", 0.5), ("attention", 1.0), ("block", 0.5), ("block", 1.0))
+UNET_VARIANTS: Any = (("attention", 0.5), ("attention", 1.0), ("block", 0.5), ("block", 1.0))
 NETWORKS = {
     "CogVideoX-2B": Network(
         cogvideox, cogvideox_inputs, (13, 60, 90), tuple(("attention", n / 3) for n in (1, 2, 3)), depth=30
@@ -170,16 +170,16 @@ def main(args: Arguments) -> None:
         scale = args.scale if network.depth else args.unet_scale
         small = (frames, int(height * scale) // 8 * 8 or 8, int(width * scale) // 8 * 8 or 8)
         own, here = count(network, network.depth, network.clip), count(network, args.num_layers, small)
-        timings = {}
+        timings: Any = {}
+        device, cpu_times = torch.device(args.device), {variant: [] for variant in own}
         if not args.count_only:
-            device, dtype = torch.device(args.device), DTYPES[args.dtype]
+            dtype = DTYPES[args.dtype]
             model = build_network(lambda network=network: network.make(args.num_layers), device, dtype)
             inputs = network.inputs(*small)
             for key, tensor in inputs.items():
                 is_data = tensor.ndim > 1
                 inputs[key] = torch.randn(tensor.shape, device=device, dtype=dtype) if is_data else tensor.to(device)
-            cpu_times: dict[tuple[str, float], list[float]] = {variant: [] for variant in own}
-            works = {
+            works: Any = {
                 variant: with_cpu_time(work, cpu_times[variant])
                 for variant, work in works_of(model, network, inputs).items()
             }

@@ -114,7 +114,7 @@ def generate(args: Arguments, real: ClipSet) -> None:
     videos, _ = find_videos(args.real)
     all_names = [video.name for video in videos]
     check_generation_folder(args.generated, all_names, args.protocol)
-    pipe = VDMiniI2VPipeline.from_pretrained(args.pipeline, variant=args.variant, dtype=DTYPES[args.dtype])
+    pipe = VDMiniI2VPipeline.from_pretrained(str(args.pipeline), variant=args.variant, dtype=DTYPES[args.dtype])
     pipe.to(PartialState().device).set_progress_bar_config(disable=True)
     names = ("num_inference_steps", "min_guidance_scale", "max_guidance_scale", "fps", "motion_bucket_id")
     height, width = pipe.default_size

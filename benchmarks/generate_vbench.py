@@ -119,7 +119,7 @@ def check_pictures(args: Arguments, prompts: list[Prompt], takes_image: bool) ->
             "The pipeline starts from an image: use VBench-I2V's vbench2_i2v_full_info.json (its newest version, in"
             " which all entries have an `image_name`) and give --image_dir."
         )
-    missing = sorted({name for name in (p.image_name for p in named) if not (args.image_dir / str(name)).is_file()})
+    missing = sorted({str(p.image_name) for p in named if not (args.image_dir / str(p.image_name)).is_file()})
     if missing:
         raise ValueError(f"{args.image_dir} lacks {len(missing)} pictures of the list, first {missing[0]!r}.")
 

@@ -54,9 +54,11 @@ def main(args: Arguments) -> None:
     if args.criterion not in ("magnitude_l2", "depgraph_l2"):
         raise ValueError(f"`--criterion` is magnitude_l2 or depgraph_l2, which need no data, not {args.criterion!r}.")
     with torch.device("meta"):
-        whole = UNetSpatioTemporalConditionModel().to("meta")  # mixing factors are made on the CPU
+        whole: Any = UNetSpatioTemporalConditionModel()
+        torch.nn.Module.to(whole, "meta")  # mixing factors are made on the CPU
         config = {key: value for key, value in whole.config.items() if not key.startswith("_")}
-        student = VDMiniUNetSpatioTemporalConditionModel.from_config(VDMINI_UNET.student_config(config)).to("meta")
+        student: Any = VDMiniUNetSpatioTemporalConditionModel.from_config(VDMINI_UNET.student_config(config))
+        torch.nn.Module.to(student, "meta")
     unet = whole_with_random_weights()
     target = count_parameters(student)
     start = time.perf_counter()
@@ -65,7 +67,8 @@ def main(args: Arguments) -> None:
     widths = layer_widths(whole, unet)
     with torch.device("meta"):
         fields = {"mid_block_type": "UNetMidBlockSpatioTemporal", "layer_widths": widths}
-        narrow = VDMiniUNetSpatioTemporalConditionModel.from_config({**config, **fields}).to("meta")
+        narrow: Any = VDMiniUNetSpatioTemporalConditionModel.from_config({**config, **fields})
+        torch.nn.Module.to(narrow, "meta")
     rows = [costs("SVD", whole), costs("VDMini", student), costs(f"{args.criterion}, {args.ranking}", narrow)]
     print(markdown_table(rows))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -78,7 +81,7 @@ def main(args: Arguments) -> None:
 def whole_with_random_weights() -> UNetSpatioTemporalConditionModel:
     """SVD's U-Net in bfloat16, every tensor random."""
     with torch.device("meta"):
-        unet = UNetSpatioTemporalConditionModel()
+        unet: Any = UNetSpatioTemporalConditionModel()
     unet = torch.nn.Module.to(unet, torch.bfloat16).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

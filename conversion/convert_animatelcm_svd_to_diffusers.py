@@ -73,7 +73,7 @@ def main(args: Arguments) -> None:
     open_teacher(source, SVD.layout, variant=args.variant, revision=args.revision)  # or an error says what it is
     check_apart(args.output_dir, {"Stable Video Diffusion": source, "the U-Net": args.unet_checkpoint})
     with new_folder(args.output_dir, args.overwrite) as folder:
-        config = UNetSpatioTemporalConditionModel.load_config(source, subfolder="unet", revision=args.revision)
+        config: Any = UNetSpatioTemporalConditionModel.load_config(source, subfolder="unet", revision=args.revision)
         unet = load_unet(args.unet_checkpoint, config, dtype)
         pipe = VDMiniI2VPipeline.from_pretrained(
             source,

@@ -113,7 +113,8 @@ def open_network(
         raise ValueError(
             f"{name} is a {config.get('_class_name')}: costs are counted of denoisers and of VAEs of SVD."
         )
-    vae: Any = build_network(lambda: cls.from_config(config), device, dtype)
+    make: Any = cls.from_config
+    vae = build_network(lambda: make(config), device, dtype)
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
     size = (frames, vae.config.latent_channels, height // scale, width // scale)
     more = {"num_frames": frames} if cls is diffusers.AutoencoderKLTemporalDecoder else {}

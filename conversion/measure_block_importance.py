@@ -137,14 +137,14 @@ def videos_of(args: ImportanceArguments, pipe: Any, task: str) -> tuple[FixedVid
     settings = {name: getattr(args, name) for name in ("num_frames", "height", "width", "num_inference_steps")}
     inputs: list[dict[str, Any]] = [{} for _ in range(args.num_videos)]
     if from_image:
-        height, width = (args.height, args.width) if args.height else frame_size(pipe)
+        height, width = (args.height, args.width) if args.height and args.width else frame_size(pipe)
         settings |= {"height": height, "width": width}
-        images = read_clips(args.real_videos, args.num_videos, 1, args.fps, height, width, args.seed)[:, 0]
+        images = read_clips(str(args.real_videos), args.num_videos, 1, args.fps, height, width, args.seed)[:, 0]
         inputs = [{"image": Image.fromarray(image)} for image in images]
     if args.prompts is not None:
         prompts = read_prompts(args.prompts, args.num_videos)
         inputs = [{**given, "prompt": prompt} for given, prompt in zip(inputs, prompts, strict=True)]
-    size = None if args.score_height is None else (args.score_height, args.score_width)
+    size = (args.score_height, args.score_width) if args.score_height and args.score_width else None
     given = {name: value for name, value in settings.items() if value is not None}
     generate = FixedVideos(pipe, inputs, args.seed, given, size)
     if not args.fvd:
@@ -152,7 +152,7 @@ def videos_of(args: ImportanceArguments, pipe: Any, task: str) -> tuple[FixedVid
     _, num_frames, height, width, _ = generate(1).shape
     first = args.num_videos if from_image else 0
     return generate, read_clips(
-        args.real_videos, args.num_videos, num_frames, args.fps, height, width, args.seed, first
+        str(args.real_videos), args.num_videos, num_frames, args.fps, height, width, args.seed, first
     )
 
 

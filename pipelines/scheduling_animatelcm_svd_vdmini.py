@@ -67,7 +67,7 @@ class VDMiniAnimateLCMSVDScheduler(CMStochasticIterativeScheduler):
         timesteps: list[int] | None = None,
     ) -> None:
         """As the parent's; the last level is 0, so that the last step returns `x_0`."""
-        super().set_timesteps(num_inference_steps, device, timesteps)
+        super().set_timesteps(num_inference_steps, device, timesteps)  # pyright: ignore[reportArgumentType] - None is its default
         self.sigmas[-1] = 0
 
     def get_scalings_for_boundary_condition(self, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,7 +93,7 @@ class VDMiniAnimateLCMSVDScheduler(CMStochasticIterativeScheduler):
         if self.step_index is None:
             self._init_step_index(timestep)
         sigma, next_sigma = self.sigmas[self.step_index], self.sigmas[self.step_index + 1]
-        self._step_index += 1
+        self._step_index = self.step_index + 1
         c_skip, c_out = self.get_scalings_for_boundary_condition(sigma)
         prev_sample = c_skip * sample + c_out * model_output
         if self.config.clip_denoised:

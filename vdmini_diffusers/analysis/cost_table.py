@@ -96,7 +96,8 @@ class CostTable:
 def costed_parts(denoiser: nn.Module) -> dict[str, Part]:
     """The removable parts of a denoiser, but for streams, which share a block's cost, and the samplers of a U-Net."""
     parts = {name: part for name, part in removable_parts(denoiser).items() if part.kind != "stream"}
-    for path, module in denoiser.named_modules():
+    modules: Any = denoiser.named_modules()
+    for path, module in modules:
         if path.endswith((".downsamplers", ".upsamplers")):
             parts[paper_name(path)] = Part(
                 paper_name(path), "sampler", tuple(f"{path}.{i}" for i in range(len(module)))
@@ -104,12 +105,12 @@ def costed_parts(denoiser: nn.Module) -> dict[str, Part]:
     return parts
 
 
-def decoder_parts(decoder: nn.Module) -> dict[str, Part]:
+def decoder_parts(decoder: Any) -> dict[str, Part]:
     """The ResBlocks, attentions and upsamplers of a VAE's decoder, by their names in it, and its stages (Fig. A2)."""
     parts = {}
     stages = {"mid_block": decoder.mid_block} | {f"up_blocks.{i}": b for i, b in enumerate(decoder.up_blocks)}
     for name, stage in stages.items():
-        blocks = [
+        blocks: Any = [
             (f"{name}.{path}.{i}", "sampler" if path == "upsamplers" else "block")
             for path in ("resnets", "attentions", "upsamplers")
             for i, module in enumerate(getattr(stage, path, None) or ())

@@ -72,7 +72,7 @@ def frame_size(pipe: Any) -> tuple[int, int]:
     if hasattr(pipe, "default_size"):
         return pipe.default_size
     parameters = inspect.signature(pipe.__call__).parameters
-    sizes = [parameters[name].default if name in parameters else None for name in ("height", "width")]
+    sizes: Any = [parameters[name].default if name in parameters else None for name in ("height", "width")]
     if not all(isinstance(size, int) for size in sizes):
         raise ValueError(f"A {type(pipe).__name__} has no size of its own: give `height` and `width`.")
     return sizes[0], sizes[1]

@@ -312,6 +312,7 @@ class _TransformerSpace(_Space):
 def _solve(space: _Space, importance: Mapping[str, float], costs: CostTable, budget: Budget, name: str) -> PruningPlan:
     objective = {part: -value for part, value in importance.items()}
     excluded: list[Row] = []
+    reason: ValueError | None = None
     for _ in range(MAX_SOLUTIONS):
         kept = _best(space, objective, [*_budget_rows(space, budget.limits), *excluded])
         if kept is None:
@@ -338,7 +339,9 @@ def cost_of_plan(plan: PruningPlan, costs: CostTable) -> dict[str, float]:
 
     Parameters are exact. Milliseconds are left out where the costs have none.
     """
-    space = _UNetSpace(costs) if isinstance(plan, UNetPruningPlan) else _TransformerSpace(costs, DepthConstraints())
+    space: Any = (
+        _UNetSpace(costs) if isinstance(plan, UNetPruningPlan) else _TransformerSpace(costs, DepthConstraints())
+    )
     metrics = ["num_parameters", "num_macs", "memory_bytes"]
     metrics += ["milliseconds"] if costs.whole.milliseconds is not None else []
     return _student_costs(space, space.kept(plan), metrics)
@@ -409,11 +412,13 @@ def _best(space: _Space, objective: Mapping[str, float], more: Sequence[Row]) ->
             row[index[variable]] += coefficient
     scale = SCALE / (max(map(abs, objective.values()), default=0) or 1)
     weights = np.array([scale * objective.get(variable, 0.0) for variable in space.variables])
+    lows_and_highs: Any = np.array([(low, high) for _, low, high in rows]).T
+    constraints = LinearConstraint(matrix, *lows_and_highs)
     found = milp(
         weights,
         integrality=np.ones(len(index)),
-        bounds=Bounds([float(variable in space.fixed) for variable in space.variables], 1),
-        constraints=LinearConstraint(matrix, [low for _, low, _ in rows], [high for _, _, high in rows]),
+        bounds=Bounds(np.array([float(variable in space.fixed) for variable in space.variables]), np.array(1.0)),
+        constraints=constraints,
         options={"mip_rel_gap": 0},
     )
     if found.status == 2:  # nothing fits

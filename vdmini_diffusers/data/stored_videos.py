@@ -88,7 +88,7 @@ def fit_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     """The central part of a picture `(rows, columns, 3)` with the aspect of `height` x `width`, resized to that."""
     if frame.shape[:2] == (height, width):
         return frame
-    box = crop_box(*frame.shape[:2], width / height)
+    box = crop_box(frame.shape[0], frame.shape[1], width / height)
     part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
     return resize_frame(part, height, width)
 

@@ -32,11 +32,14 @@ class Detector(Protocol):
         dimension: of the features.
     """
 
-    name: str
-    min_frames: int
-    max_frames: int | None
-    dimension: int
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def min_frames(self) -> int: ...
+    @property
+    def max_frames(self) -> int | None: ...
+    @property
+    def dimension(self) -> int: ...
     @property
     def sha256(self) -> str: ...
 
@@ -124,7 +127,7 @@ class VideoMAEDetector:
 
     def __init__(self, model: VideoMAEModel):
         self.model = model.eval().requires_grad_(False)
-        config = model.config
+        config: Any = model.config
         self.dimension, self.size = int(config.hidden_size), int(config.image_size)
         self.min_frames = self.max_frames = int(config.num_frames)
 

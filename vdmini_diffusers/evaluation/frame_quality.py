@@ -1,6 +1,7 @@
 """How near frames are to others, one by one: PSNR, SSIM and LPIPS (Table A2)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,9 +46,9 @@ def frame_quality(
     if min(frames.shape[1:3]) < MIN_SIDE:
         raise ValueError(f"SSIM needs frames of {MIN_SIDE} x {MIN_SIDE} pixels or more, not {frames.shape[1:3]}.")
     pairs = [torch.from_numpy(np.ascontiguousarray(each)).movedim(-1, 1).double() for each in (frames, target)]
-    found = {
+    found: dict[str, Any] = {
         "psnr": peak_signal_noise_ratio(*pairs, data_range=255.0, reduction="none", dim=(1, 2, 3)),
-        "ssim": structural_similarity_index_measure(*pairs, data_range=255.0, reduction="none"),
+        "ssim": structural_similarity_index_measure(pairs[0], pairs[1], data_range=255.0, reduction="none"),
     }
     if lpips is not None:
         found["lpips"] = lpips(*(values.float() / 127.5 - 1 for values in pairs))

@@ -102,15 +102,15 @@ def _read_lines(file: Path) -> list[Prompt]:
 def _parse(entry: Any, file: Path) -> Prompt:
     values = entry if isinstance(entry, dict) else {}
     text, dimensions, image = values.get("prompt_en"), values.get("dimension"), values.get("image_name")
-    names = isinstance(dimensions, list) and all(isinstance(name, str) for name in dimensions)
-    if not isinstance(text, str) or not names or not isinstance(image, (str, type(None))):
+    is_list = isinstance(dimensions, list) and all(isinstance(name, str) for name in dimensions)
+    if not isinstance(text, str) or not is_list or not isinstance(image, (str, type(None))):
         raise CheckpointError(
             f"{file}: each entry should have a text `prompt_en`, a list `dimension` and, for image to video, a text"
             f" `image_name`, unlike {short_repr(entry)}."
         )
     if image is not None:
         _check_file_name(image, text, file)
-    return Prompt(text, tuple(dimensions), image)
+    return Prompt(text, tuple(dimensions or ()), image)
 
 
 def _check_file_name(name: str, prompt: str, file: Path) -> None:

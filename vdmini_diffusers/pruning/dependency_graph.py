@@ -75,8 +75,9 @@ def make_importance(importance: Importance, group_reduction: str = "mean", norma
         group_reduction: over the layers of the group: `"mean"`, or `"first"` for the group's first layer alone.
         normalizer: of a group's scores, so that groups can be compared.
     """
-    from torch_pruning.pruner import importance as kinds
+    import torch_pruning.pruner.importance
 
+    kinds: Any = torch_pruning.pruner.importance
     if importance == "l2":
         return kinds.GroupMagnitudeImportance(p=2, group_reduction=group_reduction, normalizer=normalizer)
     return kinds.GroupTaylorImportance(group_reduction=group_reduction, normalizer=normalizer)

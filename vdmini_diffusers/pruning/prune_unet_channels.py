@@ -90,7 +90,7 @@ def prune_pipeline_channels(
         )
         coupled = prune_unet_channels(unet, num_parameters, criterion, losses, tolerance)
         with torch.device("meta"):
-            whole = VDMiniUNetSpatioTemporalConditionModel.from_config(unet.config)
+            whole: Any = VDMiniUNetSpatioTemporalConditionModel.from_config(unet.config)
             plan = ChannelPruningPlan(label, layer_widths(whole, unet), stage_channels(unet, coupled))
             student: Any = VDMiniUNetSpatioTemporalConditionModel.from_config(plan.student_config(teacher_config))
         dtype = _dtype(denoiser_folder, variant)

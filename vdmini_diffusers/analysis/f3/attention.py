@@ -132,7 +132,7 @@ def mass_on_other_frames(
         max_queries_per_frame: take only that many queries of each frame, evenly spread, and estimate the mean by them.
     """
     mask = _key_mask(mask, query.shape[0], query.shape[2])
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
     step = -(-tokens.per_frame // max_queries_per_frame) if max_queries_per_frame else 1
     batch, heads, num_tokens, _ = query.shape
     rows = max(1, MAX_BLOCK_VALUES // (heads * num_tokens))  # query tokens, of one sample or several
@@ -143,7 +143,7 @@ def mass_on_other_frames(
         for number in range(tokens.num_frames):
             own = tokens.frame(number)
             for block in query[part, :, own.start : own.stop : step].split(rows, dim=2):
-                logits = block.float() @ keys * scale
+                logits = block.float() @ keys * factor
                 if mask is not None and mask.dtype == torch.bool:
                     logits = logits.masked_fill(~mask[part], -torch.inf)
                 elif mask is not None:

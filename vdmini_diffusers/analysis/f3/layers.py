@@ -118,8 +118,7 @@ def registry(module: nn.Module) -> Any:
     return HookRegistry.check_if_exists_or_initialize(module)
 
 
-@torch.compiler.disable  # it cannot trace what replaces attention; the rest of the model it compiles
-def replace_attention(
+def _replace_attention(
     name: str, function: AttentionFunction, forward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
     """What an attention's `forward` returns, with `function` in the place of scaled dot product attention.
@@ -135,3 +134,7 @@ def replace_attention(
             ' `set_attention_backend("native")` of the denoiser, and turn off xFormers and sliced attention.'
         )
     return output
+
+
+# The compiler cannot trace what replaces attention; the rest of the model it compiles.
+replace_attention: Callable[..., Any] = torch.compiler.disable(_replace_attention)

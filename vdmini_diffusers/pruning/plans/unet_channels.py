@@ -21,7 +21,7 @@ class ChannelPruningPlan(PruningPlan):
             distillation.
     """
 
-    layer_widths: Mapping[str, tuple[int, ...]]
+    layer_widths: Mapping[str, Sequence[int]]
     stages: Mapping[str, tuple[int, ...]]
 
     kind: ClassVar[str] = "unet_channels"
