@@ -61,6 +61,7 @@ setup(
     # (Windows).
     packages=[
         "vdmini_diffusers",
+        "vdmini_diffusers.analysis",
         "vdmini_diffusers.cli",
         "vdmini_diffusers.data",
         "vdmini_diffusers.demo",
