@@ -15,9 +15,15 @@ from vdmini_diffusers.pruning.unet_channels import CRITERIA, count_parameters, p
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError
 
 
-# What a plan for layers needs is there, and no more: four stages of one layer.
-CONFIG = {**TINY_UNET_CONFIG, "block_out_channels": (32, 64, 64, 64), "num_attention_heads": (1, 2, 2, 2)}
-NUM_PARAMETERS = 4_000_000
+CONFIG = {
+    **TINY_UNET_CONFIG,
+    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    "block_out_channels": (32, 64),
+    "num_attention_heads": (1, 2),
+    "layers_per_block": 1,
+}
+NUM_PARAMETERS = 900_000
 
 
 @pytest.fixture(scope="module")

@@ -226,6 +226,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"the nearest that this criterion reaches is \d"):
             prune_unet_channels(unet(), 1000, CRITERIA["depgraph_l2"])
 
+    @pytest.mark.slow
     def test_weights_that_are_not_finite(self):
         model = unet()
         model.conv_in.weight.data[3] = float("nan")

@@ -412,12 +412,13 @@ def _best(space: _Space, objective: Mapping[str, float], more: Sequence[Row]) ->
             row[index[variable]] += coefficient
     scale = SCALE / (max(map(abs, objective.values()), default=0) or 1)
     weights = np.array([scale * objective.get(variable, 0.0) for variable in space.variables])
+    least: Any = [float(variable in space.fixed) for variable in space.variables]
     lows_and_highs: Any = np.array([(low, high) for _, low, high in rows]).T
     constraints = LinearConstraint(matrix, *lows_and_highs)
     found = milp(
         weights,
         integrality=np.ones(len(index)),
-        bounds=Bounds(np.array([float(variable in space.fixed) for variable in space.variables]), np.array(1.0)),
+        bounds=Bounds(least, 1),
         constraints=constraints,
         options={"mip_rel_gap": 0},
     )

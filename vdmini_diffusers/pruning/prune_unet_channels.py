@@ -12,14 +12,15 @@ from vdmini_diffusers.families import Family, find_family
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.pruning.plans import ChannelPruningPlan, UNetPruningPlan
 from vdmini_diffusers.pruning.plans.vae_decoder import channels_json
-from vdmini_diffusers.pruning.presets import VDMINI_UNET
 from vdmini_diffusers.pruning.provenance import card_fields
-from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
+from vdmini_diffusers.pruning.survey import build_empty, check_numbers
 from vdmini_diffusers.pruning.unet_channels import (
     CRITERIA,
     Criterion,
     Losses,
     check_criterion,
+    check_num_parameters,
     count_parameters,
     layer_widths,
     prune_unet_channels,
@@ -27,9 +28,9 @@ from vdmini_diffusers.pruning.unet_channels import (
 )
 from vdmini_diffusers.serialization.atomic import check_apart, check_replaceable, new_folder, write_file
 from vdmini_diffusers.serialization.cards import write_card
-from vdmini_diffusers.serialization.pipeline_folder import STEMS, Teacher
+from vdmini_diffusers.serialization.pipeline_folder import STEMS, Teacher, open_teacher
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS
-from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_checkpoint
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_checkpoint, read_json
 
 
 def prune_pipeline_channels(
@@ -75,7 +76,13 @@ def prune_pipeline_channels(
     family = find_family(str(name), **downloads)
     if family.denoisers[family.denoiser].student is not VDMiniUNetSpatioTemporalConditionModel:
         raise CheckpointError(f"{name} is {family.name}; channels are pruned of U-Nets of Stable Video Diffusion.")
-    teacher_config = survey_pipeline(name, VDMINI_UNET, **downloads)[family.denoiser].config
+    config_file = open_teacher(name, family.layout, **downloads).folder / family.denoiser / "config.json"
+    config = read_json(config_file)
+    check_numbers(config_file, config)
+    stock = family.denoisers[family.denoiser].teachers[0]
+    empty = build_empty(lambda: stock.from_config(config), config_file, "U-Net")
+    check_num_parameters(empty, num_parameters)
+    teacher_config = {key: value for key, value in empty.config.items() if not key.startswith("_")}
 
     with new_folder(output_dir, overwrite) as folder:
         opened = folder / ".whole"

@@ -88,9 +88,8 @@ def prune_unet_channels(
     """
     check_criterion(criterion, losses)
     names = {module: name for name, module in unet.named_modules()}
+    check_num_parameters(unet, num_parameters)
     before = count_parameters(unet)
-    if not 0 < num_parameters <= before:
-        raise ValueError(f"`num_parameters` is between 1 and the U-Net's {before:,}, not {num_parameters:,}.")
     kept: dict[str, list[int]] = {}
     layers: dict[str, tuple[str, ...]] = {}
     for iteration in range(1, criterion.num_iterations + 1):
@@ -147,6 +146,13 @@ def check_criterion(criterion: Criterion, losses: Losses | None) -> None:
         raise ValueError(f"`num_iterations` is at least 1, not {criterion.num_iterations}.")
     if (criterion.importance == "taylor") != (losses is not None):
         raise ValueError("The importance 'taylor', and no other, needs `losses`.")
+
+
+def check_num_parameters(unet: nn.Module, num_parameters: int) -> None:
+    """Raises `ValueError` for a number that pruning cannot lead to."""
+    present = count_parameters(unet)
+    if not 0 < num_parameters <= present:
+        raise ValueError(f"`num_parameters` is between 1 and the U-Net's {present:,}, not {num_parameters:,}.")
 
 
 class _Member(NamedTuple):
