@@ -190,7 +190,7 @@ class _Group:
     steps: Tensor
     scores: Tensor
     halves: int
-    members: "list[_Member]"
+    members: list[_Member]
     num_removed: int = 0
 
     @property
