@@ -17,9 +17,7 @@ def is_inference(*modules: nn.Module) -> bool:
     """
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return False
-    return not any(
-        is_watched(child) for module in modules for child in module.modules() if child is not module
-    )
+    return not any(is_watched(child) for module in modules for child in module.modules() if child is not module)
 
 
 def is_watched(module: nn.Module) -> bool:

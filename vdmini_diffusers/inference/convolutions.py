@@ -22,7 +22,8 @@ class TemporalConv3d(nn.Conv3d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         positions = input.shape[-2] * input.shape[-1]
         if not (
-            positions >= MIN_POSITIONS
+            self.replaces()  # adapters make convolutions of this class and other kernels
+            and positions >= MIN_POSITIONS
             and input.ndim == 5
             and is_full_precision_on_cpu(input)
             and input.is_contiguous(memory_format=torch.channels_last_3d)
@@ -44,15 +45,9 @@ class TemporalConv3d(nn.Conv3d):
                 y[:-positions].addmm_(x[positions:], after)
         return output.view(batch, frames, height, width, -1).permute(0, 4, 1, 2, 3)
 
-    @staticmethod
-    def replaces(module: nn.Conv3d) -> bool:
-        return (
-            module.kernel_size == (3, 1, 1)
-            and module.padding == (1, 0, 0)
-            and module.stride == module.dilation == (1, 1, 1)
-            and module.groups == 1
-            and module.padding_mode == "zeros"
-        )
+    def replaces(self: nn.Conv3d) -> bool:
+        geometry = (self.kernel_size, self.padding, self.stride, self.dilation, self.groups, self.padding_mode)
+        return geometry == ((3, 1, 1), (1, 0, 0), (1, 1, 1), (1, 1, 1), 1, "zeros")
 
 
 class SubPixelUpsample2D(Upsample2D):
@@ -71,6 +66,7 @@ class SubPixelUpsample2D(Upsample2D):
             and is_full_precision_on_cpu(x)
             and is_inference(self)
             and is_plain(self.conv, nn.Conv2d)
+            and is_3x3(self.conv)
         ):
             return super().forward(hidden_states, output_size, *args, **kwargs)
         batch, _, height, width = x.shape
@@ -85,17 +81,14 @@ class SubPixelUpsample2D(Upsample2D):
             output[:, :, p::2, q::2] = corner[:, :, p : p + height, q : q + width]
         return output
 
-    @staticmethod
-    def replaces(module: Upsample2D) -> bool:
-        return (
-            module.use_conv
-            and not module.use_conv_transpose
-            and module.interpolate
-            and module.norm is None
-            and module.name == "conv"
-            and (module.conv.kernel_size, module.conv.padding, module.conv.stride) == ((3, 3), (1, 1), (1, 1))
-            and (module.conv.dilation, module.conv.groups, module.conv.padding_mode) == ((1, 1), 1, "zeros")
-        )
+    def replaces(self: Upsample2D) -> bool:
+        convolves = self.use_conv and not self.use_conv_transpose and self.name == "conv"
+        return convolves and self.interpolate and self.norm is None
+
+
+def is_3x3(conv: nn.Conv2d) -> bool:
+    geometry = (conv.kernel_size, conv.padding, conv.stride, conv.dilation, conv.groups, conv.padding_mode)
+    return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
 
 def sub_pixel_weights(weight: torch.Tensor) -> torch.Tensor:

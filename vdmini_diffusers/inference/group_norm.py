@@ -31,7 +31,9 @@ class ChannelsLastGroupNorm(nn.GroupNorm):
         rows = input.movedim(1, -1)
         scale, shift = self._scale_and_shift(rows.flatten(1, -2))
         ones = (1,) * (input.ndim - 2)
-        return torch.addcmul(shift.view(-1, *ones, shift.shape[-1]), rows, scale.view(-1, *ones, scale.shape[-1])).movedim(-1, 1)
+        return torch.addcmul(
+            shift.view(-1, *ones, shift.shape[-1]), rows, scale.view(-1, *ones, scale.shape[-1])
+        ).movedim(-1, 1)
 
     def _scale_and_shift(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each channel, `(batch, channels)`, from `rows` `(batch, positions, channels)`."""

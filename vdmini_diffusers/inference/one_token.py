@@ -1,8 +1,8 @@
 """SVD's transformer blocks over space and time where their context is one token."""
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from diffusers.models.transformers.transformer_temporal import (
     TransformerSpatioTemporalModel,
@@ -39,7 +39,9 @@ class OneTokenTransformerSpatioTemporalModel(TransformerSpatioTemporalModel):
             or context.shape[1] != 1
             or image_only_indicator is None
             or not is_inference(self)
-            or not all(has_stock_parts(block) for block in (*self.transformer_blocks, *self.temporal_transformer_blocks))
+            or not all(
+                has_stock_parts(block) for block in (*self.transformer_blocks, *self.temporal_transformer_blocks)
+            )
         ):
             return super().forward(hidden_states, encoder_hidden_states, image_only_indicator, return_dict)
         height, width = hidden_states.shape[-2:]
@@ -85,13 +87,14 @@ def attend_to_one_token(attention: Attention, context: torch.Tensor) -> torch.Te
 
 def attend_over_frames(attention: Attention, x: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Self-attention of each position over the frames; `x` and result `(batch * frames, positions, channels)`."""
+    # Each (batch, positions, frames, heads, channels of a head), in the memory of x.
     query, key, value = (
-        # (batch, positions, heads, frames, channels of a head), in the memory of (batch * frames, positions, channels)
-        projection(x).unflatten(0, (-1, num_frames)).unflatten(-1, (attention.heads, -1)).permute(0, 2, 3, 1, 4)
+        projection(x).unflatten(0, (-1, num_frames)).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
         for projection in (attention.to_q, attention.to_k, attention.to_v)
     )
-    videos = [F.scaled_dot_product_attention(*video) for video in zip(query, key, value, strict=True)]
-    output = torch.stack([video.permute(2, 0, 1, 3).flatten(2) for video in videos]).flatten(0, 1)
+    backend = getattr(attention.processor, "_attention_backend", None)
+    videos = [dispatch_attention_fn(*video, backend=backend) for video in zip(query, key, value, strict=True)]
+    output = torch.cat([video.flatten(2).transpose(0, 1) for video in videos])
     for layer in attention.to_out:
         output = layer(output)
     return output
@@ -110,12 +113,12 @@ def has_stock_parts(block: nn.Module) -> bool:
 
 
 def is_stock(attention: Attention) -> bool:
-    """Plain attention by a processor without state."""
+    """Plain attention in one process; `attend_over_frames` knows the processor's backend."""
     return (
         type(attention) is Attention
         and type(attention.processor) in STOCK_PROCESSORS
-        and getattr(attention.processor, "_attention_backend", None) is None
         and getattr(attention.processor, "_parallel_config", None) is None
+        and not attention.fused_projections
         and not attention.residual_connection
         and attention.rescale_output_factor == 1
         and attention.group_norm is None

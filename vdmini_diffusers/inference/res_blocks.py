@@ -18,15 +18,14 @@ class InPlaceResnetBlock2D(ResnetBlock2D):
             input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
         )
 
-    @staticmethod
-    def replaces(module: ResnetBlock2D) -> bool:
+    def replaces(self: ResnetBlock2D) -> bool:
         return (
-            module.upsample is None
-            and module.downsample is None
-            and module.time_embedding_norm == "default"
-            and module.output_scale_factor == 1
-            and not module.skip_time_act
-            and isinstance(module.nonlinearity, nn.SiLU)
+            self.upsample is None
+            and self.downsample is None
+            and self.time_embedding_norm == "default"
+            and self.output_scale_factor == 1
+            and not self.skip_time_act
+            and isinstance(self.nonlinearity, nn.SiLU)
         )
 
 

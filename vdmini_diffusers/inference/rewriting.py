@@ -11,19 +11,19 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from vdmini_diffusers.inference.convolutions import SubPixelUpsample2D, TemporalConv3d
+from vdmini_diffusers.inference.group_norm import ChannelsLastClipGroupNorm, ChannelsLastGroupNorm
+from vdmini_diffusers.inference.one_token import OneTokenTransformerSpatioTemporalModel
 from vdmini_diffusers.inference.res_blocks import (
     BlendedSpatioTemporalResBlock,
     InPlaceResnetBlock2D,
     InPlaceTemporalConvLayer,
 )
-from vdmini_diffusers.inference.group_norm import ChannelsLastClipGroupNorm, ChannelsLastGroupNorm
-from vdmini_diffusers.inference.one_token import OneTokenTransformerSpatioTemporalModel
 from vdmini_diffusers.inference.vae import ChannelsLastDecoder, ChannelsLastEncoder, ChannelsLastTemporalDecoder
 from vdmini_diffusers.models.autoencoder_kl_vdmini import ClipGroupNorm
 
 
-# Each rewrite is a subclass of the class that it replaces, adds no state, and has that class's forward pass for whatever
-# it does not cover.
+# Each rewrite is a subclass of the class that it replaces, adds no state, and has that class's forward pass for
+# whatever it does not cover.
 REWRITE_OF: dict[type[nn.Module], Any] = {
     ClipGroupNorm: ChannelsLastClipGroupNorm,
     Decoder: ChannelsLastDecoder,
@@ -46,9 +46,9 @@ def optimize(target: Target) -> Target:
     """Exchange the forward passes of stock modules for faster ones that compute the same up to rounding. In place.
 
     Only the classes of modules change: parameters, state dict, config, hooks, adapters and what `save_pretrained`
-    writes stay as they are. Modules of any other class, a user's own among them, are not touched. With gradients, under
-    autocast, where hooks sit inside a block, and in dtypes or on devices where a rewrite is not as exact or did not
-    win, a module computes by its stock forward pass.
+    writes stay as they are. Modules of any other class, a user's own among them, are not touched. With gradients,
+    under autocast, where hooks sit inside a block, and in dtypes or on devices where a rewrite is not as exact or did
+    not win, a module computes by its stock forward pass.
 
     Args:
         target: a pipeline, whose networks are all gone through, or a network; from this package or stock.
