@@ -53,9 +53,9 @@ class TemporalConv3d(nn.Conv3d):
 class SubPixelUpsample2D(Upsample2D):
     """Nearest upsampling and a 3 x 3 convolution as one 2 x 2 convolution at the lower resolution.
 
-    Of the three rows that a kernel covers after upsampling, two are copies of one row: row `2i` sees rows `i - 1, i, i`
-    and row `2i + 1` sees `i, i, i + 1`, and columns alike. So each of the four sub-pixels is a 2 x 2 convolution with
-    sums of the kernel's weights: 4 / 9 of the products, and no upsampled copy.
+    Of the three rows that a kernel covers after upsampling, two are copies of one row: row `2i` sees rows `i - 1`,
+    `i`, `i`, and row `2i + 1` sees `i`, `i`, `i + 1`, and columns alike. So each of the four sub-pixels is a 2 x 2
+    convolution with sums of the kernel's weights: 4 / 9 of the products, and no upsampled copy.
     """
 
     def forward(self, hidden_states: torch.Tensor, output_size: int | None = None, *args, **kwargs) -> torch.Tensor:

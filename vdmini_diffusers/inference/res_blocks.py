@@ -1,4 +1,4 @@
-"""ResBlocks with fewer passes over their activations. Their convolutions, norms and projections are called as before."""
+"""ResBlocks with fewer passes over their activations; their convolutions and norms are called as before."""
 
 import torch
 import torch.nn.functional as F
