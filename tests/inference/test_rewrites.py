@@ -292,13 +292,16 @@ class TestStockWhereItMustBe:
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("make", [image_unet, compressed_vae], ids=["u-net", "vae"])
-def test_compiled_networks_compute_the_same(make):
-    model = make()
-    is_vae = isinstance(model, VDMiniAutoencoderKLTemporalDecoder)
-    arguments = (tiny_latents(3, 4, 4), torch.zeros(1, 3), 3) if is_vae else tiny_unet_inputs()
-    network = model.decoder if is_vae else model
-    expected = network(*arguments)
-    output = torch.compile(optimize(network), backend="aot_eager")(*arguments)
-    first, second = (x if is_vae else x.sample for x in (output, expected))
-    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", ["down_blocks.0.attentions.0", "up_blocks.1.resnets.0", "up_blocks.1.upsamplers.0"])
+def test_compiled_blocks_are_one_graph_and_compute_the_same(name):
+    block = image_unet().get_submodule(name)
+    channels = {"down_blocks.0.attentions.0": 32, "up_blocks.1.resnets.0": 128}.get(name, 64)
+    x, indicator = torch.randn(3, channels, 6, 10, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 3)
+    x = x.contiguous(memory_format=torch.channels_last)
+    if name.endswith("attentions.0"):
+        arguments = x, torch.ones(3, 1, 16), indicator, False
+    else:
+        arguments = (x, torch.ones(3, 128), indicator) if "resnets" in name else (x,)
+    expected = block(*arguments)
+    output = torch.compile(optimize(block), backend="aot_eager", fullgraph=True)(*arguments)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
