@@ -23,13 +23,14 @@ EXTRAS = {
         "peft>=0.18.2",  # as transformers 5.11
     ],
     "teacher": ["scikit-image>=0.24", "scikit-learn>=1.5"],
+    "evaluate": ["torchmetrics>=1.4"],  # without its extras, which bring torchvision
     "lpips": ["lpips>=0.1.4"],
     "prune": ["torch-pruning>=1.6"],
     "plot": ["matplotlib>=3.8"],
     "test": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6"],
     "quality": ["pyright>=1.1.400", "ruff>=0.17", "uv>=0.8"],
 }
-EXTRAS["test"] += EXTRAS["train"] + EXTRAS["teacher"] + EXTRAS["prune"]
+EXTRAS["test"] += EXTRAS["train"] + EXTRAS["teacher"] + EXTRAS["prune"] + EXTRAS["evaluate"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["quality"]
 
 setup(
@@ -61,6 +62,8 @@ setup(
     # (Windows).
     packages=[
         "vdmini_diffusers",
+        "vdmini_diffusers.analysis",
+        "vdmini_diffusers.analysis.f3",
         "vdmini_diffusers.cli",
         "vdmini_diffusers.data",
         "vdmini_diffusers.demo",

@@ -5,14 +5,13 @@
 
 Without options it is about the demo VAE. `--data_dir` takes videos instead of the demo clips, whose
 photographs no demo model was trained on. All decode the same latents, those of the original's encoder. PSNR and
-SSIM are means over clips and frames, of 8-bit pictures; `--lpips` adds LPIPS. Prints a table and writes it, with the
-numbers of each clip (`report.json`). Of the clips on which the last decoder loses most, `worst_frames.png` has the
-worst frame each: input, original decoder, last decoder, eight times their difference.
+SSIM (`pip install -e '.[evaluate]'`) are means over clips and frames, of 8-bit pictures; `--lpips` adds LPIPS. Prints
+a table and writes it, with the numbers of each clip (`report.json`). Of the clips on which the last decoder loses
+most, `worst_frames.png` has the worst frame each: input, original decoder, last decoder, eight times their difference.
 """
 
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from vdmini_diffusers.data.video_dataset import VideoDataset, load_video_dataset
 from vdmini_diffusers.demo.held_out import held_out_clips
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.distillation.decoder_losses import lpips_distance
-from vdmini_diffusers.evaluation.continuation import psnr
+from vdmini_diffusers.evaluation.frame_quality import frame_quality
 from vdmini_diffusers.pruning.vae_folder import find_vae
 from vdmini_diffusers.trainers.trained_vae import decoder_inputs, to_uint8
 
@@ -85,24 +84,6 @@ def count_macs(vae: Any, latents: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def measure(
-    decoded: np.ndarray, frames: np.ndarray, perceptual: Callable[[Tensor, Tensor], Tensor] | None
-) -> dict[str, list[float]]:
-    """Gives one figure of each kind for each frame."""
-    from skimage.metrics import structural_similarity
-
-    pairs = list(zip(decoded, frames, strict=True))
-    similarity: Callable[..., Any] = structural_similarity  # its source has no types
-    found = {
-        "psnr": [psnr(a, b) for a, b in pairs],
-        "ssim": [float(similarity(a, b, channel_axis=2)) for a, b in pairs],
-    }
-    if perceptual is not None:
-        with torch.no_grad():
-            found["lpips"] = perceptual(as_values(decoded), as_values(frames)).flatten().tolist()
-    return found
-
-
 def write_worst_frames(
     worst: list[tuple[int, int]], clips: list[np.ndarray], videos: dict[str, list[np.ndarray]], path: Path
 ) -> None:
@@ -141,7 +122,7 @@ def main(args: Arguments) -> None:
         report[name] = {
             "decoder_parameters": sum(p.numel() for p in vae.decoder.parameters()),
             "macs_per_clip": count_macs(vae, latents[0]),
-            "clips": [measure(decoded, frames, perceptual) for decoded, frames in pairs],
+            "clips": [frame_quality(decoded, frames, perceptual) for decoded, frames in pairs],
         }
     lines = [
         f"{len(clips)} clips of {' x '.join(map(str, clips[0].shape[:3]))}, seed {args.seed}",

@@ -17,7 +17,7 @@ from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.video_dataset import VideoDataset, load_video_dataset
 from vdmini_diffusers.pruning import DECODER_PLANS
-from vdmini_diffusers.pruning.channels import Importance
+from vdmini_diffusers.pruning.dependency_graph import Importance
 from vdmini_diffusers.pruning.prune_vae_decoder import prune_vae_decoder, survey_vae_decoder
 from vdmini_diffusers.serialization.atomic import check_apart
 from vdmini_diffusers.serialization.repository import push_folder

@@ -33,6 +33,7 @@ FLOORS = {
     "distillation": 5,
     "evaluation": 5,
     "t2v_turbo": 5,
+    "analysis": 6,
     "trainers": 6,
     "cli": 7,
     "demo": 8,

@@ -11,6 +11,7 @@ from vdmini_diffusers.models import (
     VDMiniUNetSpatioTemporalConditionModel,
 )
 from vdmini_diffusers.pipelines import (
+    VDMiniAnimateLCMSVDScheduler,
     VDMiniHunyuanVideoPipeline,
     VDMiniI2VPipeline,
     VDMiniT2VPipeline,
@@ -28,6 +29,7 @@ __all__ = [
     "PLANS",
     "PruningPlan",
     "PruningPlanError",
+    "VDMiniAnimateLCMSVDScheduler",
     "VDMiniAutoencoderKL",
     "VDMiniAutoencoderKLTemporalDecoder",
     "VDMiniHunyuanVideoPipeline",

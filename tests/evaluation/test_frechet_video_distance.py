@@ -1,21 +1,19 @@
-import dataclasses
-import json
-
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vdmini_diffusers.demo.moving_pictures import TRAIN_PHOTOS, MovingPictures
+from vdmini_diffusers.evaluation import frechet_video_distance
 from vdmini_diffusers.evaluation.frechet_video_distance import (
     frechet_distance,
+    frechet_distance_of_moments,
     i3d_features,
     kernel_distance,
-    prepare,
-    video_distance,
+    kernel_distances,
 )
-from vdmini_diffusers.evaluation.i3d import I3D, find_checkpoint, load_i3d, weights_sha256
+from vdmini_diffusers.evaluation.i3d import find_checkpoint, load_i3d
 
 
 def features(seed: int, n: int, dimensions: int) -> np.ndarray:
@@ -59,6 +57,32 @@ class TestFrechetDistance:
         assert frechet_distance(a, b) == pytest.approx(by_eigenvalues, rel=1e-6)
         assert frechet_distance(a, b) == pytest.approx(by_singular_values, rel=1e-6)
 
+    @pytest.mark.parametrize(("n", "dimensions"), [(2048, 400), (500, 64)])
+    def test_independent_implementations_agree_to_a_millionth(self, n, dimensions):
+        linalg = pytest.importorskip("scipy.linalg")
+        a, b = features(0, n, dimensions), features(1, n, dimensions)
+        (mean_a, covariance_a), (mean_b, covariance_b) = ((x.mean(axis=0), np.cov(x, rowvar=False)) for x in (a, b))
+        # The form of StyleGAN-V, of pytorch-fid and of Heusel et al.
+        root = linalg.sqrtm(covariance_a @ covariance_b).real
+        expected = np.square(mean_a - mean_b).sum() + np.trace(covariance_a + covariance_b - 2 * root)
+        found = frechet_distance_of_moments(mean_a, covariance_a, mean_b, covariance_b)
+        assert found == frechet_distance(a, b)
+        assert found == pytest.approx(expected, rel=1e-6)
+
+    def test_torchmetrics_agrees_to_a_millionth(self):
+        fid = pytest.importorskip("torchmetrics.image.fid")  # of the extra `evaluate`
+        a, b = features(0, 2048, 400), features(1, 2048, 400)
+        moments = [torch.from_numpy(m) for x in (a, b) for m in (x.mean(axis=0), np.cov(x, rowvar=False))]
+        assert frechet_distance(a, b) == pytest.approx(fid._compute_fid(*moments).item(), rel=1e-6)
+
+    def test_singular_covariances_cost_no_precision(self):
+        # 50 clips in 400 dimensions: 351 eigenvalues are zero, and the roots of their rounding errors would add up.
+        a, b = features(0, 50, 400), features(1, 60, 400)
+        centred = [(x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b)]
+        rest = ((a.mean(0) - b.mean(0)) ** 2).sum() + sum((x**2).sum() for x in centred)
+        exact = rest - 2 * np.linalg.norm(centred[0] @ centred[1].T, "nuc")
+        assert frechet_distance(a, b) == pytest.approx(exact, rel=1e-11)
+
     @given(sets, sets)
     def test_it_is_a_distance_and_symmetric(self, a, b):
         assert frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
@@ -99,6 +123,28 @@ class TestKernelDistance:
         assert 0.3 < (distances < 0).mean() < 0.7
         assert np.mean([frechet_distance(a, b) for a, b in draws[:20]]) > 1  # a control: that one is biased
 
+    def test_torchmetrics_agrees_to_a_millionth(self):
+        kid = pytest.importorskip("torchmetrics.image.kid")  # of the extra `evaluate`
+        a, b = features(0, 300, 40), features(1, 300, 40)
+        expected = kid.poly_mmd(torch.from_numpy(a), torch.from_numpy(b), degree=3, coef=1.0).item()
+        assert kernel_distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+    def test_blocks_of_rows_change_nothing(self, monkeypatch):
+        a, b = features(0, 23, 5), features(1, 17, 5)
+        whole = kernel_distance(a, b)
+        monkeypatch.setattr(frechet_video_distance, "BLOCK", 7)
+        assert kernel_distance(a, b) == pytest.approx(whole, rel=1e-12)
+
+    def test_counts_are_clips_that_recur(self):
+        a, b = features(0, 6, 3), features(1, 5, 3)
+        counts = np.array([[2, 0, 1, 3, 0, 0]]), np.array([[1, 1, 0, 1, 2]])
+        rows = [np.repeat(np.arange(len(c[0])), c[0]) for c in counts]
+        k = [(a[rows[i]] @ x.T / 3 + 1) ** 3 for i, x in ((0, a[rows[0]]), (0, b[rows[1]]))]
+        within_b = (b[rows[1]] @ b[rows[1]].T / 3 + 1) ** 3
+        apart = [r[:, None] != r[None] for r in rows]  # a clip is not paired with itself
+        expected = k[0][apart[0]].mean() + within_b[apart[1]].mean() - 2 * k[1].mean()
+        assert kernel_distances(a, b, *counts)[0] == pytest.approx(expected)
+
     @given(sets, sets)
     def test_symmetric(self, a, b):
         assert kernel_distance(a, b) == pytest.approx(kernel_distance(b, a), abs=1e-9)
@@ -126,88 +172,6 @@ class TestWrongFeatures:
         broken[1, 1] = value
         with pytest.raises(ValueError, match="finite"):
             distance(broken, np.zeros((4, 3)))
-
-
-class TestPreparing:
-    def test_layout_and_range(self):
-        clips = np.zeros((2, 3, 224, 224, 3), dtype=np.uint8)
-        clips[1, 2, 5, 7, 0] = 255
-        prepared = prepare(clips, torch.device("cpu"))
-        assert prepared.shape == (2, 3, 3, 224, 224) and prepared.dtype == torch.float32
-        assert (prepared == 1).nonzero().tolist() == [[1, 2, 0, 5, 7]]
-        assert (prepared == -1).sum() == prepared.numel() - 1
-
-    def test_resizing_is_bilinear_between_the_centres_of_pixels(self):
-        clips = np.zeros((1, 1, 112, 112, 3), dtype=np.uint8)
-        clips[..., 1, :] = 200  # the second column
-        row = (prepare(clips, torch.device("cpu"))[0, 0, 0, 50] + 1) * 127.5
-        torch.testing.assert_close(row[:6], torch.tensor([0.0, 50, 150, 150, 50, 0]), atol=1e-3, rtol=0)
-
-    @settings(max_examples=10)
-    @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 255))
-    def test_a_uniform_clip_of_any_size_stays_uniform(self, height, width, value):
-        prepared = prepare(np.full((1, 2, height, width, 3), value, dtype=np.uint8), torch.device("cpu"))
-        assert prepared.shape == (1, 2, 3, 224, 224)
-        torch.testing.assert_close(prepared, torch.full_like(prepared, value / 127.5 - 1))
-
-    @pytest.mark.parametrize(
-        "clips",
-        [
-            np.zeros((2, 3, 8, 8, 3)),  # floats in 0 to 1, perhaps
-            np.zeros((3, 8, 8, 3), dtype=np.uint8),
-            np.zeros((2, 3, 3, 8, 8), dtype=np.uint8),
-        ],
-    )
-    def test_other_arrays_are_refused(self, clips):
-        with pytest.raises(ValueError, match="uint8"):
-            i3d_features(clips, I3D())
-
-
-@pytest.fixture(scope="module")
-def detector():
-    torch.manual_seed(0)
-    model = I3D().requires_grad_(False)
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_var"):
-            buffer.fill_(0.15)  # so that clips are still different after twenty layers
-    return model
-
-
-def noise_clips(seed: int, n: int = 2) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (n, 2, 8, 8, 3), dtype=np.uint8)
-
-
-class TestVideoDistance:
-    def test_features_do_not_depend_on_the_batch(self, detector):
-        clips = noise_clips(0, n=3)
-        together, apart = (i3d_features(clips, detector, batch_size=k) for k in (3, 2))
-        assert together.shape == (3, 400) and together.dtype == np.float64
-        np.testing.assert_allclose(together, apart, atol=1e-5)
-        assert np.abs(together[0] - together[1]).max() > 1e-4
-
-    def test_the_result_says_what_was_measured(self, detector):
-        generated, real, reference = (noise_clips(k) for k in range(3))
-        result = video_distance(generated, real, reference, detector, progress=False)
-        assert json.loads(json.dumps(dataclasses.asdict(result))) == dataclasses.asdict(result)
-        assert (result.num_clips, result.num_frames, result.height, result.width) == (2, 2, 8, 8)
-        assert result.detector_sha256 == weights_sha256(detector)
-        of = {name: i3d_features(clips, detector) for name, clips in (("gen", generated), ("ref", reference))}
-        assert result.fvd == pytest.approx(frechet_distance(of["gen"], of["ref"]), rel=1e-3)
-        assert result.kvd == pytest.approx(kernel_distance(of["gen"], of["ref"]), rel=1e-3)
-        # Real clips in the place of generated ones are at the floor.
-        again = video_distance(real, real, reference, detector, progress=False)
-        assert (again.fvd, again.kvd) == (again.fvd_floor, again.kvd_floor)
-        assert again.fvd_floor == pytest.approx(result.fvd_floor)
-
-    def test_sets_of_different_sizes_are_refused(self, detector):
-        with pytest.raises(ValueError, match="equal shapes"):
-            video_distance(noise_clips(0), noise_clips(1), noise_clips(2, n=3), detector)
-
-    def test_a_floor_of_clips_with_themselves_is_refused(self, detector):
-        real = noise_clips(1)
-        reference = np.concatenate([noise_clips(2)[:1], real[:1]])
-        with pytest.raises(ValueError, match="also among the reference"):
-            video_distance(noise_clips(0), real, reference, detector)
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ CARDS = {  # the folders that a card's `$repository` may stand for
     "t2v_turbo.md": ["t2v-teacher"],
     "t2v_turbo_converted.md": ["t2v-teacher"],
     "vdmini_i2v.md": ["i2v"],
+    "vdmini_i2v_channels.md": ["i2v"],
     "vdmini_t2v.md": ["t2v"],
     "vdmini_vae.md": ["i2v-vae", "t2v-vae"],
 }

@@ -158,7 +158,10 @@ def test_a_malformed_plan_is_refused_in_python_and_in_json(change, complaint):
         ("[]", "a JSON object, not list"),
         ("null", "a JSON object, not NoneType"),
         ("{}", "`kind` of a pruning plan is one of .* not None"),
-        ('{"kind": "vae"}', r"`kind` of a pruning plan is one of \['transformer', 'unet', 'vae_decoder'\], not 'vae'"),
+        (
+            '{"kind": "vae"}',
+            r"`kind` of a pruning plan is one of \['transformer', 'unet', 'unet_channels', 'vae_decoder'\], not 'vae'",
+        ),
         ('{"kind": "unet", "name": "x"}', r"missing: \['down', 'keep_mid', 'up'\], unknown: \[\]"),
         ('{"kind": "transformer", "name": "x", "blocks": {"a": [0]}, "heads": 1}', r"unknown: \['heads'\]"),
     ],

@@ -18,9 +18,6 @@ from vdmini_diffusers.pruning.survey import Survey
 from vdmini_diffusers.serialization.repository import push_folder
 
 
-EVALUATED_CLIP = (125, 720, 1280)  # frames, height and width, of the paper's results for HunyuanVideo (section 4.1)
-
-
 @dataclass
 class ConversionArguments:
     pretrained_model_name_or_path: str = field(
@@ -89,7 +86,7 @@ def prune_command(description: str, family: Family | None = None) -> None:
             print(f"{name}:")
             print_survey(survey)
             if family.example_inputs is not None:
-                print_flops(survey, family.example_inputs)
+                print_flops(survey, family.example_inputs, family.evaluated_clip)
         return
     folder = prune_pipeline(
         args.pretrained_model_name_or_path,
@@ -134,9 +131,9 @@ def print_survey(survey: Survey, part: str = "") -> None:
         print(f"removes {block} ({num_parameters:,} parameters)")
 
 
-def print_flops(survey: Survey, example_inputs: Callable[..., dict[str, Any]]) -> None:
-    """Print the operations of a forward pass of both networks, for the clips that the paper evaluates."""
-    num_frames, height, width = EVALUATED_CLIP
+def print_flops(survey: Survey, example_inputs: Callable[..., dict[str, Any]], clip: tuple[int, int, int]) -> None:
+    """Print the operations of a forward pass of both networks, for a clip of so many frames, its height and width."""
+    num_frames, height, width = clip
     for what, network in (("teacher", survey.teacher), ("student", survey.student)):
         with torch.device("meta"):
             cost = forward_cost(network, example_inputs(network.config, num_frames, height, width))[""]

@@ -9,6 +9,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -134,15 +135,65 @@ def decode_clip(
             are out of bounds.
         ImportError: without PyAV.
     """
+    moment, down, across = rng.random(3)
+    if center_crop:
+        down = across = 0.5
+    with _opened(source) as (container, stream):
+        first, end = _time_span(container, stream)
+        room = end - first - (num_frames - 1) / fps
+        if room <= TOLERANCE:
+            needed = num_frames / fps
+            raise UnusableVideo("too short", f"{end - first:.2f} s, and a clip takes {needed:.2f} s")
+        frames = _frames_from(container, stream, first + moment * room, first)
+        chosen = (timed.frame for timed in select_frames(frames, first + moment * room, fps, num_frames))
+        return _to_pixels(chosen, num_frames, stream, height, width, down, across)
+
+
+def count_frames(source: bytes | str | os.PathLike) -> int:
+    """The number of frames that a video decodes to; what its header says need not be true.
+
+    Raises:
+        UnusableVideo, ImportError: as `decode_clip`.
+    """
+    with _opened(source) as (container, stream):
+        return sum(1 for _ in _decode(container, stream))
+
+
+def decode_frames(
+    source: bytes | str | os.PathLike, *, first: int, num_frames: int, height: int, width: int
+) -> torch.Tensor:
+    """`num_frames` neighbouring frames from the frame of number `first` on, whatever their timestamps.
+
+    They show the central part of the picture, as `decode_clip` gives it with `center_crop`.
+
+    Returns:
+        uint8 `(num_frames, 3, height, width)`, RGB 0 to 255.
+
+    Raises:
+        UnusableVideo, ImportError: as `decode_clip`; also if the video ends before.
+    """
+
+    def chosen(frames: Iterator[Any]) -> Iterator[Any]:
+        number = 0
+        for number, frame in enumerate(itertools.islice(frames, first + num_frames), start=1):
+            if number > first:
+                yield frame
+        if number < first + num_frames:
+            raise UnusableVideo("too short", f"{number} frames, and a clip takes {num_frames} from frame {first} on")
+
+    with _opened(source) as (container, stream):
+        return _to_pixels(chosen(_decode(container, stream)), num_frames, stream, height, width, 0.5, 0.5)
+
+
+@contextmanager
+def _opened(source: bytes | str | os.PathLike) -> Iterator[tuple[Any, Any]]:
+    """The container and its video stream. Errors of what is done with them are raised as `UnusableVideo`."""
     try:
         import av
     except ImportError as error:
         raise ImportError(
             "Videos are decoded by PyAV: run `pip install -e '.[train]'` in a checkout of the repository."
         ) from error
-    moment, down, across = rng.random(3)
-    if center_crop:
-        down = across = 0.5
     try:
         with (
             _open(source) as file,
@@ -150,15 +201,7 @@ def decode_clip(
                 file, options=NO_LARGER_FRAMES, container_options=NO_OTHER_FILES, metadata_errors="replace"
             ) as container,
         ):
-            stream = _video_stream(container)
-            first, end = _time_span(container, stream)
-            room = end - first - (num_frames - 1) / fps
-            if room <= TOLERANCE:
-                needed = num_frames / fps
-                raise UnusableVideo("too short", f"{end - first:.2f} s, and a clip takes {needed:.2f} s")
-            frames = _frames_from(container, stream, first + moment * room, first)
-            chosen = (timed.frame for timed in select_frames(frames, first + moment * room, fps, num_frames))
-            return _to_pixels(chosen, num_frames, stream, height, width, down, across)
+            yield container, _video_stream(container)
     except (av.FFmpegError, OSError) as error:
         raise UnusableVideo("broken", str(error.strerror)) from error
     except (ArithmeticError, ValueError, MemoryError) as error:

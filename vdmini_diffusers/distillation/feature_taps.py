@@ -1,6 +1,7 @@
 """Outputs of named modules, collected while a model runs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,14 +29,17 @@ class FeatureTaps:
 
     Args:
         names: names of submodules, with the index of an output behind those of which it is not the first.
+        channels: by name, the channels to take, `(batch, channels, ...)`, where not all are.
 
     Raises:
         ValueError: if `model` has no module of such a name.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str]):
+    def __init__(
+        self, model: nn.Module, names: Iterable[str], channels: Mapping[str, Sequence[int]] = MappingProxyType({})
+    ):
         modules = dict(model.named_modules())
-        self.model = model
+        self.model, self.channels = model, channels
         self.text_mask: torch.Tensor | None = None
         self.text_outputs = _text_outputs(model)
         self.modules = {}
@@ -60,7 +64,8 @@ class FeatureTaps:
         self.text_mask = kwargs.get("encoder_attention_mask")
 
     def _tap(self, name: str, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        self.features[name] = output[self.outputs[name]] if isinstance(output, tuple) else output
+        feature = output[self.outputs[name]] if isinstance(output, tuple) else output
+        self.features[name] = feature[:, list(self.channels[name])] if name in self.channels else feature
 
     def __exit__(self, *error: object) -> None:
         for handle in self.handles:

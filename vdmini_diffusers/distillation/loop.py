@@ -1,7 +1,8 @@
 """ICMD training (section 3.3, Eq. 6): the method on one page. Task, engine and data are arguments."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -52,6 +53,7 @@ def icmd_training_loop(
     settings: LoopSettings,
     checkpoints: Checkpoints,
     pairs: Sequence[tuple[str, str]] = (),
+    teacher_channels: Mapping[str, Sequence[int]] = MappingProxyType({}),
     critics: Sequence[Critic] = (),
     critic_features: CriticFeatures | None = None,
     ema: EMAModel | None = None,
@@ -63,7 +65,8 @@ def icmd_training_loop(
 
     `L = L_Task + lambda_ICD L_ICD + lambda_MCA (L_gen + L_disc)`, Eq. 6, where the last term is that of each critic.
     The teacher runs once a step: its features are ICD's target, and its output is the real sample of MCA's critic. It
-    does not run where neither needs it, as when SF-V itself is trained.
+    does not run where neither needs it, as when SF-V itself is trained. A student that has lost channels is compared
+    with the `teacher_channels` that it has, by the teacher's modules.
 
     Raises:
         FloatingPointError: if a loss, or a weight that is about to be saved, is not finite; the last checkpoint is
@@ -114,7 +117,7 @@ def icmd_training_loop(
                     denoised = task.denoise(student, *model_inputs)
                 teacher_features, teacher_denoised = {}, inputs.clean_latents  # unless it runs
                 if uses_teacher:
-                    taps = FeatureTaps(teacher, [name for _, name in pairs])
+                    taps = FeatureTaps(teacher, [name for _, name in pairs], teacher_channels)
                     with torch.no_grad(), accelerator.autocast(), taps as teacher_features:
                         teacher_denoised = task.denoise(teacher, *model_inputs)
 

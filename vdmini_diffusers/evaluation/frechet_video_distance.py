@@ -1,124 +1,28 @@
-"""Distances between two sets of clips: Frechet video distance (FVD) and its unbiased kernel form (KVD).
+"""Distances between two sets of features of clips: Frechet video distance (FVD) and its unbiased kernel form (KVD).
 
 Both from Unterthiner et al., "Towards Accurate Generative Models of Video", 2018, on the logits of I3D. With few clips
-FVD is far above zero even for two draws of the same real clips; hence `video_distance` measures that floor as well.
-
-Clips are uint8 arrays `(n, frames, height, width, 3)`, RGB.
+FVD is far above zero even for two draws of the same real clips: measure that floor as well, with other real clips in
+the place of the generated ones.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-import torch
-import torch.nn.functional as F
-from tqdm.auto import tqdm
 
-from vdmini_diffusers.evaluation.i3d import I3D, RESOLUTION, weights_sha256
+from vdmini_diffusers.evaluation.detectors import I3DDetector, clip_features
+from vdmini_diffusers.evaluation.i3d import I3D
 
 
-@dataclass(frozen=True)
-class VideoDistance:
-    """What was measured, and on what; `dataclasses.asdict` gives it as JSON.
-
-    `fvd` and `kvd` are those of generated against reference clips, the floors those of other real clips against the
-    same reference: what a perfect generator would get. `num_clips` is the size of each of the three sets.
-    """
-
-    fvd: float
-    fvd_floor: float
-    kvd: float
-    kvd_floor: float
-    num_clips: int
-    num_frames: int
-    height: int
-    width: int
-    detector_sha256: str
+BLOCK = 1024  # rows of a kernel matrix that are held at a time
 
 
-def video_distance(
-    generated: np.ndarray,
-    real: np.ndarray,
-    reference: np.ndarray,
-    detector: I3D,
-    batch_size: int = 8,
-    progress: bool = True,
-) -> VideoDistance:
-    """FVD and KVD of `generated` and of `real` against `reference`.
-
-    For image to video, generate from the first frames of `real`: then generated and real clips show the same things,
-    and neither shows those of `reference`. Generated from the first frames of `reference`, they would resemble it in
-    content as no other real clips do, and could fall below the floor.
-
-    Args:
-        generated, real, reference: clips `(n, frames, height, width, 3)`, equal in shape: FVD depends on `n`.
-        detector: see `load_i3d`.
-
-    Raises:
-        ValueError: if shapes or types are wrong, or `real` and `reference` have a clip in common.
-    """
-    if not generated.shape == real.shape == reference.shape:
-        shapes = f"{generated.shape}, {real.shape} and {reference.shape}"
-        raise ValueError(f"Generated, real and reference clips must have equal shapes, not {shapes}.")
-    check_clips(generated)
-    if {clip.tobytes() for clip in real} & {clip.tobytes() for clip in reference}:
-        raise ValueError("A real clip is also among the reference clips: their distance would be no floor.")
-    features = {
-        name: i3d_features(clips, detector, batch_size, name if progress else None)
-        for name, clips in (("generated", generated), ("real", real), ("reference", reference))
-    }
-    num_clips, num_frames, height, width, _ = generated.shape
-    return VideoDistance(
-        fvd=frechet_distance(features["generated"], features["reference"]),
-        fvd_floor=frechet_distance(features["real"], features["reference"]),
-        kvd=kernel_distance(features["generated"], features["reference"]),
-        kvd_floor=kernel_distance(features["real"], features["reference"]),
-        num_clips=num_clips,
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        detector_sha256=weights_sha256(detector),
-    )
-
-
-def check_clips(clips: np.ndarray) -> None:
-    # Values of 0 to 1, the other custom, would pass as nearly black clips.
-    if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3:
-        raise ValueError(
-            f"Clips are uint8 arrays (n, frames, height, width, 3), not {clips.dtype} arrays {clips.shape}."
-        )
-
-
-@torch.no_grad()
 def i3d_features(clips: np.ndarray, detector: I3D, batch_size: int = 8, description: str | None = None) -> np.ndarray:
-    """I3D's logits of each clip, float64 `(n, 400)`, on the device of `detector`.
-
-    Frames are resized to 224 x 224 by plain bilinear interpolation (half-pixel centres, no antialiasing, aspect not
-    kept), as StyleGAN-V does. Give a `description` for a progress bar.
-
-    Raises:
-        ValueError: if the clips' type or shape is wrong, or they have fewer than two frames.
-    """
-    check_clips(clips)
-    device = next(detector.parameters()).device
-    starts = tqdm(range(0, len(clips), batch_size), description, disable=description is None, unit="batch")
-    return np.concatenate([detector(prepare(clips[k : k + batch_size], device)).cpu() for k in starts]).astype(float)
-
-
-def prepare(clips: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Clips as `I3D` takes them: float `(n, frames, 3, 224, 224)` in -1 to 1."""
-    frames = torch.from_numpy(np.ascontiguousarray(clips)).to(device).movedim(-1, 2).flatten(0, 1)
-    frames = frames.float() / 127.5 - 1  # (n * frames, 3, height, width)
-    if frames.shape[-2:] != (RESOLUTION, RESOLUTION):
-        frames = F.interpolate(frames, (RESOLUTION, RESOLUTION), mode="bilinear", align_corners=False)
-    return frames.unflatten(0, clips.shape[:2])
+    """I3D's logits of each clip, float64 `(n, 400)`. Arguments and errors are those of `clip_features`."""
+    return clip_features(clips, I3DDetector(detector), batch_size, description)
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Squared Frechet distance between Gaussians with the means and (n - 1) covariances of two feature sets.
 
-    `|mean_a - mean_b|^2 + Tr(A + B - 2 (A B)^1/2)`, where the trace of the root is that of the symmetric
-    `(A^1/2 B A^1/2)^1/2`. The sets need not be of one size. It is biased upwards, the more the fewer the features.
-    Rounding leaves up to about 1e-6 of the traces, of either sign.
+    The sets need not be of one size. It is biased upwards, the more the fewer the features.
 
     Args:
         a, b: features `(n, dimensions)`.
@@ -128,11 +32,29 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """
     a, b = check_features(a, b)
     covariance_a, covariance_b = (np.atleast_2d(np.cov(features, rowvar=False)) for features in (a, b))
-    values, vectors = np.linalg.eigh(covariance_a)
-    root_a = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    trace_of_root = np.sqrt(np.linalg.eigvalsh(root_a @ covariance_b @ root_a).clip(min=0)).sum()
-    distance_of_means = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2)
-    return float(distance_of_means + np.trace(covariance_a) + np.trace(covariance_b) - 2 * trace_of_root)
+    return frechet_distance_of_moments(a.mean(axis=0), covariance_a, b.mean(axis=0), covariance_b)
+
+
+def frechet_distance_of_moments(
+    mean_a: np.ndarray, covariance_a: np.ndarray, mean_b: np.ndarray, covariance_b: np.ndarray
+) -> float:
+    """`|mean_a - mean_b|^2 + Tr(A + B - 2 (A B)^1/2)`.
+
+    With factors `A = L_a L_a^T` and `B = L_b L_b^T`, the trace of the root is the sum of the singular values of
+    `L_a^T L_b`. Unlike the root of `A B` it is real and exact for singular covariances, which fewer features than
+    dimensions have. Rounding leaves up to about 1e-12 of the traces, of either sign, unless covariances are nearly but
+    not quite singular.
+    """
+    root = np.linalg.svd(_factor(covariance_a).T @ _factor(covariance_b), compute_uv=False).sum()
+    distance_of_means = np.sum((mean_a - mean_b) ** 2)
+    return float(distance_of_means + np.trace(covariance_a) + np.trace(covariance_b) - 2 * root)
+
+
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """`(dimensions, rank)`. Eigenvalues that are zero up to rounding are left out: their roots would not be small."""
+    values, vectors = np.linalg.eigh(covariance)
+    kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0)
+    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -148,15 +70,38 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
         ValueError: see `check_features`.
     """
     a, b = check_features(a, b)
+    (distance,) = kernel_distances(a, b, np.ones((1, len(a))), np.ones((1, len(b))))
+    return float(distance)
 
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return (x @ y.T / x.shape[1] + 1) ** 3
 
-    def mean_of_pairs(x: np.ndarray) -> float:
-        similarity = kernel(x, x)
-        return (similarity.sum() - np.trace(similarity)) / (len(x) * (len(x) - 1))
+def kernel_distances(a: np.ndarray, b: np.ndarray, counts_a: np.ndarray, counts_b: np.ndarray) -> np.ndarray:
+    """`kernel_distance` of several resamples `(r,)`, with `BLOCK` rows of the kernel matrices at a time.
 
-    return float(mean_of_pairs(a) + mean_of_pairs(b) - 2 * kernel(a, b).mean())
+    Args:
+        counts_a, counts_b: how often each clip is in each resample, `(r, n)`. A clip is never paired with itself, so
+            that resampling does not make the estimate biased.
+    """
+
+    def mean_of_pairs(x: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        num_pairs = counts.sum(axis=1) ** 2 - (counts**2).sum(axis=1)
+        return _kernel_sums(x, x, counts, counts, skip_diagonal=True) / num_pairs
+
+    num_across = counts_a.sum(axis=1) * counts_b.sum(axis=1)
+    across = _kernel_sums(a, b, counts_a, counts_b, skip_diagonal=False) / num_across
+    return mean_of_pairs(a, counts_a) + mean_of_pairs(b, counts_b) - 2 * across
+
+
+def _kernel_sums(
+    x: np.ndarray, y: np.ndarray, counts_x: np.ndarray, counts_y: np.ndarray, skip_diagonal: bool
+) -> np.ndarray:
+    sums = np.zeros(len(counts_x))
+    for start in range(0, len(x), BLOCK):
+        similarity = (x[start : start + BLOCK] @ y.T / x.shape[1] + 1) ** 3
+        if skip_diagonal:
+            rows = np.arange(len(similarity))
+            similarity[rows, start + rows] = 0
+        sums += ((counts_x[:, start : start + BLOCK] @ similarity) * counts_y).sum(axis=1)
+    return sums
 
 
 def check_features(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

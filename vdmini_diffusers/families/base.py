@@ -61,6 +61,7 @@ class Family:
         tags: the tags of a pruned student's card.
         example_inputs: `(config, num_frames, height, width)`: what the denoiser's forward pass takes for one clip of
             that many pixels, on torch's default device. Where it is there, reports count floating point operations.
+        evaluated_clip: frames, height and width of the clips that they are counted for, those of the paper's results.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Family:
     pipeline_tag: str
     tags: tuple[str, ...]
     example_inputs: Callable[[Mapping[str, Any], int, int, int], dict[str, Any]] | None = None
+    evaluated_clip: tuple[int, int, int] = (125, 720, 1280)
 
     @property
     def denoiser(self) -> str:

@@ -14,11 +14,22 @@ from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.data.vae_clips import checked_videos, encode_modes, upcast
 from vdmini_diffusers.families.base import ClipShape, Denoiser, UNetFamily
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
-from vdmini_diffusers.pipelines import VDMiniI2VPipeline
+from vdmini_diffusers.pipelines import VDMiniAnimateLCMSVDScheduler, VDMiniI2VPipeline
 from vdmini_diffusers.serialization.pipeline_folder import Component, PipelineLayout
 
 
 CLIP_SIZE = 224  # pixels, as StableVideoDiffusionPipeline
+
+
+def example_inputs(config: Mapping[str, Any], num_frames: int, height: int, width: int) -> dict[str, Any]:
+    """What the U-Net takes for one clip of that many pixels, without guidance."""
+    widths = config["cross_attention_dim"]
+    return {
+        "sample": torch.zeros(1, num_frames, config["in_channels"], height // 8, width // 8),
+        "timestep": torch.zeros(1),
+        "encoder_hidden_states": torch.zeros(1, 1, widths if isinstance(widths, int) else widths[0]),
+        "added_time_ids": torch.zeros(1, 3),
+    }
 
 
 @torch.no_grad()
@@ -140,7 +151,7 @@ SVD = UNetFamily(
         components={
             "feature_extractor": Component("transformers", has_weights=False),
             "image_encoder": Component("transformers"),
-            "scheduler": Component("diffusers", has_weights=False),
+            "scheduler": Component("diffusers", has_weights=False, own=VDMiniAnimateLCMSVDScheduler),
             "unet": Component("diffusers"),
             "vae": Component("diffusers"),
         },
@@ -152,6 +163,8 @@ SVD = UNetFamily(
     teacher_card="sf_v.md",
     pipeline_tag="image-to-video",
     tags=("vdmini", "video-diffusion", "pruning", "stable-video-diffusion", "image-to-video"),
+    example_inputs=example_inputs,
+    evaluated_clip=(14, 576, 1024),
     teacher_tags=("sf-v", "stable-video-diffusion", "video-diffusion", "image-to-video"),
     given="image",
     task="single_step",

@@ -17,6 +17,21 @@ from vdmini_diffusers.pipelines.pipeline_vdmini_t2v import guidance_embedding
 from vdmini_diffusers.serialization.pipeline_folder import Component, PipelineLayout
 
 
+def example_inputs(config: Mapping[str, Any], num_frames: int, height: int, width: int) -> dict[str, Any]:
+    """What the U-Net takes for one clip of that many pixels and a prompt of 77 tokens."""
+    inputs = {
+        "sample": torch.zeros(1, config["in_channels"], num_frames, height // 8, width // 8),
+        "timestep": torch.zeros(1, dtype=torch.long),
+        "encoder_hidden_states": torch.zeros(1, 77, config["cross_attention_dim"]),
+    }
+    for argument, field in (("timestep_cond", "time_cond_proj_dim"), ("motion_cond", "motion_cond_proj_dim")):
+        if config.get(field) is not None:
+            inputs[argument] = torch.zeros(1, config[field])
+    if config.get("fps_cond"):
+        inputs["fps"] = torch.zeros(1)
+    return inputs
+
+
 @torch.no_grad()
 def encode_text_to_video(
     batch: Mapping[str, Any],
@@ -161,6 +176,8 @@ VIDEOCRAFTER = UNetFamily(
     teacher_card="t2v_turbo.md",
     pipeline_tag="text-to-video",
     tags=("vdmini", "video-diffusion", "pruning", "text-to-video"),
+    example_inputs=example_inputs,
+    evaluated_clip=(16, 320, 512),
     teacher_tags=("t2v-turbo", "consistency-distillation", "video-diffusion", "text-to-video"),
     given="text",
     task="consistency",

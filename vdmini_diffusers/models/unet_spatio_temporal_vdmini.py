@@ -4,6 +4,7 @@ This file is also published beside the weights, where it runs without the packag
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from diffusers.models.attention_processor import Attention
 
 # Not used below: diffusers takes a pipeline's component for a model if the module of its class holds `ModelMixin`.
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 - see above
+from diffusers.models.resnet import Downsample2D, Upsample2D
 from torch import nn
 
 
@@ -64,10 +66,69 @@ class PassThroughMidBlock(nn.Module):
         return hidden_states
 
 
+def set_layer_widths(unet: nn.Module, layer_widths: Mapping[str, Sequence[int]]) -> None:
+    """Narrow the named layers of a U-Net in place, to their first channels and heads.
+
+    Args:
+        layer_widths: `[out, in]` channels of a linear or convolutional layer, `[channels]` of a norm, `[heads]` of an
+            attention, by the module's name.
+
+    Raises:
+        ValueError: if a name is not that of such a module, or a width is not one that it can be narrowed to.
+    """
+    modules = dict(unet.named_modules())
+    for name, widths in layer_widths.items():
+        layer: Any = modules.get(name)
+        if isinstance(layer, nn.Linear):
+            fields, present = ("out_features", "in_features"), layer.weight.shape
+        elif isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+            fields, present = ("out_channels", "in_channels"), layer.weight.shape[:2]
+        elif isinstance(layer, nn.GroupNorm):
+            fields, present = ("num_channels",), layer.weight.shape
+        elif isinstance(layer, nn.LayerNorm):
+            fields, present = ("normalized_shape",), layer.weight.shape
+        elif isinstance(layer, Attention):
+            fields, present = ("heads",), (layer.heads,)
+        else:
+            raise ValueError(
+                f"`layer_widths` names {str(name)[:200]!r}, which is no layer of this U-Net with a width."
+            )
+        _check_widths(name, widths, tuple(present), getattr(layer, "num_groups", 1))
+        for field, width in zip(fields, widths, strict=True):
+            setattr(layer, field, (width,) if field == "normalized_shape" else width)
+        if not isinstance(layer, Attention):
+            layer.weight = nn.Parameter(layer.weight.detach()[tuple(slice(width) for width in widths)].clone())
+            if layer.bias is not None:
+                layer.bias = nn.Parameter(layer.bias.detach()[: widths[0]].clone())
+    for name, module in modules.items():
+        if isinstance(module, (Downsample2D, Upsample2D)):  # they assert what they were built with
+            conv: Any = module.conv
+            module.channels, module.out_channels = conv.in_channels, conv.out_channels
+        if isinstance(module, Attention) and module.to_q.out_features % module.heads:
+            raise ValueError(
+                f"`layer_widths` gives {name} {module.to_q.out_features} channels for {module.heads} heads; heads are"
+                " of equal width."
+            )
+
+
+def _check_widths(name: str, widths: Any, present: tuple[int, ...], num_groups: int) -> None:
+    if (
+        not isinstance(widths, (list, tuple))
+        or len(widths) != len(present)
+        or not all(type(width) is int and 1 <= width <= most for width, most in zip(widths, present, strict=True))
+        or widths[0] % num_groups
+    ):
+        groups = f", a multiple of its {num_groups} groups" if num_groups > 1 else ""
+        raise ValueError(
+            f"`layer_widths[{name!r}]` must be {len(present)} whole numbers from 1 up to {list(present)}{groups}, not"
+            f" {str(widths)[:200]}."
+        )
+
+
 class VDMiniUNetSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel, PeftAdapterMixin):
     r"""
-    A [`UNetSpatioTemporalConditionModel`] whose stages, layers and mid block may have been pruned. Built without
-    arguments it is the paper's VDMini-I2V U-Net (Table A4): 939,884,186 parameters.
+    A [`UNetSpatioTemporalConditionModel`] whose stages, layers, mid block and channels may have been pruned. Built
+    without arguments it is the paper's VDMini-I2V U-Net (Table A4): 939,884,186 parameters.
 
     The forward pass is the parent's. Beyond the parent it takes LoRA adapters, attention backends, regional
     compilation and device maps, and it refuses a checkpoint that does not fill it exactly.
@@ -82,9 +143,13 @@ class VDMiniUNetSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel, P
             Layers of each down block; the up block that mirrors it has one more.
         mid_block_type (`str`, *optional*, defaults to `None`):
             `None` for no mid block, or `"UNetMidBlockSpatioTemporal"`.
+        layer_widths (`dict[str, list[int]]`, *optional*, defaults to `None`):
+            Where channels were pruned: the widths of layers that are narrower than the other fields say, by the names
+            of modules. `[out, in]` of a linear or convolutional layer, `[channels]` of a norm, `[heads]` of an
+            attention.
 
     Raises:
-        ValueError: if `mid_block_type` is neither of the two.
+        ValueError: if `mid_block_type` is neither of the two, or `layer_widths` does not fit.
     """
 
     # A device map may cut between these blocks, not inside: inside, skip connections meet the hidden states.
@@ -117,6 +182,7 @@ class VDMiniUNetSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel, P
         num_attention_heads: int | tuple[int, ...] = (5, 10, 20),
         num_frames: int = 14,
         mid_block_type: str | None = None,
+        layer_widths: dict[str, list[int]] | None = None,
     ):
         if mid_block_type not in (None, "UNetMidBlockSpatioTemporal"):
             raise ValueError(f"`mid_block_type` must be None or 'UNetMidBlockSpatioTemporal', not {mid_block_type!r}.")
@@ -137,6 +203,10 @@ class VDMiniUNetSpatioTemporalConditionModel(UNetSpatioTemporalConditionModel, P
         )
         if mid_block_type is None:
             self.mid_block = PassThroughMidBlock()
+        if layer_widths is not None:
+            if not isinstance(layer_widths, dict):
+                raise ValueError(f"`layer_widths` maps modules to widths, and is no {type(layer_widths).__name__}.")
+            set_layer_widths(self, layer_widths)
         self.set_default_attn_processor()
 
     def set_default_attn_processor(self) -> None:

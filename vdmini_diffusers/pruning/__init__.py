@@ -3,6 +3,7 @@
 from vdmini_diffusers.pruning.depth import DepthConstraints, MiddleRule
 from vdmini_diffusers.pruning.paper_names import paper_name
 from vdmini_diffusers.pruning.plans import (
+    ChannelPruningPlan,
     DecoderPruningPlan,
     PruningPlan,
     PruningPlanError,
@@ -10,6 +11,9 @@ from vdmini_diffusers.pruning.plans import (
     UNetPruningPlan,
 )
 from vdmini_diffusers.pruning.presets import (
+    BK_SDM_BASE,
+    BK_SDM_SMALL,
+    BK_SDM_TINY,
     DECODER_PLANS,
     MIDDLE,
     P1,
@@ -23,6 +27,9 @@ from vdmini_diffusers.pruning.presets import (
 
 
 __all__ = [
+    "BK_SDM_BASE",
+    "BK_SDM_SMALL",
+    "BK_SDM_TINY",
     "DECODER_PLANS",
     "MIDDLE",
     "P1",
@@ -31,6 +38,7 @@ __all__ = [
     "Q2",
     "VDMINI_HY",
     "VDMINI_UNET",
+    "ChannelPruningPlan",
     "DecoderPruningPlan",
     "DepthConstraints",
     "MiddleRule",

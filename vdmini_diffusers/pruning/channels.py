@@ -1,7 +1,7 @@
 """Layers, then channels, of a VAE's decoder (appendix A), along Torch-Pruning's dependency graph."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -10,12 +10,21 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from vdmini_diffusers.models import VDMiniAutoencoderKL, VDMiniAutoencoderKLTemporalDecoder
+from vdmini_diffusers.pruning.dependency_graph import (
+    IMPORTANCES,
+    Importance,
+    accumulate_gradients,
+    build_graph,
+    coupled_groups,
+    make_importance,
+    prune_group,
+    rank_within,
+)
 from vdmini_diffusers.pruning.plans import DecoderPruningPlan
 from vdmini_diffusers.pruning.plans.vae_decoder import CoupledChannels
 from vdmini_diffusers.pruning.shortcuts import fold_shortcut
 
 
-Importance = Literal["l2", "taylor"]
 # What a stock VAE becomes, by the class in its config.
 STUDENTS = {
     "AutoencoderKL": VDMiniAutoencoderKL,
@@ -80,48 +89,29 @@ def prune_channels(
         ImportError: without the extra `prune`.
         ValueError: for an unknown importance, or `taylor` without losses.
     """
-    if importance not in ("l2", "taylor"):
+    if importance not in IMPORTANCES:
         raise ValueError(f"`importance` is 'l2' or 'taylor', not {importance!r}.")
     if (importance == "taylor") != (losses is not None):
         raise ValueError("`importance='taylor'`, and no other, needs `losses`.")
-    try:
-        import torch_pruning
-    except ImportError as error:
-        raise ImportError("Channels are pruned by Torch-Pruning: `pip install -e '.[prune]'`.") from error
     names = {module: name for name, module in decoder.named_modules()}
-    decoder.requires_grad_(True)
-    with torch.enable_grad():
-        graph = torch_pruning.DependencyGraph().build_dependency(
-            decoder,
-            example_inputs=_example_inputs(decoder),
-            # The mixing factors of space and time, one number each, are no channels.
-            ignored_params=[p for name, p in decoder.named_parameters() if name.endswith("mix_factor")],
-            verbose=False,
-        )
-        decoder.zero_grad()
-        for loss in losses(decoder) if losses else ():
-            loss.backward()
-    score = {
-        "l2": torch_pruning.importance.GroupMagnitudeImportance(p=2),
-        "taylor": torch_pruning.importance.GroupTaylorImportance(),
-    }[importance]
+    graph = build_graph(decoder, _example_inputs(decoder))
+    accumulate_gradients(decoder, losses(decoder) if losses else ())
+    score = make_importance(importance)
     outputs = [module for name, module in decoder.named_modules() if name in ("conv_out", "time_conv_out")]
     coupled, removals = [], []
-    for group in graph.get_all_groups(ignored_layers=outputs):
+    for group in coupled_groups(graph, outputs):
         members = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
         layers = tuple(names[m] for m in members if isinstance(m, (nn.Conv2d, nn.Conv3d, nn.Linear)))
         (num_groups,) = {m.num_groups for m in members if isinstance(m, nn.GroupNorm)} or {1}
         (width,) = {target.get_parameter(f"{layer}.weight").shape[0] for layer in layers}
-        scores = score(group).unflatten(0, (num_groups, -1))
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        kept = order[:, : width // num_groups].sort(dim=1).values
-        kept = (kept + torch.arange(num_groups)[:, None] * scores.shape[1]).flatten().tolist()
+        scores = score(group)
+        kept = rank_within(scores, num_groups)[:, : width // num_groups].flatten().sort().values.tolist()
         coupled.append(CoupledChannels(layers, tuple(kept)))
         removals.append((group[0].dep, sorted(set(range(scores.numel())) - set(kept))))
     decoder.zero_grad()
     for root, removed in removals:
         if removed:
-            graph.get_pruning_group(root.target.module, root.handler, removed).prune()
+            prune_group(graph, root, removed)
     for module in decoder.modules():
         if isinstance(module, Upsample2D):  # it asserts what it was built with
             conv: Any = module.conv

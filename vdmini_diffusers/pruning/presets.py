@@ -28,6 +28,23 @@ VDMINI_UNET = UNetPruningPlan(
     up={1: (0, 1, 2), 2: (0, 2), 3: (0, 2)},
 )
 
+# The choice of BK-SDM (Kim et al., ECCV 2024), which pruned the image U-Net of Stable Diffusion, to compare with: the
+# second pair of every down stage and the middle one of every up stage go ("base"), then the mid block ("small"), then
+# the innermost stages ("tiny"). The paper keeps all layers of Down-2 and Up-1 instead.
+BK_SDM_BASE = UNetPruningPlan(
+    name="bk_sdm_base",
+    down={0: (0,), 1: (0,), 2: (0,), 3: (0,)},
+    keep_mid=True,
+    up={0: (0, 2), 1: (0, 2), 2: (0, 2), 3: (0, 2)},
+)
+BK_SDM_SMALL = replace(BK_SDM_BASE, name="bk_sdm_small", keep_mid=False)
+BK_SDM_TINY = UNetPruningPlan(
+    name="bk_sdm_tiny",
+    down={0: (0,), 1: (0,), 2: (0,)},
+    keep_mid=False,
+    up={1: (0, 2), 2: (0, 2), 3: (0, 2)},
+)
+
 # For teachers of which the paper has none: the fraction of its HunyuanVideo, 40 of 60 blocks, by a rule.
 MIDDLE = MiddleRule(name="middle", keep=2 / 3)
 
@@ -53,7 +70,7 @@ PAPER_LITERAL = TransformerPruningPlan(
 )
 
 PLANS: dict[str, PruningPlan | MiddleRule] = {
-    plan.name: plan for plan in (VDMINI_UNET, VDMINI_HY, PAPER_LITERAL, MIDDLE)
+    plan.name: plan for plan in (VDMINI_UNET, BK_SDM_BASE, BK_SDM_SMALL, BK_SDM_TINY, VDMINI_HY, PAPER_LITERAL, MIDDLE)
 }
 
 # Appendix A: layers go in MidBlock and UpBlock.3, then channels. Which, the paper does not say; it gives 39.17 M

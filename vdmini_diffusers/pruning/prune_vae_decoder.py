@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vdmini_diffusers.data.vae_clips import decode_clips
-from vdmini_diffusers.pruning.channels import Importance, prune_channels, without_layers
+from vdmini_diffusers.pruning.channels import prune_channels, without_layers
+from vdmini_diffusers.pruning.dependency_graph import Importance
 from vdmini_diffusers.pruning.plans import DecoderPruningPlan, PruningPlan
-from vdmini_diffusers.pruning.plans.vae_decoder import CoupledChannels
+from vdmini_diffusers.pruning.plans.vae_decoder import CoupledChannels, channels_json
 from vdmini_diffusers.pruning.presets import DECODER_PLANS, P1, find_plan
 from vdmini_diffusers.pruning.provenance import card_fields, provenance, relative_names
 from vdmini_diffusers.pruning.survey import Survey, check_teacher_tensors
@@ -138,7 +139,7 @@ def prune_vae_decoder(
         record["importance"] = importance
         plan_json = survey.plan.to_json_string()
         write_file(folder / "pruning_plan.json", plan_json.encode())
-        write_file(folder / "pruning_channels.json", _channels_json(coupled).encode())
+        write_file(folder / "pruning_channels.json", channels_json(coupled).encode())
         write_file(folder / "pruning_provenance.json", (json.dumps(record, indent=2) + "\n").encode())
         write_card(
             folder,
@@ -239,9 +240,3 @@ def _write_weights(
     names = {key: f"{PRUNED}{key}" if f"{PRUNED}{key}" in narrow else key for key in survey.weights}
     known = known_hashes(teacher, {tensor.file for tensor in tensors.values()})
     return copy_checkpoint(source, names, folder, STEM, variant, max_shard_size, known_sha256=known)
-
-
-def _channels_json(coupled: tuple[CoupledChannels, ...]) -> str:
-    """One line for each set of coupled channels."""
-    lines = (json.dumps({"layers": channels.layers, "kept": channels.kept}) for channels in coupled)
-    return "[\n  " + ",\n  ".join(lines) + "\n]\n"

@@ -6,7 +6,7 @@ The scripts in `training/` parse their arguments and call `train_denoiser`; `dis
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -201,6 +201,7 @@ def train_denoiser(
         backbone = load_backbone(pair, args, sources.backbone, accelerator)
         teacher = pair.teacher_denoiser
         pairs = pair.feature_pairs(plan) if plan is not None and icmd_args.lambda_icd > 0 else ()
+        teacher_channels = plan.feature_channels if plan is not None else {}
 
         dataset, encode = open_data(pair, args, data_args, accelerator)
         dataset, held_out = split_held_out(dataset, critic_args.num_held_out_clips, args.train_batch_size)
@@ -242,6 +243,7 @@ def train_denoiser(
                 task,
                 dataloader,
                 pairs,
+                teacher_channels,
                 critics,
                 features,
                 held_out,
@@ -337,6 +339,7 @@ def run_training(
     task: Task,
     dataloader: DataLoader,
     pairs: Sequence[tuple[str, str]],
+    teacher_channels: Mapping[str, Sequence[int]],
     critics: Sequence[Critic],
     critic_features: CriticFeatures,
     held_out: DataLoader | None,
@@ -378,6 +381,7 @@ def run_training(
         settings=loop_settings(args, icmd_args),
         checkpoints=checkpoints,
         pairs=pairs,
+        teacher_channels=teacher_channels,
         critics=critics,
         critic_features=critic_features,
         ema=ema,

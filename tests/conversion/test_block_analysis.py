@@ -1,0 +1,50 @@
+"""The commands that measure importance, count costs and search a plan, one after the other on a tiny teacher."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripts_run import ROOT, run
+from tiny import tiny_svd_pipeline
+
+from vdmini_diffusers.data.video_writing import write_video
+from vdmini_diffusers.pruning.presets import find_plan
+
+
+@pytest.mark.slow
+def test_from_a_teacher_to_a_plan(tmp_path):
+    teacher, videos = tmp_path / "teacher", tmp_path / "videos"
+    tiny_svd_pipeline().save_pretrained(teacher)
+    videos.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        write_video(rng.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8), videos / f"{i}.mp4", fps=7)
+    size = ["--num_frames", 4, "--height", 16, "--width", 16]
+    importance = [
+        *(ROOT / "conversion" / "measure_block_importance.py", "--pretrained_model_name_or_path", teacher),
+        *("--real_videos", videos, "--num_videos", 2, "--output_dir", tmp_path / "importance"),
+        *("--parts", "stage", "layer", "D.3.R.0", "D.3.R.1", "U.0.R.0", "U.0.R.1", "U.0.R.2", *size),
+    ]
+    run(importance, tmp_path / "importance.log", processes=2)
+    found = {path.name for path in (tmp_path / "importance").iterdir()}
+    assert {"importance.json", "importance.csv", "first_and_last_frames.png", "importance_motion_mse.png"} <= found
+    table = json.loads((tmp_path / "importance" / "importance.json").read_text())
+    assert len(table["parts"]) == 9 + 15 + 5
+    assert Image.open(tmp_path / "importance" / "first_and_last_frames.png").width > 300
+    cost = [
+        *(ROOT / "conversion" / "measure_block_cost.py", "--pretrained_model_name_or_path", teacher),
+        *("--dtype", "float32", "--measure_on", "cpu", "--rounds", 1, "--output_dir", tmp_path / "cost", *size),
+    ]
+    run(cost, tmp_path / "cost.log")
+    whole = json.loads((tmp_path / "cost" / "cost.json").read_text())["whole"]
+    assert whole["milliseconds"] > 0
+    search = [
+        *(ROOT / "conversion" / "search_plan.py", "--importance", tmp_path / "importance" / "importance.json"),
+        *("--cost", tmp_path / "cost" / "cost.json", "--plan_file", tmp_path / "plan.json", "--num_parameters"),
+    ]
+    run([*search, whole["num_parameters"] // 2], tmp_path / "search.log")
+    plan = find_plan(tmp_path / "plan.json")
+    assert plan.name == "searched" and len(plan.down) <= 4
+    run([*search, 5], tmp_path / "nearest.log", fails=True)
+    assert "The nearest that any plan comes to is" in (tmp_path / "nearest.0.log").read_text()
