@@ -54,6 +54,9 @@ def compressed_vae():
     return randomise(vae, 3).eval()
 
 
+SLOW = pytest.mark.slow
+MORE_CLIPS = [(False, 1, 2, 8, 8), (False, 2, 3, 24, 16), (True, 2, 3, 24, 16), (True, 1, 1, 8, 16)]
+SIZES = [(1, 2, 1), (2, 5, 7), (5, 4, 3)]
 VAES = {
     "svd": lambda: tiny_teacher_vae("temporal"),
     "t2v": lambda: tiny_teacher_vae("image"),
@@ -62,8 +65,10 @@ VAES = {
 
 
 class TestEqualToRounding:
-    @pytest.mark.parametrize("batch, frames, height, width", [(1, 2, 8, 8), (2, 3, 24, 16), (1, 1, 8, 16)])
-    @pytest.mark.parametrize("pruned", [False, True], ids=["teacher", "student"])
+    @pytest.mark.parametrize(
+        "pruned, batch, frames, height, width",
+        [(True, 2, 3, 8, 16), *(pytest.param(*case, marks=SLOW) for case in MORE_CLIPS)],
+    )
     @torch.no_grad()
     def test_image_to_video_u_nets(self, pruned, batch, frames, height, width):
         unet = student_of(image_unet(), VDMINI_UNET) if pruned else image_unet()
@@ -79,7 +84,7 @@ class TestEqualToRounding:
         expected = output_of(unet)
         torch.testing.assert_close(output_of(optimize(unet)), expected, rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.parametrize("batch, frames, height, width", [(2, 3, 8, 8), (1, 1, 16, 8)])
+    @pytest.mark.parametrize("batch, frames, height, width", [(2, 3, 8, 8), pytest.param(1, 1, 16, 8, marks=SLOW)])
     @torch.no_grad()
     def test_text_to_video_u_nets(self, batch, frames, height, width):
         unet = tiny_t2v_student().double()
@@ -88,7 +93,9 @@ class TestEqualToRounding:
         torch.testing.assert_close(optimize(unet)(**inputs).sample, expected, rtol=0, atol=1e-12)
         assert rewritten(unet)
 
-    @pytest.mark.parametrize("frames, height, width", [(1, 2, 1), (2, 5, 7), (5, 4, 3)])
+    @pytest.mark.parametrize(
+        "frames, height, width", [(2, 5, 3), *(pytest.param(*size, marks=SLOW) for size in SIZES)]
+    )
     @pytest.mark.parametrize("kind", VAES)
     @torch.no_grad()
     def test_vaes(self, kind, frames, height, width):
@@ -116,6 +123,7 @@ class TestEqualToRounding:
         expected = decode(vae, tiny_latents(3, 8, 8))
         torch.testing.assert_close(decode(optimize(vae), tiny_latents(3, 8, 8)), expected, rtol=1e-4, atol=1e-5)
 
+    @SLOW
     @pytest.mark.parametrize("make", [image_unet, compressed_vae], ids=["u-net", "vae"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
     @torch.no_grad()
@@ -260,7 +268,7 @@ class TestStockWhereItMustBe:
         later.delete_adapters("default")
         torch.testing.assert_close(later(*tiny_unet_inputs()).sample, base, rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.parametrize("make", [image_unet, compressed_vae], ids=["u-net", "vae"])
+    @pytest.mark.parametrize("make", [pytest.param(image_unet, marks=SLOW), compressed_vae], ids=["u-net", "vae"])
     @pytest.mark.parametrize("first", ["offloaded", "optimised"])
     @torch.no_grad()
     def test_offloaded_networks_load_their_weights(self, first, make):
@@ -290,7 +298,7 @@ class TestStockWhereItMustBe:
         assert abs(optimize(pipe) and video() - expected).max() < 1e-4
 
 
-@pytest.mark.slow
+@SLOW
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["down_blocks.0.attentions.0", "up_blocks.1.resnets.0", "up_blocks.1.upsamplers.0"])
 def test_compiled_blocks_are_one_graph_and_compute_the_same(name):
