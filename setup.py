@@ -71,6 +71,7 @@ setup(
         "vdmini_diffusers.distillation.tasks",
         "vdmini_diffusers.evaluation",
         "vdmini_diffusers.families",
+        "vdmini_diffusers.inference",
         "vdmini_diffusers.model_cards",
         "vdmini_diffusers.models",
         "vdmini_diffusers.pipelines",

@@ -3,7 +3,7 @@
 
     python benchmarks/latency_tables.py --table A1 --device cuda --dtype bf16 --rounds 10 --pipeline
     python benchmarks/latency_tables.py --table A3 --device cuda --dtype fp16 --rounds 10 --compile
-    python benchmarks/latency_tables.py --table A1 --num_frames 2 --height 256 --width 384
+    python benchmarks/latency_tables.py --table A1 --num_frames 2 --height 256 --width 384 --optimize
 
 Weights are random, and drawn on the device in the dtype. Teacher and student of a component are in memory together and
 take turns, so that other load on the machine meets both. A time is the median of the rounds, a ratio the median of the
@@ -34,6 +34,7 @@ from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.image_to_video_networks import build_i2v_scheduler
 from vdmini_diffusers.demo.teachers import T2V_TEACHER
 from vdmini_diffusers.evaluation.latency import build_network, count_tmacs, time_in_turns
+from vdmini_diffusers.inference import optimize, restore
 from vdmini_diffusers.serialization.atomic import write_file
 from vdmini_diffusers.t2v_turbo.convert import scheduler as t2v_scheduler
 
@@ -59,6 +60,9 @@ class Arguments:
     compile: bool = field(
         default=False, metadata={"help": "Measure what was pruned only, compiled and eager in the same rounds."}
     )
+    optimize: bool = field(
+        default=False, metadata={"help": "Measure the student after `optimize` as well, in the same rounds."}
+    )
     pipeline: bool = field(default=False, metadata={"help": "Measure whole pipelines as well (A1, A3)."})
     num_frames: int | None = field(default=None, metadata={"help": "Frames in the clip; default: the paper's."})
     height: int | None = field(default=None, metadata={"help": "Pixels; default: the paper's."})
@@ -77,6 +81,8 @@ class Arguments:
             raise ValueError(f"`--height` and `--width` must be multiples of {multiple}, not {height} and {width}.")
         if min(frames, self.rounds, chunk_size) < 1:
             raise ValueError("`--num_frames`, `--rounds` and `--decode_chunk_size` must be at least 1.")
+        if self.optimize and self.compile:
+            raise ValueError("`--optimize` is measured beside eager networks: leave `--compile` out.")
         self.num_frames, self.height, self.width, self.decode_chunk_size = frames, height, width, chunk_size
 
 
@@ -255,9 +261,18 @@ def measure(component: Component, counted: Component, args: Arguments) -> list[d
         with torch.compiler.set_stance(stance):
             component.work(each)
 
-    works = {
+    def optimized_work() -> None:
+        for network in networks_of(made[-1]):
+            optimize(network)
+        component.work(made[-1])
+        for network in networks_of(made[-1]):
+            restore(network)
+
+    works: dict[str, Callable[[], object]] = {
         f"{mode} {i}": partial(work, stance, each) for mode, stance in stances.items() for i, each in enumerate(made)
     }
+    if args.optimize:
+        works["optimized"] = optimized_work
     timings = time_in_turns(works, args.device, args.rounds, warm_ups=2 * (args.compile or args.device == "cuda"))
     sizes = [sum(p.numel() for network in networks_of(each) for p in network.parameters()) / 1e6 for each in made]
     is_network = isinstance(made[0], nn.Module)
@@ -268,6 +283,9 @@ def measure(component: Component, counted: Component, args: Arguments) -> list[d
         row = {"component": component.name, "mode": mode, **pair("M parameters", sizes), **pair("TMACs", macs)}
         row |= {**pair("ms", [teacher.median, student.median]), "ratio": round(teacher.ratio(student), 3)}
         row |= pair("peak MiB", [teacher.peak, student.peak])
+        if args.optimize:
+            fast = timings["optimized"]
+            row |= {"optimized ms": round(fast.median, 3), "optimized ratio": round(teacher.ratio(fast), 3)}
         rows.append(row | pair("ms in the paper", component.paper) | {"device": name_of(args.device)})
     return rows
 

@@ -26,6 +26,7 @@ FLOORS = {
     "version": 0,
     "models": 1,
     "pipelines": 1,
+    "inference": 2,
     "serialization": 2,
     "data": 3,
     "families": 4,

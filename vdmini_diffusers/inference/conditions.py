@@ -1,0 +1,35 @@
+"""When a rewritten forward pass may stand in for the stock one.
+
+Each rewrite reads the original parameters in every call and keeps nothing derived from them, so no weight can be
+stale: deriving costs as much as one position of a convolution or less, and a frame has hundreds.
+"""
+
+import torch
+from torch import nn
+
+
+def is_inference(*modules: nn.Module) -> bool:
+    """No gradients, no autocast, and nothing that watches or replaces what is inside `modules`.
+
+    A rewrite works in place, passes by children and reads their weights; hooks (feature taps, offloading of single
+    layers) and forward passes that were put in a child's place would miss that. Hooks of `modules` themselves do not
+    matter: what is called is still the module.
+    """
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return False
+    return not any(is_watched(child) for module in modules for child in module.modules() if child is not module)
+
+
+def is_watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """A `kind` (no subclass, hence no adapter around it) whose call is its forward pass and whose weight is dense."""
+    weight = getattr(module, "weight", None)
+    return type(module) is kind and not is_watched(module) and (weight is None or type(weight) is nn.Parameter)
+
+
+def is_full_precision_on_cpu(x: torch.Tensor) -> bool:
+    """Where sums of weights and of partial products stay as exact as the stock convolution's, and were measured."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)

@@ -1,0 +1,101 @@
+"""Convolutions with fewer products or less copying than the stock ones, in channels-last memory."""
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+from vdmini_diffusers.inference.conditions import is_full_precision_on_cpu, is_inference, is_plain
+
+
+# Positions of a frame from which on the rewrites won on a CPU (`benchmarks/inference_rewrites.py`).
+MIN_POSITIONS = 256
+
+
+class TemporalConv3d(nn.Conv3d):
+    """A convolution over three frames as matrix products: `y_f = W_0 x_(f-1) + W_1 x_f + W_2 x_(f+1) + b`.
+
+    The stock kernel takes such a convolution for a general one. Here each product runs over all positions of all
+    frames at once, shifted by a frame and accumulated in place.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        positions = input.shape[-2] * input.shape[-1]
+        if not (
+            self.replaces()  # adapters make convolutions of this class and other kernels
+            and positions >= MIN_POSITIONS
+            and input.ndim == 5
+            and is_full_precision_on_cpu(input)
+            and input.is_contiguous(memory_format=torch.channels_last_3d)
+            and is_inference()
+            and type(self.weight) is nn.Parameter
+        ):
+            return super().forward(input)
+        batch, channels, frames, height, width = input.shape
+        rows = input.permute(0, 2, 3, 4, 1).reshape(batch, frames * positions, channels)
+        output = rows.new_empty(batch, frames * positions, self.out_channels)
+        before, same, after = self.weight.flatten(2).permute(2, 1, 0).contiguous()
+        for x, y in zip(rows, output, strict=True):
+            if self.bias is None:
+                torch.mm(x, same, out=y)
+            else:
+                torch.addmm(self.bias, x, same, out=y)
+            if frames > 1:
+                y[positions:].addmm_(x[:-positions], before)
+                y[:-positions].addmm_(x[positions:], after)
+        return output.view(batch, frames, height, width, -1).permute(0, 4, 1, 2, 3)
+
+    def replaces(self: nn.Conv3d) -> bool:
+        geometry = (self.kernel_size, self.padding, self.stride, self.dilation, self.groups, self.padding_mode)
+        return geometry == ((3, 1, 1), (1, 0, 0), (1, 1, 1), (1, 1, 1), 1, "zeros")
+
+
+class SubPixelUpsample2D(Upsample2D):
+    """Nearest upsampling and a 3 x 3 convolution as one 2 x 2 convolution at the lower resolution.
+
+    Of the three rows that a kernel covers after upsampling, two are copies of one row: row `2i` sees rows `i - 1`,
+    `i`, `i`, and row `2i + 1` sees `i`, `i`, `i + 1`, and columns alike. So each of the four sub-pixels is a 2 x 2
+    convolution with sums of the kernel's weights: 4 / 9 of the products, and no upsampled copy.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, output_size: int | None = None, *args, **kwargs) -> torch.Tensor:
+        x = hidden_states
+        if not (
+            output_size is None
+            and x.shape[-2] * x.shape[-1] >= MIN_POSITIONS
+            and is_full_precision_on_cpu(x)
+            and is_inference(self)
+            and is_plain(self.conv, nn.Conv2d)
+            and is_3x3(self.conv)
+        ):
+            return super().forward(hidden_states, output_size, *args, **kwargs)
+        batch, _, height, width = x.shape
+        out_channels = self.conv.out_channels
+        weight = sub_pixel_weights(self.conv.weight).contiguous(memory_format=torch.channels_last)
+        bias = None if self.conv.bias is None else self.conv.bias.repeat(4)
+        # (batch, 4 * out_channels, height + 1, width + 1): sub-pixel (p, q) of a position looks p down and q right.
+        corners = F.conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias, padding=1)
+        output = x.new_empty(batch, 2 * height, 2 * width, out_channels).permute(0, 3, 1, 2)
+        for k, corner in enumerate(corners.split(out_channels, dim=1)):
+            p, q = divmod(k, 2)
+            output[:, :, p::2, q::2] = corner[:, :, p : p + height, q : q + width]
+        return output
+
+    def replaces(self: Upsample2D) -> bool:
+        convolves = self.use_conv and not self.use_conv_transpose and self.name == "conv"
+        return convolves and self.interpolate and self.norm is None
+
+
+def is_3x3(conv: nn.Conv2d) -> bool:
+    geometry = (conv.kernel_size, conv.padding, conv.stride, conv.dilation, conv.groups, conv.padding_mode)
+    return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+
+
+def sub_pixel_weights(weight: torch.Tensor) -> torch.Tensor:
+    """Of a 3 x 3 kernel, `(4 * out, in, 2, 2)`: the sub-pixels upper left, upper right, lower left, lower right."""
+
+    def halves(kernel: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+        first, middle, last = kernel.unbind(dim)
+        return torch.stack((first, middle + last), dim), torch.stack((first + middle, last), dim)
+
+    return torch.cat([corner for rows in halves(weight, 2) for corner in halves(rows, 3)])

@@ -1,0 +1,79 @@
+"""Put rewritten modules into the place of stock ones, and back."""
+
+from typing import Any, TypeVar
+
+from diffusers import DiffusionPipeline
+from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer
+from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+from vdmini_diffusers.inference.convolutions import SubPixelUpsample2D, TemporalConv3d
+from vdmini_diffusers.inference.group_norm import ChannelsLastClipGroupNorm, ChannelsLastGroupNorm
+from vdmini_diffusers.inference.one_token import OneTokenTransformerSpatioTemporalModel
+from vdmini_diffusers.inference.res_blocks import (
+    BlendedSpatioTemporalResBlock,
+    InPlaceResnetBlock2D,
+    InPlaceTemporalConvLayer,
+)
+from vdmini_diffusers.inference.vae import ChannelsLastDecoder, ChannelsLastEncoder, ChannelsLastTemporalDecoder
+from vdmini_diffusers.models.autoencoder_kl_vdmini import ClipGroupNorm
+
+
+# Each rewrite is a subclass of the class that it replaces, adds no state, and has that class's forward pass for
+# whatever it does not cover.
+REWRITE_OF: dict[type[nn.Module], Any] = {
+    ClipGroupNorm: ChannelsLastClipGroupNorm,
+    Decoder: ChannelsLastDecoder,
+    Encoder: ChannelsLastEncoder,
+    ResnetBlock2D: InPlaceResnetBlock2D,
+    SpatioTemporalResBlock: BlendedSpatioTemporalResBlock,
+    TemporalConvLayer: InPlaceTemporalConvLayer,
+    TemporalDecoder: ChannelsLastTemporalDecoder,
+    TransformerSpatioTemporalModel: OneTokenTransformerSpatioTemporalModel,
+    Upsample2D: SubPixelUpsample2D,
+    nn.Conv3d: TemporalConv3d,
+    nn.GroupNorm: ChannelsLastGroupNorm,
+}
+STOCK_OF = {rewrite: stock for stock, rewrite in REWRITE_OF.items()}
+
+Target = TypeVar("Target", bound=DiffusionPipeline | nn.Module)
+
+
+def optimize(target: Target) -> Target:
+    """Exchange the forward passes of stock modules for faster ones that compute the same up to rounding. In place.
+
+    Only the classes of modules change: parameters, state dict, config, hooks, adapters and what `save_pretrained`
+    writes stay as they are. Modules of any other class, a user's own among them, are not touched. With gradients,
+    under autocast, where hooks sit inside a block, and in dtypes or on devices where a rewrite is not as exact or did
+    not win, a module computes by its stock forward pass.
+
+    Args:
+        target: a pipeline, whose networks are all gone through, or a network; from this package or stock.
+
+    Returns:
+        `target`.
+    """
+    for module in modules_of(target):
+        rewrite = REWRITE_OF.get(type(module))
+        if rewrite is not None and getattr(rewrite, "replaces", always)(module):
+            module.__class__ = rewrite
+    return target
+
+
+def restore(target: Target) -> Target:
+    """Undo `optimize`. In place; returns `target`."""
+    for module in modules_of(target):
+        module.__class__ = STOCK_OF.get(type(module), type(module))
+    return target
+
+
+def modules_of(target: DiffusionPipeline | nn.Module) -> list[nn.Module]:
+    parts = target.components.values() if isinstance(target, DiffusionPipeline) else [target]
+    return [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
+
+
+def always(module: nn.Module) -> bool:
+    return True
