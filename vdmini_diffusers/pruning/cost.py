@@ -30,6 +30,7 @@ def forward_cost(network: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Cos
         network: on the meta device.
         inputs: its forward pass's, on the meta device; `Family.example_inputs` makes them.
     """
+    nn.Module.to(network, "meta")  # diffusers makes mixing factors on the CPU, whatever the device
     with FlopCounterMode(display=False) as counter:
         network(**inputs)
     # The counter names a module by its path, from the network's class on.
