@@ -107,6 +107,7 @@ def test_gradients_flow_through_pruned_layers_and_samples_may_be_at_different_st
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients) and len(gradients) > 10
 
 
+@pytest.mark.slow
 def test_plans_are_saved_beside_weights_and_loaded_with_one_call(tmp_path):
     pipe = tiny_svd_pipeline()
     call = {"height": 16, "width": 16, "num_frames": 2, "num_inference_steps": 2, "output_type": "latent"}

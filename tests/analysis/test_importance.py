@@ -105,6 +105,7 @@ def test_it_goes_on_where_it_was_stopped(pipe, done, tmp_path):
     assert measure_importance(again, folder) == done[1] and counts["videos"] == 0
 
 
+@pytest.mark.slow
 def test_processes_share_the_parts_and_the_last_one_writes_the_table(pipe, done, tmp_path):
     first, _ = measurement_of(pipe)
     assert measure_importance(first, tmp_path / "r", process_index=0, num_processes=2) is None
@@ -124,6 +125,7 @@ def test_more_parts_join_those_that_are_there(pipe, done, tmp_path):
     assert table.parts["M"] == done[1].parts["M"]
 
 
+@pytest.mark.slow
 def test_it_works_on_a_model_that_is_offloaded(done, tmp_path):
     offloaded = tiny_svd_pipeline()
     cpu_offload(offloaded.unet, torch.device("cpu"), offload_buffers=True)

@@ -151,6 +151,7 @@ def test_the_temporal_half_of_a_res_block_goes_with_its_blender():
 
 
 @pytest.mark.parametrize(("half", "left"), [("AB-S", "temporal"), ("AB-T", "spatial")])
+@pytest.mark.slow
 def test_halves_of_an_attention_block(half, left):
     by_hand = i2v()
     attentions = by_hand.down_blocks[0].attentions
@@ -270,6 +271,7 @@ def test_blocks_that_no_plan_removes_are_no_parts():
 
 @pytest.mark.parametrize("offload", ["accelerate", "groups"])
 @pytest.mark.parametrize("part", ["D.2.R.0", pytest.param("U.3.A.2.AB-T", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_hooks_of_offloading_stay_and_work(part, offload):
     plain = i2v()
     offloaded = copy.deepcopy(plain)

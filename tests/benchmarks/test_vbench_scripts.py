@@ -55,6 +55,7 @@ def test_two_processes_that_are_stopped_and_go_on_make_the_videos_of_one(t2v, tm
     assert contents(tmp_path / "two") == whole
 
 
+@pytest.mark.slow
 def test_pictures_become_videos_and_those_of_another_ratio_are_refused(i2v, tmp_path):
     images = ("--image_dir", tmp_path / "images")
     assert "0 of 5 videos are there" in generate(tmp_path, "out", *i2v, *images, "--max_guidance_scale", 1)

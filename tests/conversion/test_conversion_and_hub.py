@@ -61,6 +61,7 @@ def test_teacher_from_the_hub(hub, teacher_files, tmp_path):
     assert (tmp_path / "student/LICENSE.md").read_text() == "Only for good."
 
 
+@pytest.mark.slow
 def test_the_hash_that_a_local_folder_brings_along_is_not_believed(hub, teacher_files, tmp_path):
     """`hf download --local-dir` notes the Hub's hashes in the folder, where anybody may have written them."""
     hub.commit("org/svd", teacher_files)
@@ -76,6 +77,7 @@ def test_the_hash_that_a_local_folder_brings_along_is_not_believed(hub, teacher_
     assert hashes == [hashlib.sha256(teacher_files[UNET_FILE]).hexdigest(), None]
 
 
+@pytest.mark.slow
 def test_repository_that_is_not_there_leaves_nothing(hub, tmp_path):
     options = {"cache_dir": tmp_path / "cache", "endpoint": hub.endpoint}
     with pytest.raises(RepositoryNotFoundError):

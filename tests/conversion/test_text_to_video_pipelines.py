@@ -135,6 +135,7 @@ def test_fp16_variant_keeps_dtype_and_name(tmp_path):
     VDMiniT2VPipeline.from_pretrained(tmp_path / "student", variant="fp16")
 
 
+@pytest.mark.slow
 def test_a_pickled_text_encoder_needs_consent_and_gives_the_same_student(t2v_teacher_folder, student_folder, tmp_path):
     folder = shutil.copytree(t2v_teacher_folder, tmp_path / "pickled")
     file = folder / "text_encoder/model.safetensors"

@@ -145,6 +145,7 @@ def test_card_and_plan_travel_with_the_pipeline(folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_pushed_pipeline_opens_by_its_name_with_the_package_and_without(student_folder, tmp_path):
     for name in ("hub", "with", "without"):
         (tmp_path / name).mkdir()
