@@ -1,5 +1,7 @@
 """Convolutions with fewer products or less copying than the stock ones, in channels-last memory."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.upsampling import Upsample2D
@@ -60,19 +62,20 @@ class SubPixelUpsample2D(Upsample2D):
 
     def forward(self, hidden_states: torch.Tensor, output_size: int | None = None, *args, **kwargs) -> torch.Tensor:
         x = hidden_states
+        conv: Any = self.conv
         if not (
             output_size is None
             and x.shape[-2] * x.shape[-1] >= MIN_POSITIONS
             and is_full_precision_on_cpu(x)
             and is_inference(self)
-            and is_plain(self.conv, nn.Conv2d)
-            and is_3x3(self.conv)
+            and is_plain(conv, nn.Conv2d)
+            and is_3x3(conv)
         ):
             return super().forward(hidden_states, output_size, *args, **kwargs)
         batch, _, height, width = x.shape
-        out_channels = self.conv.out_channels
-        weight = sub_pixel_weights(self.conv.weight).contiguous(memory_format=torch.channels_last)
-        bias = None if self.conv.bias is None else self.conv.bias.repeat(4)
+        out_channels = conv.out_channels
+        weight = sub_pixel_weights(conv.weight).contiguous(memory_format=torch.channels_last)
+        bias = None if conv.bias is None else conv.bias.repeat(4)
         # (batch, 4 * out_channels, height + 1, width + 1): sub-pixel (p, q) of a position looks p down and q right.
         corners = F.conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias, padding=1)
         output = x.new_empty(batch, 2 * height, 2 * width, out_channels).permute(0, 3, 1, 2)

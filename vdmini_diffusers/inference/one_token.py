@@ -1,5 +1,7 @@
 """SVD's transformer blocks over space and time where their context is one token."""
 
+from typing import Any
+
 import torch
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -8,7 +10,6 @@ from diffusers.models.transformers.transformer_temporal import (
     TransformerSpatioTemporalModel,
     TransformerTemporalModelOutput,
 )
-from torch import nn
 
 from vdmini_diffusers.inference.conditions import is_inference, is_watched
 from vdmini_diffusers.models.unet_spatio_temporal_vdmini import VDMiniAttnProcessor
@@ -61,16 +62,14 @@ class OneTokenTransformerSpatioTemporalModel(TransformerSpatioTemporalModel):
         return TransformerTemporalModelOutput(sample=output) if return_dict else (output,)
 
 
-def spatial_block(block: BasicTransformerBlock, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+def spatial_block(block: Any, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
     """`x` of shape `(batch * frames, positions, channels)`, `context` `(batch * frames, 1, channels)`."""
     x = block.attn1(block.norm1(x)).add_(x)
     x = x.add_(attend_to_one_token(block.attn2, context))
     return block.ff(block.norm3(x)).add_(x)
 
 
-def temporal_block_of_one_token(
-    block: TemporalBasicTransformerBlock, x: torch.Tensor, num_frames: int, context: torch.Tensor
-) -> torch.Tensor:
+def temporal_block_of_one_token(block: Any, x: torch.Tensor, num_frames: int, context: torch.Tensor) -> torch.Tensor:
     """`x` of shape `(batch * frames, positions, channels)`, `context` `(batch, 1, channels)`."""
     x = block.ff_in(block.norm_in(x)).add_(x)
     x = attend_over_frames(block.attn1, block.norm1(x), num_frames).add_(x)
@@ -100,7 +99,7 @@ def attend_over_frames(attention: Attention, x: torch.Tensor, num_frames: int) -
     return output
 
 
-def has_stock_parts(block: nn.Module) -> bool:
+def has_stock_parts(block: Any) -> bool:
     """A block of SVD's kind, with nothing changed but the weights, whose children may be passed by."""
     if is_watched(block) or block._chunk_size is not None:
         return False

@@ -1,5 +1,7 @@
 """ResBlocks with fewer passes over their activations; their convolutions and norms are called as before."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer, TemporalResnetBlock
@@ -11,7 +13,7 @@ from vdmini_diffusers.inference.conditions import is_inference
 class InPlaceResnetBlock2D(ResnetBlock2D):
     """SiLU and the sums with time embedding and input in place, and no division by an output scale of 1."""
 
-    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *args, **kwargs) -> torch.Tensor:
+    def forward(self, input_tensor: torch.Tensor, temb: Any, *args, **kwargs) -> torch.Tensor:
         if args or kwargs or not is_inference(self):
             return super().forward(input_tensor, temb, *args, **kwargs)
         return residual_branch(self, input_tensor, temb).add_(
