@@ -67,6 +67,7 @@ class SubPixelUpsample2D(Upsample2D):
             output_size is None
             and x.shape[-2] * x.shape[-1] >= MIN_POSITIONS
             and is_full_precision_on_cpu(x)
+            and x.is_contiguous(memory_format=torch.channels_last)
             and is_inference(self)
             and is_plain(conv, nn.Conv2d)
             and is_3x3(conv)
@@ -77,7 +78,7 @@ class SubPixelUpsample2D(Upsample2D):
         weight = sub_pixel_weights(conv.weight).contiguous(memory_format=torch.channels_last)
         bias = None if conv.bias is None else conv.bias.repeat(4)
         # (batch, 4 * out_channels, height + 1, width + 1): sub-pixel (p, q) of a position looks p down and q right.
-        corners = F.conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias, padding=1)
+        corners = F.conv2d(x, weight, bias, padding=1)
         output = x.new_empty(batch, 2 * height, 2 * width, out_channels).permute(0, 3, 1, 2)
         for k, corner in enumerate(corners.split(out_channels, dim=1)):
             p, q = divmod(k, 2)

@@ -58,7 +58,9 @@ class OneTokenTransformerSpatioTemporalModel(TransformerSpatioTemporalModel):
             mixed = (x.unflatten(0, (-1, num_frames)) + frames).flatten(0, 1)
             mixed = temporal_block_of_one_token(temporal_block, mixed, num_frames, context[::num_frames])
             x = x.lerp_(mixed, temporal_weight)
-        output = self.proj_out(x).unflatten(1, (height, width)).permute(0, 3, 1, 2) + hidden_states
+        x = self.proj_out(x).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        # In the memory format of the input: convolutions and concatenations that follow are slower in a mixture.
+        output = torch.add(hidden_states, x, out=torch.empty_like(hidden_states))
         return TransformerTemporalModelOutput(sample=output) if return_dict else (output,)
 
 
