@@ -60,7 +60,7 @@ class OneTokenTransformerSpatioTemporalModel(TransformerSpatioTemporalModel):
             x = x.lerp_(mixed, temporal_weight)
         x = self.proj_out(x).unflatten(1, (height, width)).permute(0, 3, 1, 2)
         # In the memory format of the input: convolutions and concatenations that follow are slower in a mixture.
-        output = torch.add(hidden_states, x, out=torch.empty_like(hidden_states))
+        output = (x.contiguous() if hidden_states.is_contiguous() else x).add_(hidden_states)
         return TransformerTemporalModelOutput(sample=output) if return_dict else (output,)
 
 
