@@ -16,9 +16,6 @@ import io
 import json
 import logging
 import re
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -37,6 +34,7 @@ from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.demo.held_out import HeldOutMeasure
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.demo.training_latents import write_training_latents
+from vdmini_diffusers.demo.training_runs import complete_run, recipe_flags
 from vdmini_diffusers.evaluation.continuation import psnr
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.evaluation.latency import time_in_turns
@@ -119,34 +117,19 @@ def prune_all(args: Arguments, latents: Path) -> dict[str, Path]:
 
 
 def train(args: Arguments, student: Path, latents: Path, recipe: str, seed: int, folder: Path) -> None:
-    """One run in a process of its own; goes on if it was stopped, and does nothing if it is done."""
-    if (folder / "model_index.json").exists():
-        return
-    flags = {
-        "pretrained_teacher_model_name_or_path": args.teacher,
-        "pretrained_student_model_name_or_path": student,
-        "precomputed_data_dir": latents,
-        "output_dir": folder,
-        "seed": seed,
-        "max_train_steps": args.max_train_steps,
-        "train_batch_size": args.train_batch_size,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": args.learning_rate,
-        "lr_scheduler": "cosine",
-        "discriminator_learning_rate": args.discriminator_learning_rate,
-        "mca_start_step": round(0.3 * args.max_train_steps),
-        "critic_warmup_steps": round(0.2 * args.max_train_steps),
-        "mixed_precision": args.mixed_precision,
-        "checkpointing_steps": 100,
-        "checkpoints_total_limit": 1,
-        **RECIPES[recipe],
-    }
-    given = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a") as log:
-        subprocess.run([sys.executable, str(TRAIN_SCRIPT), *given], check=True, stdout=log, stderr=subprocess.STDOUT)
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    flags = recipe_flags(
+        teacher=args.teacher,
+        student=student,
+        latents=latents,
+        output_dir=folder,
+        seed=seed,
+        max_train_steps=args.max_train_steps,
+        train_batch_size=args.train_batch_size,
+        learning_rate=args.learning_rate,
+        discriminator_learning_rate=args.discriminator_learning_rate,
+        mixed_precision=args.mixed_precision,
+    )
+    complete_run(TRAIN_SCRIPT, flags | RECIPES[recipe], folder)
 
 
 class Judge:
@@ -234,7 +217,7 @@ class StageClock:
         self.seconds.setdefault(name, []).append(time.perf_counter() - self.began[name])
 
     def share(self, stages: Sequence[str]) -> float:
-        """Of the whole: the median over the runs."""
+        """The share of the whole that these stages take: the median over the runs."""
         return float(np.median(np.sum([self.seconds[name] for name in stages], axis=0) / self.seconds[""]))
 
 

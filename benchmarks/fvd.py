@@ -99,13 +99,8 @@ class Arguments:
             raise ValueError("--num_resamples must not be negative, and --batch_size must be at least 1.")
         if self.pipeline is not None and self.real.is_file():
             raise ValueError("--pipeline needs the folder of the real videos as --real, for their first frames.")
-        self.protocol  # noqa: B018 - checks its settings
-
-    @property
-    def protocol(self) -> FVDProtocol:
-        return FVDProtocol(
-            self.num_clips, self.num_frames, self.height, self.width, self.jpeg_quality or None, self.seed
-        )
+        size = self.num_frames, self.height, self.width
+        self.protocol = FVDProtocol(self.num_clips, *size, self.jpeg_quality or None, self.seed)  # checks them
 
 
 def generate(args: Arguments, real: ClipSet) -> None:

@@ -52,9 +52,9 @@ class Arguments:
     num_inference_steps: int | None = field(
         default=None, metadata={"help": "Default: the pipeline's, for this and the next."}
     )
-    guidance_scale: float | None = field(default=None, metadata={"help": "Of text to video."})
-    min_guidance_scale: float | None = field(default=None, metadata={"help": "Of SVD, at the first frame."})
-    max_guidance_scale: float | None = field(default=None, metadata={"help": "Of SVD, at the last frame."})
+    guidance_scale: float | None = field(default=None, metadata={"help": "Guidance, for text to video."})
+    min_guidance_scale: float | None = field(default=None, metadata={"help": "Guidance of the first frame, for SVD."})
+    max_guidance_scale: float | None = field(default=None, metadata={"help": "Guidance of the last frame, for SVD."})
     num_frames: int | None = field(default=None, metadata={"help": "Frames in a video."})
     height: int | None = field(default=None, metadata={"help": "Pixels."})
     width: int | None = field(default=None, metadata={"help": "Pixels."})

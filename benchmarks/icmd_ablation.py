@@ -15,8 +15,6 @@ import json
 import logging
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -31,6 +29,7 @@ from vdmini_diffusers.demo.held_out import HeldOutMeasure, HeldOutPrompts
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_TEACHER
 from vdmini_diffusers.demo.text_to_video_networks import GUIDANCE_SCALE, NUM_DDIM_STEPS, W_RANGE
 from vdmini_diffusers.demo.training_latents import write_captioned_latents, write_training_latents
+from vdmini_diffusers.demo.training_runs import complete_run, recipe_flags
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 
@@ -133,42 +132,26 @@ def train(args: Arguments, student: Path, latents: Path, settings: dict[str, flo
     Raises:
         ValueError: if the folder holds a run with other settings.
     """
-    flags = {
-        **KINDS[args.task].flags,
-        "pretrained_teacher_model_name_or_path": KINDS[args.task].teacher,
-        "pretrained_student_model_name_or_path": student,
-        "precomputed_data_dir": latents,
-        "output_dir": folder,
-        "seed": seed,
-        "max_train_steps": args.max_train_steps,
-        "train_batch_size": args.train_batch_size,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": args.learning_rate,
-        "lr_scheduler": "cosine",
-        "discriminator_learning_rate": args.discriminator_learning_rate,
-        "mca_start_step": round(0.3 * args.max_train_steps),
-        "critic_warmup_steps": round(0.2 * args.max_train_steps),
-        "mixed_precision": args.mixed_precision,
-        "checkpointing_steps": 100,
-        "checkpoints_total_limit": 1,
-        **settings,
-    }
+    recipe = recipe_flags(
+        teacher=KINDS[args.task].teacher,
+        student=student,
+        latents=latents,
+        output_dir=folder,
+        seed=seed,
+        max_train_steps=args.max_train_steps,
+        train_batch_size=args.train_batch_size,
+        learning_rate=args.learning_rate,
+        discriminator_learning_rate=args.discriminator_learning_rate,
+        mixed_precision=args.mixed_precision,
+    )
+    flags = KINDS[args.task].flags | recipe | settings
     if (folder / "training.json").exists():
         begun = json.loads((folder / "training.json").read_text())
         for name, value in flags.items():
             value = value.name if isinstance(value, Path) else value  # `training.json` holds no path of the machine
             if name in begun and str(begun[name]) != str(value):
                 raise ValueError(f"{folder} was begun with {name} {begun[name]}, not {value}: remove it.")
-    if (folder / "model_index.json").exists():
-        return
-    command = [
-        sys.executable,
-        str(TRAIN_SCRIPT),
-        *(str(part) for name, value in flags.items() for part in (f"--{name}", value)),
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+    complete_run(TRAIN_SCRIPT, flags, folder)
 
 
 def write_table(results: dict[str, list[dict[str, float]]], args: Arguments) -> str:

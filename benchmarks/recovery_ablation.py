@@ -18,8 +18,6 @@ import hashlib
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -36,6 +34,7 @@ from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
 from vdmini_diffusers.demo.measures import HeldOutImages, HeldOutPrompts, Videos
 from vdmini_diffusers.demo.training_latents import write_scene_latents
+from vdmini_diffusers.demo.training_runs import complete_run, recipe_flags
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.evaluation.paired import paired_difference
 from vdmini_diffusers.families import TrainableFamily, find_trainable_family
@@ -193,43 +192,27 @@ class Ablation:
         partial.rename(target)
 
     def flags(self, job: Job) -> dict[str, object]:
-        args, steps = self.args, self.args.max_train_steps
-        of_task = {}
+        args = self.args
+        of_task: dict[str, object] = {}
         if args.task == "t2v":
             of_task = {"task": "t2v", "ode_teacher_model_name_or_path": args.ode_teacher, "temporal_dropout": 0.0}
             of_task |= {"num_ddim_steps": NUM_DDIM_STEPS, "w_min": W_RANGE[0], "w_max": W_RANGE[1]}
-        return {
-            **of_task,
-            "pretrained_teacher_model_name_or_path": args.teacher,
-            "pretrained_student_model_name_or_path": self.students[self.rows[job.row].student],
-            "precomputed_data_dir": self.latents,
-            "output_dir": job.folder,
-            "seed": job.seed,
-            "max_train_steps": steps,
-            "train_batch_size": args.train_batch_size,
-            "gradient_accumulation_steps": 1,
-            "learning_rate": job.learning_rate,
-            "lr_scheduler": "cosine",
-            "discriminator_learning_rate": args.discriminator_learning_rate,
-            "mca_start_step": round(0.3 * steps),
-            "critic_warmup_steps": round(0.2 * steps),
-            "mixed_precision": args.mixed_precision,
-            "checkpointing_steps": 100,
-            "checkpoints_total_limit": 1,
-            **self.rows[job.row].flags,
-        }
+        recipe = recipe_flags(
+            teacher=args.teacher,
+            student=self.students[self.rows[job.row].student],
+            latents=self.latents,
+            output_dir=job.folder,
+            seed=job.seed,
+            max_train_steps=args.max_train_steps,
+            train_batch_size=args.train_batch_size,
+            learning_rate=job.learning_rate,
+            discriminator_learning_rate=args.discriminator_learning_rate,
+            mixed_precision=args.mixed_precision,
+        )
+        return {**of_task, **recipe, **self.rows[job.row].flags}
 
     def train(self, job: Job) -> Job:
-        """One run in a process of its own; goes on if it was stopped, and does nothing if it is done."""
-        if (job.folder / "model_index.json").exists():
-            return job
-        given = [str(part) for name, value in self.flags(job).items() for part in (f"--{name}", value)]
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with (job.folder / "log.txt").open("a") as log:
-            command = [sys.executable, str(self.rows[job.row].script), *given]
-            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
-        for checkpoint in job.folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+        complete_run(self.rows[job.row].script, self.flags(job), job.folder)
         return job
 
     def train_all(self, jobs: Sequence[Job]) -> Iterator[Job]:

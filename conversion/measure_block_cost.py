@@ -41,9 +41,11 @@ class CostArguments:
     num_frames: int | None = field(default=None, metadata={"help": "By default that of the paper's results."})
     height: int | None = field(default=None, metadata={"help": "In pixels. Likewise."})
     width: int | None = field(default=None, metadata={"help": "Likewise."})
-    dtype: Literal["float32", "float16", "bfloat16"] = field(default="float16", metadata={"help": "Of the weights."})
+    dtype: Literal["float32", "float16", "bfloat16"] = field(
+        default="float16", metadata={"help": "Weights' precision."}
+    )
     measure_on: str | None = field(default=None, metadata={"help": "Device on which time is measured: cuda or cpu."})
-    rounds: int = field(default=5, metadata={"help": "Of which the median is taken."})
+    rounds: int = field(default=5, metadata={"help": "Timed runs, whose median counts."})
 
 
 def main() -> None:

@@ -56,7 +56,9 @@ class ImportanceArguments:
     )
     fvd: bool = field(default=False, metadata={"help": "Score by I3D as well: FVD, KVD and the features' cosine."})
     num_frames: int | None = field(default=None, metadata={"help": "By default the pipeline's."})
-    height: int | None = field(default=None, metadata={"help": "Of the videos that are made; by default the model's."})
+    height: int | None = field(
+        default=None, metadata={"help": "Height of videos that are made; by default the model's."}
+    )
     width: int | None = field(default=None, metadata={"help": "Likewise."})
     fps: int = field(default=7, metadata={"help": "Frame rate at which real videos are read."})
     num_inference_steps: int | None = field(default=None, metadata={"help": "By default the pipeline's."})
@@ -65,8 +67,10 @@ class ImportanceArguments:
     )
     score_width: int | None = field(default=None, metadata={"help": "Likewise; the paper's is 320."})
     variant: str | None = field(default=None, metadata={"help": "Variant of the weights, such as fp16."})
-    revision: str | None = field(default=None, metadata={"help": "Of a repository on the Hub."})
-    dtype: Literal["float32", "float16", "bfloat16"] = field(default="float32", metadata={"help": "Of the weights."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of a repository on the Hub."})
+    dtype: Literal["float32", "float16", "bfloat16"] = field(
+        default="float32", metadata={"help": "Weights' precision."}
+    )
     offload: Literal["none", "model", "sequential"] = field(
         default="none", metadata={"help": "For models larger than the GPU: diffusers' CPU offloading."}
     )

@@ -25,17 +25,17 @@ class SearchArguments:
     plan_file: str = field(metadata={"help": "JSON file that the plan is written to; --plan of the converters."})
     num_parameters: int | None = field(default=None, metadata={"help": "The most that the student may have."})
     num_macs: int | None = field(default=None, metadata={"help": "Multiply-accumulates of a forward pass, likewise."})
-    milliseconds: float | None = field(default=None, metadata={"help": "Of a forward pass, likewise."})
-    memory_bytes: int | None = field(default=None, metadata={"help": "Of weights and activations, likewise."})
+    milliseconds: float | None = field(default=None, metadata={"help": "A forward pass's, likewise."})
+    memory_bytes: int | None = field(default=None, metadata={"help": "For weights and activations, likewise."})
     scores: list[str] = field(
         default_factory=lambda: ["content_mse", "motion_mse"], metadata={"help": "The scores that importance is by."}
     )
     weights: list[float] = field(default_factory=lambda: [1.0, 1.0], metadata={"help": "One for each score."})
-    name: str = field(default="searched", metadata={"help": "Of the plan."})
-    contiguous: bool = field(default=False, metadata={"help": "Of transformers: removed blocks follow one another."})
+    name: str = field(default="searched", metadata={"help": "The plan's name."})
+    contiguous: bool = field(default=False, metadata={"help": "For transformers: removed blocks follow one another."})
     max_run: int | None = field(
         default=None,
-        metadata={"help": "Of transformers: the most blocks that go without one between them that stays."},
+        metadata={"help": "For transformers: the most blocks that go without one between them that stays."},
     )
 
     def __post_init__(self) -> None:

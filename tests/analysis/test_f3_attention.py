@@ -113,5 +113,5 @@ def test_a_mask_that_differs_from_query_to_query_is_refused():
     causal = torch.ones(12, 12, dtype=torch.bool).tril()
     with pytest.raises(ValueError, match=r"the same for all queries, \(batch, 1, 1, 12\), not \(12, 12\)"):
         attention_within_frames(query, key, value, causal, None, tokens)
-    with pytest.raises(NotImplementedError, match="without dropout, causal masks"), f3.ReplacedAttention(print):
+    with pytest.raises(ValueError, match="without dropout, causal masks"), f3.ReplacedAttention(print):
         F.scaled_dot_product_attention(query, key, value, is_causal=True)

@@ -109,7 +109,7 @@ class TestWrongFeatures:
         found.add(features(0, 3), np.arange(3))
         found.add(features(0, 3), np.arange(2, 5))
         with pytest.raises(ValueError, match="1 clips were counted twice"):
-            found.features  # noqa: B018 - raises
+            _ = found.features
         with pytest.raises(ValueError, match="6 and 5 dimensions"):
             found.merge(FeatureStatistics(5))
 

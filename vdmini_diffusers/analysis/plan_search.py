@@ -5,6 +5,7 @@ up; what a plan must heed to fit the network is linear in them.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -123,7 +124,7 @@ Row = tuple[dict[str, float], float, float]  # coefficients by variable, and the
 
 
 @dataclass
-class _Space:
+class _Space(ABC):
     """The plans of one network, as rows of an integer programme over named variables of 0 and 1.
 
     Args:
@@ -148,12 +149,13 @@ class _Space:
     def equal(self, coefficients: dict[str, float], value: float = 0) -> None:
         self.rows.append((coefficients, value, value))
 
+    @abstractmethod
     def plan(self, kept: set[str], name: str) -> PruningPlan:
-        raise NotImplementedError
+        """The plan under which these variables are 1."""
 
+    @abstractmethod
     def kept(self, plan: Any) -> set[str]:
         """The variables that are 1 under a plan."""
-        raise NotImplementedError
 
     def check(self, plan: PruningPlan) -> None:
         """Raises `PruningPlanError` for what the rows do not say."""

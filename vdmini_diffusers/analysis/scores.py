@@ -29,7 +29,7 @@ class Clips:
 
     @cached_property
     def features(self) -> np.ndarray:
-        """Of the detector, `(n, dimension)`."""
+        """The detector's, `(n, dimension)`."""
         if self.detector is None:
             raise ValueError("Features of clips need a `detector`.")
         return clip_features(self.frames, self.detector)

@@ -135,6 +135,7 @@ def print_flops(survey: Survey, example_inputs: Callable[..., dict[str, Any]], c
     """Print the operations of a forward pass of both networks, for a clip of so many frames, its height and width."""
     num_frames, height, width = clip
     for what, network in (("teacher", survey.teacher), ("student", survey.student)):
+        torch.nn.Module.to(network, "meta")  # diffusers makes mixing factors on the CPU, whatever the device
         with torch.device("meta"):
             cost = forward_cost(network, example_inputs(network.config, num_frames, height, width))[""]
         print(f"{what} {cost.num_flops / 1e12:,.1f} TFLOP for {num_frames} frames of {width} x {height} pixels")

@@ -96,7 +96,10 @@ def is_3x3(conv: nn.Conv2d) -> bool:
 
 
 def sub_pixel_weights(weight: torch.Tensor) -> torch.Tensor:
-    """Of a 3 x 3 kernel, `(4 * out, in, 2, 2)`: the sub-pixels upper left, upper right, lower left, lower right."""
+    """A 3 x 3 kernel as four of 2 x 2, `(4 * out, in, 2, 2)`.
+
+    Their sub-pixels are upper left, upper right, lower left and lower right.
+    """
 
     def halves(kernel: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
         first, middle, last = kernel.unbind(dim)

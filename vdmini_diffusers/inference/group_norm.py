@@ -36,7 +36,7 @@ class ChannelsLastGroupNorm(nn.GroupNorm):
         ).movedim(-1, 1)
 
     def _scale_and_shift(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each channel, `(batch, channels)`, from `rows` `(batch, positions, channels)`."""
+        """Each channel's factor and shift, `(batch, channels)`; `rows`: `(batch, positions, channels)`."""
         batch, positions, channels = rows.shape
         chunks = [chunk for one in rows for chunk in one.split(max(CHUNK // channels, 1))]
         sums = torch.stack([torch.stack((chunk.sum(0), chunk.square().sum(0))) for chunk in chunks]).double()

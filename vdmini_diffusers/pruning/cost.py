@@ -27,10 +27,9 @@ def forward_cost(network: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Cos
     """The cost of a whole network, by the name `""`, and of each block of its lists of blocks, by theirs.
 
     Args:
-        network: on the meta device.
-        inputs: its forward pass's, on the meta device; `Family.example_inputs` makes them.
+        network: on the meta device, or where it is.
+        inputs: its forward pass's, on the same device; `Family.example_inputs` makes them.
     """
-    nn.Module.to(network, "meta")  # diffusers makes mixing factors on the CPU, whatever the device
     with FlopCounterMode(display=False) as counter:
         network(**inputs)
     # The counter names a module by its path, from the network's class on.

@@ -48,7 +48,10 @@ class ReplacedAttention(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         if dropout_p or is_causal or enable_gqa:
-            raise NotImplementedError("F3-Pruning takes attention without dropout, causal masks and grouped queries.")
+            raise ValueError(
+                "F3-Pruning takes attention without dropout, causal masks and grouped queries; none of its"
+                " models has them. Take another processor, or do not prune this layer."
+            )
         return self.function(query, key, value, attn_mask, scale)
 
 

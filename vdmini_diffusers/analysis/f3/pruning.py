@@ -2,6 +2,7 @@
 
 import os
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class PlanNotes(ClipNotes):
         return self.plan.unit == "layer" or self.plan.prunes_step(self.timestep)
 
 
-class PrunedHook(ModelHook):
+class PrunedHook(ModelHook, ABC):
     """On a module of a pruned layer; a subclass says what is left of its forward pass."""
 
     def __init__(self, name: str, denoiser: PlanNotes):
@@ -52,8 +53,9 @@ class PrunedHook(ModelHook):
         forward = self.pruned_forward if self.denoiser.active else self._own_forward
         return forward(module, *args, **kwargs)
 
+    @abstractmethod
     def pruned_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+        """What is left of the module's forward pass."""
 
     def _own_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         return self.fn_ref.original_forward(*args, **kwargs)

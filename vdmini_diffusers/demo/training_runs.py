@@ -1,0 +1,59 @@
+"""Short distillations of demo students, each in a process of its own and by one recipe: what benchmarks compare."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def recipe_flags(
+    *,
+    teacher: Path,
+    student: Path,
+    latents: Path,
+    output_dir: Path,
+    seed: int,
+    max_train_steps: int,
+    train_batch_size: int,
+    learning_rate: float,
+    discriminator_learning_rate: float,
+    mixed_precision: str,
+) -> dict[str, object]:
+    """Flags of `training/train_icmd.py`, by name. MCA starts after 30 % of the steps, as in section 4.2."""
+    return {
+        "pretrained_teacher_model_name_or_path": teacher,
+        "pretrained_student_model_name_or_path": student,
+        "precomputed_data_dir": latents,
+        "output_dir": output_dir,
+        "seed": seed,
+        "max_train_steps": max_train_steps,
+        "train_batch_size": train_batch_size,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": learning_rate,
+        "lr_scheduler": "cosine",
+        "discriminator_learning_rate": discriminator_learning_rate,
+        "mca_start_step": round(0.3 * max_train_steps),
+        "critic_warmup_steps": round(0.2 * max_train_steps),
+        "mixed_precision": mixed_precision,
+        "checkpointing_steps": 100,
+        "checkpoints_total_limit": 1,
+    }
+
+
+def complete_run(script: Path, flags: Mapping[str, object], folder: Path) -> None:
+    """Run a training script that writes into `folder`. Goes on if it was stopped, and does nothing if it is done.
+
+    What it prints is appended to `log.txt` in the folder. Its checkpoints go once it is done.
+
+    Raises:
+        subprocess.CalledProcessError: if it fails.
+    """
+    if (folder / "model_index.json").exists():
+        return
+    given = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log:
+        subprocess.run([sys.executable, str(script), *given], check=True, stdout=log, stderr=subprocess.STDOUT)
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
