@@ -3,7 +3,6 @@
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,7 +59,7 @@ class I3DDetector:
     def __init__(self, model: I3D):
         self.model = model
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         return weights_sha256(self.model)
 
@@ -131,7 +130,7 @@ class VideoMAEDetector:
         self.dimension, self.size = int(config.hidden_size), int(config.image_size)
         self.min_frames = self.max_frames = int(config.num_frames)
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         return weights_sha256(self.model)
 
