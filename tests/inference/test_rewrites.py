@@ -10,7 +10,7 @@ import pickle
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers.models.attention import FeedForward
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from tiny import (
@@ -30,7 +30,7 @@ from torch import nn
 
 from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder
 from vdmini_diffusers.inference import convolutions, optimize, restore
-from vdmini_diffusers.inference.rewriting import REWRITE_OF, STOCK_OF
+from vdmini_diffusers.inference.rewriting import STOCK_OF
 from vdmini_diffusers.pruning import VDMINI_UNET
 
 
@@ -141,6 +141,29 @@ class TestEqualToRounding:
         error = (run(optimize(model)) - exact).square().mean().sqrt()
         assert 0 < error < 1.5 * stock_error
 
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+    @pytest.mark.parametrize("frames, bias", [(1, True), (2, False), (5, True)])
+    @torch.no_grad()
+    def test_temporal_convolutions_keep_the_memory_format(self, layout, frames, bias):
+        conv = nn.Conv3d(6, 9, (3, 1, 1), padding=(1, 0, 0), bias=bias).double()
+        x = torch.randn(2, 6, frames, 3, 5, dtype=torch.float64).contiguous(memory_format=layout)
+        expected = conv(x)
+        output = optimize(conv)(x)
+        assert output.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+        assert rewritten(conv)
+
+    @pytest.mark.parametrize("stride, bias", [(1, True), (2, False), ((1, 2), True)])
+    @torch.no_grad()
+    def test_convolutions_of_few_positions(self, stride, bias):
+        conv = nn.Conv2d(6, 9, 3, stride=stride, padding=1, bias=bias).double()
+        x = torch.randn(3, 6, 5, 4, dtype=torch.float64)
+        expected = conv(x)
+        output = optimize(conv)(x)
+        assert output.is_contiguous()
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+        assert rewritten(conv)
+
     @torch.no_grad()
     def test_norms_of_large_channels_last_frames_are_as_accurate_as_of_contiguous_ones(self):
         x = 3 + torch.randn(1, 64, 128, 256, generator=torch.Generator().manual_seed(0))
@@ -160,7 +183,7 @@ class TestOriginalParameters:
         before = {name: (type(module), set(vars(module))) for name, module in unet.named_modules()}
         state = unet.state_dict()
         optimize(optimize(unet))
-        assert not {type(module) for module in unet.modules()} & set(REWRITE_OF)
+        assert len(rewritten(unet)) == 7
         assert all(torch.equal(tensor, state[name]) for name, tensor in unet.state_dict().items())
         restore(unet)
         assert {name: (type(module), set(vars(module))) for name, module in unet.named_modules()} == before
@@ -247,6 +270,21 @@ class TestStockWhereItMustBe:
         unet.set_attn_processor(Halving())
         expected = unet(*tiny_unet_inputs()).sample
         torch.testing.assert_close(optimize(unet)(*tiny_unet_inputs()).sample, expected, rtol=1e-4, atol=1e-5)
+
+    @torch.no_grad()
+    def test_compiled_children_are_called(self):
+        unet, graphs = image_unet(), []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph
+
+        expected = unet(*tiny_unet_inputs()).sample
+        for module in optimize(unet).modules():
+            if isinstance(module, BasicTransformerBlock):
+                module.compile(backend=backend)
+        torch.testing.assert_close(unet(*tiny_unet_inputs()).sample, expected, rtol=1e-4, atol=1e-5)
+        assert graphs
 
     @torch.no_grad()
     def test_adapters_added_before_or_after_take_effect(self):

@@ -10,46 +10,92 @@ from torch import nn
 from vdmini_diffusers.inference.conditions import is_full_precision_on_cpu, is_inference, is_plain
 
 
-# Positions of a frame from which on the rewrites won on a CPU (`benchmarks/inference_rewrites.py`).
-MIN_POSITIONS = 256
+# Where the rewrites won on a CPU.
+MIN_POSITIONS = 256  # of a frame
+MAX_POSITIONS_OF_UNFOLDED = 400  # of all frames
 
 
 class TemporalConv3d(nn.Conv3d):
     """A convolution over three frames as matrix products: `y_f = W_0 x_(f-1) + W_1 x_f + W_2 x_(f+1) + b`.
 
     The stock kernel takes such a convolution for a general one. Here each product runs over all positions of all
-    frames at once, shifted by a frame and accumulated in place.
+    frames at once, shifted by a frame and accumulated in place. The result has the memory format of the input.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         positions = input.shape[-2] * input.shape[-1]
+        channels_last = input.is_contiguous(memory_format=torch.channels_last_3d)
         if not (
             self.replaces()  # adapters make convolutions of this class and other kernels
             and positions >= MIN_POSITIONS
             and input.ndim == 5
             and is_full_precision_on_cpu(input)
-            and input.is_contiguous(memory_format=torch.channels_last_3d)
+            and (channels_last or input.is_contiguous())
             and is_inference()
             and type(self.weight) is nn.Parameter
         ):
             return super().forward(input)
         batch, channels, frames, height, width = input.shape
-        rows = input.permute(0, 2, 3, 4, 1).reshape(batch, frames * positions, channels)
-        output = rows.new_empty(batch, frames * positions, self.out_channels)
-        before, same, after = self.weight.flatten(2).permute(2, 1, 0).contiguous()
+        weights = self.weight.flatten(2).permute(2, 0, 1).contiguous()  # (3, out_channels, channels)
+        if channels_last:
+            rows = input.permute(0, 2, 3, 4, 1).reshape(batch, frames * positions, channels).transpose(1, 2)
+            output = rows.new_empty(batch, frames * positions, self.out_channels).transpose(1, 2)
+        else:
+            rows = input.reshape(batch, channels, frames * positions)
+            output = rows.new_empty(batch, self.out_channels, frames * positions)
         for x, y in zip(rows, output, strict=True):
-            if self.bias is None:
-                torch.mm(x, same, out=y)
-            else:
-                torch.addmm(self.bias, x, same, out=y)
-            if frames > 1:
-                y[positions:].addmm_(x[:-positions], before)
-                y[:-positions].addmm_(x[positions:], after)
-        return output.view(batch, frames, height, width, -1).permute(0, 4, 1, 2, 3)
+            add_temporal_products(y, x, weights, self.bias, positions)
+        if channels_last:
+            return output.transpose(1, 2).unflatten(1, (frames, height, width)).permute(0, 4, 1, 2, 3)
+        return output.unflatten(2, (frames, height, width))
 
     def replaces(self: nn.Conv3d) -> bool:
         geometry = (self.kernel_size, self.padding, self.stride, self.dilation, self.groups, self.padding_mode)
         return geometry == ((3, 1, 1), (1, 0, 0), (1, 1, 1), (1, 1, 1), 1, "zeros")
+
+
+def add_temporal_products(
+    y: torch.Tensor, x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None, positions: int
+) -> None:
+    """Write the convolution of `x`, `(channels, frames * positions)`, into `y`, which has the output's channels."""
+    before, same, after = weights
+    if bias is None:
+        torch.mm(same, x, out=y)
+    else:
+        torch.addmm(bias[:, None], same, x, out=y)
+    if x.shape[1] > positions:
+        y[:, positions:].addmm_(before, x[:, :-positions])
+        y[:, :-positions].addmm_(after, x[:, positions:])
+
+
+class FewPositionsConv2d(nn.Conv2d):
+    """A 3 x 3 convolution of small maps, the deepest of a U-Net, as one matrix product of its unfolded input.
+
+    The stock kernel brings the weights into an order of its own in each call, which takes longer than the products
+    where there are few positions to multiply them by.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not (
+            self.replaces()  # adapters make convolutions of this class and other kernels
+            and input.ndim == 4
+            and input.shape[0] * input.shape[2] * input.shape[3] <= MAX_POSITIONS_OF_UNFOLDED
+            and is_full_precision_on_cpu(input)
+            and input.is_contiguous()
+            and is_inference()
+            and type(self.weight) is nn.Parameter
+        ):
+            return super().forward(input)
+        batch, _, height, width = input.shape
+        height, width = ((size - 1) // stride + 1 for size, stride in zip((height, width), self.stride, strict=True))
+        columns = F.unfold(input, 3, padding=1, stride=self.stride).transpose(0, 1).flatten(1)
+        weight = self.weight.flatten(1)
+        output = weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], weight, columns)
+        return output.unflatten(1, (batch, height, width)).transpose(0, 1).contiguous()
+
+    def replaces(self: nn.Conv2d) -> bool:
+        geometry = (self.kernel_size, self.padding, self.dilation, self.groups, self.padding_mode)
+        return geometry == ((3, 3), (1, 1), (1, 1), 1, "zeros")
 
 
 class SubPixelUpsample2D(Upsample2D):
@@ -69,8 +115,9 @@ class SubPixelUpsample2D(Upsample2D):
             and is_full_precision_on_cpu(x)
             and x.is_contiguous(memory_format=torch.channels_last)
             and is_inference(self)
-            and is_plain(conv, nn.Conv2d)
-            and is_3x3(conv)
+            and is_plain(conv, nn.Conv2d, FewPositionsConv2d)
+            and FewPositionsConv2d.replaces(conv)
+            and conv.stride == (1, 1)
         ):
             return super().forward(hidden_states, output_size, *args, **kwargs)
         batch, _, height, width = x.shape
@@ -88,11 +135,6 @@ class SubPixelUpsample2D(Upsample2D):
     def replaces(self: Upsample2D) -> bool:
         convolves = self.use_conv and not self.use_conv_transpose and self.name == "conv"
         return convolves and self.interpolate and self.norm is None
-
-
-def is_3x3(conv: nn.Conv2d) -> bool:
-    geometry = (conv.kernel_size, conv.padding, conv.stride, conv.dilation, conv.groups, conv.padding_mode)
-    return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
 
 def sub_pixel_weights(weight: torch.Tensor) -> torch.Tensor:

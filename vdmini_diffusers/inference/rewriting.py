@@ -10,7 +10,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from vdmini_diffusers.inference.convolutions import SubPixelUpsample2D, TemporalConv3d
+from vdmini_diffusers.inference.convolutions import FewPositionsConv2d, SubPixelUpsample2D, TemporalConv3d
 from vdmini_diffusers.inference.group_norm import ChannelsLastClipGroupNorm, ChannelsLastGroupNorm
 from vdmini_diffusers.inference.one_token import OneTokenTransformerSpatioTemporalModel
 from vdmini_diffusers.inference.res_blocks import (
@@ -34,6 +34,7 @@ REWRITE_OF: dict[type[nn.Module], Any] = {
     TemporalDecoder: ChannelsLastTemporalDecoder,
     TransformerSpatioTemporalModel: OneTokenTransformerSpatioTemporalModel,
     Upsample2D: SubPixelUpsample2D,
+    nn.Conv2d: FewPositionsConv2d,
     nn.Conv3d: TemporalConv3d,
     nn.GroupNorm: ChannelsLastGroupNorm,
 }
