@@ -3,6 +3,7 @@
 The models are imported eagerly: diffusers resolves a component's class only from modules that are loaded already.
 """
 
+from vdmini_diffusers.inference import optimize, restore
 from vdmini_diffusers.models import (
     VDMiniAutoencoderKL,
     VDMiniAutoencoderKLTemporalDecoder,
@@ -41,6 +42,8 @@ __all__ = [
     "VDMiniVideoCrafterDDIMScheduler",
     "__version__",
     "distill",
+    "optimize",
     "prune_pipeline",
     "prune_vae_decoder",
+    "restore",
 ]

@@ -28,7 +28,7 @@ from tiny import (
 from tiny_text_to_video import tiny_t2v_inputs, tiny_t2v_student
 from torch import nn
 
-from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder
+from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder, VDMiniI2VPipeline
 from vdmini_diffusers.inference import convolutions, optimize, restore
 from vdmini_diffusers.inference.rewriting import STOCK_OF
 from vdmini_diffusers.pruning import VDMINI_UNET
@@ -334,6 +334,15 @@ class TestStockWhereItMustBe:
 
         expected = video()
         assert abs(optimize(pipe) and video() - expected).max() < 1e-4
+
+    def test_a_pipeline_opens_with_rewrites_in_the_networks_that_it_loads(self, tmp_path):
+        tiny_svd_pipeline().save_pretrained(tmp_path)
+        assert rewritten(VDMiniI2VPipeline.from_pretrained(tmp_path).unet)
+        assert not rewritten(VDMiniI2VPipeline.from_pretrained(tmp_path, optimize=False).unet)
+        own = image_unet()
+        pipe = VDMiniI2VPipeline.from_pretrained(tmp_path, unet=own)
+        assert pipe.unet is own and not rewritten(own)
+        assert rewritten(pipe.vae)
 
 
 @SLOW
