@@ -1,6 +1,7 @@
-"""One pipeline, or two that share components, in several threads: the calls take turns."""
+"""One pipeline in several threads, or two that share components: calls take turns and leave nothing behind."""
 
 import copy
+import gc
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,7 @@ import torch
 from tiny import tiny_image
 from tiny_text_to_video import tiny_t2v_pipeline
 
-from vdmini_diffusers import VDMiniI2VPipeline
+from vdmini_diffusers import VDMiniI2VPipeline, optimize
 
 
 @pytest.fixture(params=["i2v", "t2v"])
@@ -49,6 +50,21 @@ def test_a_call_that_fails_lets_the_next_one_in(pipe):
         pipe(tiny_image() if isinstance(pipe, VDMiniI2VPipeline) else "a", num_frames=0)
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(video, pipe, 1).result(timeout=60).isfinite().all()
+
+
+def test_memory_returns_after_every_call(pipe):
+    def live_bytes() -> int:
+        gc.collect()
+        tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        return sum(storages.values())
+
+    optimize(pipe)
+    video(pipe, 1)  # whose noise levels and timesteps the scheduler keeps
+    before = live_bytes()
+    for _ in range(3):
+        video(pipe, 1)
+    assert 0 < live_bytes() <= before
 
 
 def test_a_pipeline_that_was_called_can_be_copied_and_pickled(pipe):
