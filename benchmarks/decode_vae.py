@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch import nn
 from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.evaluation.latency import count_tmacs
+from vdmini_diffusers.evaluation.live_bytes import grown_by
 
 
 DTYPES = {"fp32": torch.float32, "channels_last": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -65,29 +65,27 @@ class Arguments:
             raise ValueError(f"`--variants` may name {', '.join(DTYPES)}, not {', '.join(sorted(strangers))}.")
 
 
-def resident(name: str) -> int:
-    """`VmRSS` or `VmHWM`, of Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-
 @torch.no_grad()
 def measure(work: Callable[[], object], device: str) -> tuple[float, int]:
     """Seconds, and bytes at the peak beyond what there was before."""
     gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = resident("VmRSS")
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    return seconds, (torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")) - before
+    seconds = 0.0
+
+    def timed() -> None:
+        nonlocal seconds
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+
+    if device != "cuda":
+        grown = grown_by(timed)
+        return seconds, grown
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    timed()
+    return seconds, torch.cuda.max_memory_allocated() - before
 
 
 def placed(model: nn.Module, variant: str, device: str) -> nn.Module:

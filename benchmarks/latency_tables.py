@@ -7,8 +7,8 @@
 
 Weights are random, and drawn on the device in the dtype. Teacher and student of a component are in memory together and
 take turns, so that other load on the machine meets both. A time is the median of the rounds, a ratio the median of the
-rounds' ratios, and memory the allocator's peak beyond the weights, on a GPU. Multiply-accumulates are counted on the
-meta device. U-Nets run one step without guidance; the sum is what a video takes, in 1 (A1) and 16 steps (A3).
+rounds' ratios, and memory the peak beyond the weights: the allocator's on a GPU, elsewhere that of the tensors that live
+in a round which is not timed. Multiply-accumulates are counted on the meta device. U-Nets run one step without guidance; the sum is what a video takes, in 1 (A1) and 16 steps (A3).
 
 `--output` keeps the rows as JSON after each component. Run again, what the file has is not measured again. The paper
 does not say which size Table A5 was measured at, nor what part of a video its times are for.
@@ -34,6 +34,7 @@ from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.image_to_video_networks import build_i2v_scheduler
 from vdmini_diffusers.demo.teachers import T2V_TEACHER
 from vdmini_diffusers.evaluation.latency import build_network, count_tmacs, time_in_turns
+from vdmini_diffusers.evaluation.live_bytes import LiveBytes
 from vdmini_diffusers.inference import optimize, restore
 from vdmini_diffusers.serialization.atomic import write_file
 from vdmini_diffusers.t2v_turbo.convert import scheduler as t2v_scheduler
@@ -273,7 +274,15 @@ def measure(component: Component, counted: Component, args: Arguments) -> list[d
     }
     if args.optimize:
         works["optimized"] = optimized_work
+    counters = {
+        name: LiveBytes(p for each in made for n in networks_of(each) for p in n.parameters()) for name in works
+    }
+    for name in works if args.device == "cpu" and not args.compile else ():
+        with counters[name]:
+            works[name]()
     timings = time_in_turns(works, args.device, args.rounds, warm_ups=2 * (args.compile or args.device == "cuda"))
+    for name, counter in counters.items():
+        timings[name].peaks += [counter.peak / 2**20] if counter.peak else []
     sizes = [sum(p.numel() for network in networks_of(each) for p in network.parameters()) / 1e6 for each in made]
     is_network = isinstance(made[0], nn.Module)
     macs = [count_tmacs(partial(counted.work, build())) for build in counted.builders] if is_network else []
@@ -286,6 +295,7 @@ def measure(component: Component, counted: Component, args: Arguments) -> list[d
         if args.optimize:
             fast = timings["optimized"]
             row |= {"optimized ms": round(fast.median, 3), "optimized ratio": round(teacher.ratio(fast), 3)}
+            row |= {"optimized peak MiB": round(fast.peak or 0, 3)}
         rows.append(row | pair("ms in the paper", component.paper) | {"device": name_of(args.device)})
     return rows
 
@@ -293,11 +303,13 @@ def measure(component: Component, counted: Component, args: Arguments) -> list[d
 def total(rows: list[dict[str, Any]], num_steps: int) -> dict[str, Any]:
     """The row of a video: the sum of the components' rows, whose U-Net runs several steps."""
     row: dict[str, Any] = {"component": f"{SUM}, {num_steps} step{'s' * (num_steps > 1)}", "mode": "eager"}
-    for name in ("ms", "ms in the paper"):
-        for which in ("teacher", "student"):
-            key = f"{which} {name}"
+    for key in ("teacher ms", "student ms", "optimized ms", "teacher ms in the paper", "student ms in the paper"):
+        if all(key in each for each in rows):
             row[key] = round(sum(each[key] * (num_steps if "step" in each["component"] else 1) for each in rows), 3)
-    return row | {"ratio": round(row["teacher ms"] / row["student ms"], 3)}
+    row["ratio"] = round(row["teacher ms"] / row["student ms"], 3)
+    if "optimized ms" in row:
+        row["optimized ratio"] = round(row["teacher ms"] / row["optimized ms"], 3)
+    return row
 
 
 def read_rows(output: Path | None) -> list[dict[str, Any]]:
