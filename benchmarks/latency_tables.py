@@ -7,8 +7,9 @@
 
 Weights are random, and drawn on the device in the dtype. Teacher and student of a component are in memory together and
 take turns, so that other load on the machine meets both. A time is the median of the rounds, a ratio the median of the
-rounds' ratios, and memory the peak beyond the weights: the allocator's on a GPU, elsewhere that of the tensors that live
-in a round which is not timed. Multiply-accumulates are counted on the meta device. U-Nets run one step without guidance; the sum is what a video takes, in 1 (A1) and 16 steps (A3).
+rounds' ratios, and memory the peak beyond the weights: the allocator's on a GPU, elsewhere that of the living tensors,
+in a round which is not timed. Multiply-accumulates are counted on the meta device. U-Nets run one step without
+guidance; the sum is what a video takes, in 1 (A1) and 16 steps (A3).
 
 `--output` keeps the rows as JSON after each component. Run again, what the file has is not measured again. The paper
 does not say which size Table A5 was measured at, nor what part of a video its times are for.
