@@ -13,7 +13,7 @@ TORCH := $(shell sed -n 's/^torch==//p' $(CONSTRAINTS))
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 OUTPUT_DIR ?= outputs/quickstart
 
-.PHONY: quickstart test test-slow test-newest test-oldest quality style lock wheel clean
+.PHONY: quickstart test test-slow test-newest test-oldest test-wheel quality style lock wheel clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m vdmini_diffusers.quickstart --output_dir $(OUTPUT_DIR)
@@ -51,11 +51,17 @@ test-newest test-oldest: test-%: $(VENV)/.installed-quality
 	$(COMPILE) --upgrade --resolution $(RESOLUTION) --extra test setup.py - --output-file .venv-$*/constraints.txt
 	$(MAKE) test VENV=.venv-$* CONSTRAINTS=.venv-$*/constraints.txt
 
+# The tests against the wheel's files, in a folder that has the tests and nothing else of the checkout.
+test-wheel: $(VENV)/.installed-test wheel
+	rm -rf .venv-wheel && mkdir .venv-wheel && cp -r tests pyproject.toml .venv-wheel
+	$(PIP) install --quiet --no-deps --target .venv-wheel/site dist/*.whl
+	cd .venv-wheel && PYTHONPATH=site OMP_NUM_THREADS=1 ../$(BIN)/python -m pytest -n auto
+
 wheel: $(VENV)/.installed
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest build dist *.egg-info
+	rm -rf $(VENV) .venv-newest .venv-oldest .venv-wheel build dist *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -10,13 +10,12 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from checkout import ROOT
 from transformers import HfArgumentParser
 
 
-ROOT = Path(__file__).parents[1]
 QUICKSTART = "vdmini_diffusers.quickstart"
 FOLDERS = ("conversion", "training", "benchmarks")
 SCRIPTS = [str(path.relative_to(ROOT)) for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from checkout import ROOT
 from forked_scripts import start
-
-
-ROOT = Path(__file__).parents[1]
 
 
 def command_of(script: str, settings: Mapping[str, object]) -> list[object]:

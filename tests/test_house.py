@@ -13,12 +13,12 @@ from pathlib import Path
 
 import diffusers.pipelines
 import pytest
+from checkout import ROOT
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vdmini_diffusers"
 
 # A part imports parts of lower floors only. Scripts and tests, which are not named here, stand above all of them.

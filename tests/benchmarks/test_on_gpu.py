@@ -10,10 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from forked_scripts import start
 
 
-ROOT = Path(__file__).parents[2]
 ITEM = "a5_bf16"
 
 

@@ -2,15 +2,15 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from checkout import ROOT
 
 from vdmini_diffusers.distillation.arguments import ICMDArguments, UNetCriticArguments
 
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def module_of(name):

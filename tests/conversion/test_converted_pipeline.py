@@ -3,12 +3,12 @@
 import importlib.resources
 import json
 import shutil
-from pathlib import Path
 
 import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
+from checkout import ROOT
 from diffusers import DiffusionPipeline, StableVideoDiffusionPipeline, UNetSpatioTemporalConditionModel
 from forked_scripts import start
 from tiny import tiny_svd_pipeline, tiny_unet_inputs
@@ -20,7 +20,6 @@ from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipel
 from vdmini_diffusers.serialization.pipeline_folder import sha256_of
 
 
-ROOT = Path(__file__).parents[2]
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 

@@ -4,12 +4,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
-
-
-ROOT = Path(__file__).parents[2]
+from checkout import ROOT
 
 
 @pytest.mark.parametrize("linked", [True, False], ids=["with-link", "without-link"])

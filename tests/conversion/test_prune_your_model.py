@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkout import ROOT
 from diffusers import WanPipeline, WanTransformer3DModel
 from fake_hub import FakeHub
 from PIL import Image
@@ -17,7 +18,6 @@ from tiny_wan import tiny_wan_pipeline
 from written_videos import write_video
 
 
-ROOT = Path(__file__).parents[2]
 TEACHER = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 # All that differs from what is printed: sizes, and the place of scripts.
 SUBSTITUTES = {

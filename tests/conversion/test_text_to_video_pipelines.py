@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-from pathlib import Path
 
 import forked_scripts
 import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
+from checkout import ROOT
 from diffusers import DiffusionPipeline, TextToVideoSDPipeline, UNet3DConditionModel
 from tiny import cut_by_hand, randomise
 from tiny_text_to_video import (
@@ -31,7 +31,7 @@ from vdmini_diffusers.serialization.pipeline_folder import sha256_of
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError
 
 
-SCRIPT = Path(__file__).parents[2] / "conversion/convert_t2v_to_vdmini.py"
+SCRIPT = ROOT / "conversion/convert_t2v_to_vdmini.py"
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import vdmini_diffusers
+
 
 PACKAGES = os.environ.get("LPIPS_PACKAGES")
 CODE = """
@@ -54,7 +56,10 @@ print(json.dumps({
 @pytest.mark.slow
 @pytest.mark.skipif(PACKAGES is None, reason="LPIPS_PACKAGES names no folder with lpips")
 def test_lpips_is_a_frozen_distance_of_frames_and_says_when_its_network_is_missing(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "https_proxy": "http://127.0.0.1:9"}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(vdmini_diffusers.__file__).parents[1]),
+        "https_proxy": "http://127.0.0.1:9",
+    }
     result = subprocess.run(
         [sys.executable, "-c", CODE, str(PACKAGES), str(tmp_path)], env=environment, capture_output=True, text=True
     )

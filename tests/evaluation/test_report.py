@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from PIL import Image
 
 from vdmini_diffusers.evaluation.report_pages import html_page, markdown_page
@@ -14,7 +15,7 @@ from vdmini_diffusers.evaluation.vbench_scores import T2V_SUITE, total_of_parts
 from vdmini_diffusers.pruning import VDMINI_UNET
 
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 TABLES = {table["id"]: table for table in json.loads((BENCHMARKS / "paper_tables.json").read_text())}
 
 

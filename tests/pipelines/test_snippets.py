@@ -8,6 +8,7 @@ import string
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from diffusers import AutoencoderKLTemporalDecoder, HunyuanVideoPipeline, StableVideoDiffusionPipeline
 from PIL import Image
 from tiny import student_of, tiny_image, tiny_svd_pipeline
@@ -24,7 +25,6 @@ from vdmini_diffusers.pruning import VDMINI_UNET
 from vdmini_diffusers.serialization.cards import render_card
 
 
-ROOT = Path(__file__).parents[2]
 CARDS = {  # the folders that a card's `$repository` may stand for
     "sf_v.md": ["svd"],
     "t2v_turbo.md": ["t2v-teacher"],

@@ -7,15 +7,15 @@ writes the tables anew.
 
 import os
 import re
-from pathlib import Path
 
+from checkout import ROOT
 from tiny_video_transformers import TRANSFORMERS
 
 from vdmini_diffusers.families.block_lists import BLOCK_LISTS, NOT_PRUNED, BlockList
 from vdmini_diffusers.families.stock import PIPELINES
 
 
-PAGE = Path(__file__).parents[2] / "conversion" / "VIDEO_TRANSFORMERS.md"
+PAGE = ROOT / "conversion" / "VIDEO_TRANSFORMERS.md"
 
 
 def remarks(blocks: BlockList) -> list[str]:

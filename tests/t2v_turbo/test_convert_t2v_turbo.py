@@ -3,13 +3,13 @@
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import forked_scripts
 import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
+from checkout import ROOT
 from diffusers import AutoencoderKL, LCMScheduler
 from original_inputs import PIXELS, TOKENS, UNET_INPUTS, normal
 from tiny_text_to_video import CLIP_EXCERPT
@@ -25,7 +25,7 @@ from vdmini_diffusers.t2v_turbo.tokenizer import read_tokenizer
 from vdmini_diffusers.t2v_turbo.variants import recognise_variant
 
 
-SCRIPT = Path(__file__).parents[2] / "conversion" / "convert_t2v_turbo_to_diffusers.py"
+SCRIPT = ROOT / "conversion" / "convert_t2v_turbo_to_diffusers.py"
 MOTION = ("motion_cond_proj.weight", "combine_proj.weight")
 
 

@@ -7,11 +7,11 @@ import signal
 import socket
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from checkout import ROOT
 from diffusers import AutoencoderKLTemporalDecoder
 from forked_scripts import start
 from tiny_hunyuan_video import tiny_hunyuan_pipeline
@@ -22,7 +22,7 @@ from vdmini_diffusers.data.latents import PrecomputedLatents, lock_for_writing
 from vdmini_diffusers.data.skipped_videos import TooFewUsableVideos
 
 
-SCRIPT = Path(__file__).parents[2] / "training/precompute_latents.py"
+SCRIPT = ROOT / "training/precompute_latents.py"
 NUM_VIDEOS = 12
 
 
