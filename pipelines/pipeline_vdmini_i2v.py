@@ -24,7 +24,9 @@ import PIL.Image
 import torch
 from diffusers import (
     AutoencoderKLTemporalDecoder,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
+    ModelMixin,
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
@@ -494,6 +496,16 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline, StableDiffusionLoraLoaderM
         if optimize:
             _optimize(pipe, kwargs)
         return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """As [`~DiffusionPipeline.from_pipe`], which takes over networks of exactly the classes that `__init__` names;
+        here those of subclasses as well, as students are."""
+        kinds = cls._get_signature_types()
+        for name, part in pipeline.components.items():
+            if isinstance(part, ModelMixin) and isinstance(part, kinds.get(name, ())):
+                kwargs.setdefault(name, part)
+        return super().from_pipe(pipeline, **kwargs)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:

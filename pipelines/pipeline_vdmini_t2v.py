@@ -25,7 +25,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, HunyuanVideoPipeline, LCMScheduler, UNet3DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    HunyuanVideoPipeline,
+    LCMScheduler,
+    ModelMixin,
+    UNet3DConditionModel,
+)
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 from diffusers.models.embeddings import get_timestep_embedding
@@ -671,6 +678,16 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             return None
         package = sys.modules.get(__name__.partition(".")[0])  # nothing of the kind where this file is remote code
         return getattr(package, "VDMiniHunyuanVideoPipeline", HunyuanVideoPipeline)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """As [`~DiffusionPipeline.from_pipe`], which takes over networks of exactly the classes that `__init__` names;
+        here those of subclasses as well, as students are."""
+        kinds = cls._get_signature_types()
+        for name, part in pipeline.components.items():
+            if isinstance(part, ModelMixin) and isinstance(part, kinds.get(name, ())):
+                kwargs.setdefault(name, part)
+        return super().from_pipe(pipeline, **kwargs)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:

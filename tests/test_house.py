@@ -280,6 +280,7 @@ def test_what_the_pipelines_repeat_is_the_same_text():
         "_read_index",
         "_replace_file",
         "_explaining_errors",
+        "from_pipe",
         "one_call_at_a_time",
         "postprocess",
     }
