@@ -51,6 +51,7 @@ setup(
         "huggingface_hub>=1.32",  # as diffusers 0.42
         "numpy>=2.0",  # the wheels of torch, av and scikit-image are built against it
         "pillow>=11.0",
+        "psutil>=5.9",  # the free memory of any system; accelerate brings it
         "pyyaml>=6.0.2",
         "safetensors>=0.8",  # as diffusers 0.42
         "torch>=2.6",  # the first whose `torch.load` reads tensors only unless told otherwise

@@ -332,6 +332,7 @@ def test_optional_packages_are_imported_only_inside_functions():
         "huggingface_hub",
         "numpy",
         "PIL",
+        "psutil",
         "safetensors",
         "torch",
         "tqdm",

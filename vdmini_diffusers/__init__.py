@@ -53,7 +53,14 @@ __all__ = [
     "prune_vae_decoder",
 ]
 
-_MODULES = ("models", "pipelines", "pruning", "pruning.prune_pipeline", "pruning.prune_vae_decoder", "trainers.distill")
+_MODULES = (
+    "models",
+    "pipelines",
+    "pruning",
+    "pruning.prune_pipeline",
+    "pruning.prune_vae_decoder",
+    "trainers.distill",
+)
 
 
 def _import_all() -> None:

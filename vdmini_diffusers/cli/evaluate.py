@@ -1,0 +1,5 @@
+"""`vdmini evaluate`."""
+
+
+def evaluate() -> None:
+    """Later."""

@@ -1,0 +1,5 @@
+"""`vdmini prune`."""
+
+
+def prune() -> None:
+    """Later."""

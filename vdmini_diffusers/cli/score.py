@@ -1,0 +1,5 @@
+"""`vdmini score`."""
+
+
+def score() -> None:
+    """Later."""
