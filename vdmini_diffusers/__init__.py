@@ -1,7 +1,7 @@
 """VDMini (Wu et al., ACM MM 2025) for diffusers: pruned and distilled video diffusion models.
 
-All that is exported is imported at once when the first of it is asked for, or with the package where diffusers is there
-already: diffusers resolves a component's class only from modules that are loaded. `vdmini --help` loads neither.
+All that is exported is imported at once when the first of it is asked for, or with the package where diffusers is
+loaded already: it resolves a component's class only from modules that are loaded. `vdmini --help` needs neither.
 """
 
 import importlib

@@ -13,10 +13,11 @@ from vdmini_diffusers.generation.memory import MemoryNeed
 from vdmini_diffusers.generation.pipeline_call import call_parameters
 
 
-# At a decoder's full resolution: four tensors of the channels of its last stage but one. This is what was counted for
-# SVD's decoder ("Large and long clips" in pipelines/README.md), and more than for the pruned ones.
-DECODER_TENSORS = 4
-DECODER_CHANNELS = 256  # where the config does not say
+# Tensors at a decoder's full resolution while it runs: of the channels that its last stage takes, or of those that it
+# makes. The first is what was counted for SVD's decoder ("Large and long clips" in pipelines/README.md), where the
+# pruned ones take less; the second for one of equal widths.
+TENSORS_IN, TENSORS_OUT = 4, 7
+DECODER_CHANNELS = (128, 256)  # where the config does not say
 
 
 def count_need(
@@ -36,7 +37,9 @@ def count_need(
     denoiser = denoiser or max(weights, key=lambda name: weights[name])
     denoising = weights[denoiser] // 2
     if family is not None and family.example_inputs is not None and denoiser in family.denoisers:
-        denoising = count_denoising(networks[denoiser], family.example_inputs, num_frames, height, width)
+        scale = getattr(pipe, "vae_scale_factor", 8)  # `example_inputs` are of VAEs that downsample by 8
+        size = height * 8 // scale, width * 8 // scale
+        denoising = count_denoising(networks[denoiser], family.example_inputs, num_frames, *size)
     vae: Any = networks.get("vae")
     return MemoryNeed(
         weights={} if on_cpu else weights,
@@ -71,8 +74,9 @@ def _num_bytes(network: nn.Module) -> int:
 
 def _decoding_per_pixel(vae: Any) -> int:
     config = vae.config
-    widths = config.get("decoder_block_out_channels") or config.get("block_out_channels") or (DECODER_CHANNELS,)
-    return DECODER_TENSORS * widths[min(1, len(widths) - 1)] * next(vae.parameters()).element_size()
+    widths = config.get("decoder_block_out_channels") or config.get("block_out_channels") or DECODER_CHANNELS
+    values = max(TENSORS_OUT * widths[0], TENSORS_IN * widths[min(1, len(widths) - 1)])
+    return values * next(vae.parameters()).element_size()
 
 
 def _tile(vae: Any, num_frames: int) -> int | None:

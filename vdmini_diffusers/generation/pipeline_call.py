@@ -74,6 +74,6 @@ def make_clip(
     frames = np.asarray(pipe(**given, **options, generator=generator, output_type="np").frames[0])
     if not np.isfinite(frames).all():
         raise ValueError(
-            "The model made values that are not finite: another --dtype may help (bfloat16 or float32), or it is damaged."
+            "The model made values that are not finite: it is damaged, or --dtype should be bfloat16 or float32."
         )
     return to_uint8(frames)
