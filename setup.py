@@ -90,7 +90,7 @@ setup(
         "vdmini_diffusers.model_cards": "model_cards",
         "vdmini_diffusers.pipelines": "pipelines",
     },
-    entry_points={"console_scripts": ["vdmini = vdmini_diffusers.cli.main:main"]},
+    entry_points={"console_scripts": ["vdmini = vdmini_diffusers.cli.main:vdmini"]},
     package_data={
         "vdmini_diffusers": ["py.typed"],
         "vdmini_diffusers.demo": ["*.png", "examples/*", "i2v_teacher/*", "i2v_teacher/*/*", "t2v_*/*", "t2v_*/*/*"],

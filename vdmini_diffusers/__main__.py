@@ -1,7 +1,7 @@
 """`python -m vdmini_diffusers`: the command `vdmini`."""
 
-from vdmini_diffusers.cli.main import main
+from vdmini_diffusers.cli.main import vdmini
 
 
 if __name__ == "__main__":
-    main()
+    vdmini()

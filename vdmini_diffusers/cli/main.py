@@ -24,5 +24,5 @@ app.command(rich_help_panel="Make a model")(score)
 app.command(rich_help_panel="Measure a model")(evaluate)
 
 
-def main() -> None:
+def vdmini() -> None:
     run_command(app)

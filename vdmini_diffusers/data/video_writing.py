@@ -34,7 +34,7 @@ def write_video(
         ImportError: without PyAV.
     """
     av = import_av()
-    pixels = to_uint8(frames)
+    pixels = video_to_uint8(frames)
     if not os.fspath(path).endswith(".mp4"):
         raise ValueError(f"Videos are written as mp4: name the file something.mp4, not {os.fspath(path)!r}.")
     if not 0 < fps <= 1000:
@@ -69,7 +69,7 @@ def import_av() -> Any:
     return av
 
 
-def to_uint8(frames: Sequence[Image.Image] | np.ndarray | torch.Tensor) -> np.ndarray:
+def video_to_uint8(frames: Sequence[Image.Image] | np.ndarray | torch.Tensor) -> np.ndarray:
     """One video as `write_video` takes it, as uint8 `(frames, height, width, 3)`. Raises `ValueError` as it does."""
     if isinstance(frames, torch.Tensor):
         array = frames.detach().cpu()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vdmini_diffusers.analysis.generation import frame_size
 from vdmini_diffusers.data.images import fit_picture
-from vdmini_diffusers.data.video_writing import to_uint8
+from vdmini_diffusers.data.video_writing import video_to_uint8
 
 
 FPS = 8  # as in VBench's examples, where the pipeline has no `fps`
@@ -76,4 +76,4 @@ def make_clip(
         raise ValueError(
             "The model made values that are not finite: it is damaged, or --dtype should be bfloat16 or float32."
         )
-    return to_uint8(frames)
+    return video_to_uint8(frames)
