@@ -83,10 +83,10 @@ def generate(
     where it was stopped.
     """
     from vdmini_diffusers.demo.students import demo_model
-    from vdmini_diffusers.generation.jobs import jobs_of
+    from vdmini_diffusers.generation.jobs import request_of
     from vdmini_diffusers.generation.production import ModelToOpen, produce
 
-    jobs = jobs_of(image, prompt, out, seed)
+    request = request_of(image, prompt, out, seed)
     options = {
         "num_frames": frames,
         "height": height,
@@ -95,14 +95,16 @@ def generate(
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
     }
+    note = None
     if model is None:
         demo = demo_model("text" if image is None else "image")
-        say(demo.note)
+        note = demo.note
         options |= {name: value for name, value in demo.defaults.items() if options[name] is None}
         model = str(demo.folder)
-    opened = ModelToOpen(model, variant, revision, trust_remote_code, device, None if dtype is None else dtype.value)
-    wrong = produce(opened, jobs, options, overwrite, say)
-    if len(jobs) > 1:
-        say(f"{len(jobs) - len(wrong)} clips in {jobs[0].output.parent}; each file says its seed.")
+    opened = ModelToOpen(model, variant, revision, trust_remote_code, device, dtype, note)
+    wrong = produce(opened, request, options, overwrite, say)
+    num_jobs = len(request.jobs)
+    if request.folder is not None:
+        say(f"{num_jobs - len(wrong)} of {num_jobs} clips are in {request.folder}; each file says its seed.")
     if wrong:
-        raise ValueError(f"{len(wrong)} of {len(jobs)} pictures could not be read: {'; '.join(wrong.values())}")
+        raise ValueError(f"{len(wrong)} of {num_jobs} pictures could not be read: {' '.join(wrong.values())}")

@@ -9,7 +9,7 @@ from typer import Argument, Option
 def score(
     model: Annotated[str, Argument(help="Folder or Hub id of a video pipeline.")],
     out: Annotated[Path, Option(help="Folder of the results.", rich_help_panel="Output")],
-    videos: Annotated[
+    real_videos: Annotated[
         Path | None,
         Option(help="Folder of videos; image to video starts from their first frames.", rich_help_panel="Input"),
     ] = None,
@@ -21,12 +21,14 @@ def score(
     ] = 64,
     steps: Annotated[int | None, Option(min=1, help="Denoising steps.", rich_help_panel="Input")] = None,
     seed: Annotated[int, Option(min=0, help="Of the noise.", rich_help_panel="Input")] = 0,
-    fvd: Annotated[bool, Option("--fvd", help="Score by FVD too; needs --videos.", rich_help_panel="Input")] = False,
+    fvd: Annotated[
+        bool, Option("--fvd", help="Score by FVD too; needs --real-videos.", rich_help_panel="Input")
+    ] = False,
     variant: Annotated[str | None, Option(help="Of the weight files, e.g. fp16.", rich_help_panel="Model")] = None,
 ) -> None:
     """Remove one part of a model after the other, and score the videos that it makes without it.
 
-    Example: vdmini score vdmini-i2v --videos clips --num-videos 16 --out importance
+    Example: vdmini score vdmini-i2v --real-videos clips --num-videos 16 --out importance
 
     The same command goes on where it was stopped. More flags: conversion/measure_block_importance.py, whose
     importance.json conversion/search_plan.py makes a plan of.
@@ -37,7 +39,7 @@ def score(
         ImportanceArguments(
             model,
             str(out),
-            real_videos=None if videos is None else str(videos),
+            real_videos=None if real_videos is None else str(real_videos),
             prompts=None if prompts is None else str(prompts),
             num_videos=num_videos,
             num_inference_steps=steps,

@@ -41,7 +41,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
             reason = _what_else(path)
         else:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ValueError(f"{os.fspath(path)!r} cannot be read as a picture: {reason}.") from error
+        raise ValueError(f"{os.fspath(path)!r} cannot be read as a picture: {reason.rstrip('.')}.") from error
 
 
 def fit_picture(image: Image.Image, width: int, height: int) -> Image.Image:

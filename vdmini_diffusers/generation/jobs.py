@@ -31,7 +31,15 @@ class Job:
         return {name: value for name, value in {**given, **settings}.items() if value is not None}
 
 
-def jobs_of(image: Path | None, prompt: str | None, out: Path | None, seed: int) -> list[Job]:
+@dataclass(frozen=True)
+class Request:
+    """The clips that are asked for: one, or as many as go into `folder`."""
+
+    jobs: list[Job]
+    folder: Path | None = None
+
+
+def request_of(image: Path | None, prompt: str | None, out: Path | None, seed: int) -> Request:
     """The clips that are asked for.
 
     One picture or prompt makes one file, by default `<name>.mp4` in the current folder, from `seed` itself. A folder
@@ -61,7 +69,7 @@ def jobs_of(image: Path | None, prompt: str | None, out: Path | None, seed: int)
     check_ending(out)
     if image is not None and image.resolve() == out.resolve():
         raise ValueError(f"{out} is the picture itself: give another name for the clip.")
-    return [Job(out, seed, image, prompt)]
+    return Request([Job(out, seed, image, prompt)])
 
 
 def derived_seed(seed: int, name: str) -> int:
@@ -69,20 +77,19 @@ def derived_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4])
 
 
-def unfinished(jobs: Sequence[Job], settings: Mapping[str, Any], overwrite: bool) -> list[Job]:
-    """The jobs whose files are not there yet. Those of several that are there stay as they are.
+def unfinished(request: Request, settings: Mapping[str, Any], overwrite: bool) -> list[Job]:
+    """The jobs whose files are not there yet. Those that are there in a folder stay as they are.
 
     Args:
         settings: what the files should say that they were made with, besides what `Job.record` adds.
 
     Raises:
-        FileExistsError: if the file of a single job is there, or one of several is there that was not made with
-            these settings.
+        FileExistsError: if the file is there, or a folder has one that was not made with these settings.
     """
     if overwrite:
-        return list(jobs)
-    there = [job for job in jobs if job.output.exists()]
-    if there and len(jobs) == 1:
+        return request.jobs
+    there = [job for job in request.jobs if job.output.exists()]
+    if there and request.folder is None:
         raise FileExistsError(f"{there[0].output} exists: give another name, or replace it with --overwrite.")
     for job in there:
         found, wanted = read_record(job.output), job.record(settings)
@@ -96,7 +103,7 @@ def unfinished(jobs: Sequence[Job], settings: Mapping[str, Any], overwrite: bool
                 f"{job.output} was made with {other[0]} {found.get(other[0])!r}, now {wanted.get(other[0])!r}: give"
                 " another folder, or the same settings to go on, or --overwrite."
             )
-    return [job for job in jobs if job not in there]
+    return [job for job in request.jobs if job not in there]
 
 
 def read_prompt_lines(file: Path) -> list[str]:
@@ -106,6 +113,8 @@ def read_prompt_lines(file: Path) -> list[str]:
         ValueError: if there is none, or it is not UTF-8.
         OSError: if it cannot be read.
     """
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {file}: a prompt that ends in .txt names a file of prompts.")
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
@@ -126,7 +135,7 @@ def picture_endings() -> set[str]:
     return (known | {".heic", ".heif", ".avif"}) - {".eps", ".ps", ".pdf", ".mpg", ".mpeg"}
 
 
-def _of_folder(folder: Path, prompt: str | None, out: Path, seed: int) -> list[Job]:
+def _of_folder(folder: Path, prompt: str | None, out: Path, seed: int) -> Request:
     _check_folder(out)
     check_apart(out, {"the pictures": folder}, flag="--out")
     names = [name for name in list_files(folder)[0] if PurePosixPath(name).suffix.lower() in picture_endings()]
@@ -139,16 +148,14 @@ def _of_folder(folder: Path, prompt: str | None, out: Path, seed: int) -> list[J
         path = PurePosixPath(name)
         stem = path.stem if stems[path.with_suffix("")] == 1 else path.name.replace(".", "_")
         jobs.append(Job(out / path.parent / f"{stem}.mp4", derived_seed(seed, name), folder / name, prompt))
-    return jobs
+    return Request(jobs, out)
 
 
-def _of_prompts(prompts: Sequence[str], out: Path, seed: int) -> list[Job]:
+def _of_prompts(prompts: Sequence[str], out: Path, seed: int) -> Request:
     _check_folder(out)
     names = [f"{i:04d}-{short_name(prompt)}" for i, prompt in enumerate(prompts, 1)]
-    return [
-        Job(out / f"{name}.mp4", derived_seed(seed, name), prompt=prompt)
-        for name, prompt in zip(names, prompts, strict=True)
-    ]
+    named = zip(names, prompts, strict=True)
+    return Request([Job(out / f"{name}.mp4", derived_seed(seed, name), prompt=prompt) for name, prompt in named], out)
 
 
 def _check_folder(out: Path) -> None:

@@ -56,7 +56,7 @@ class MemorySaving:
     def __str__(self) -> str:
         parts = ["model offload"] * self.offload
         parts += [f"decoding {self.decode_chunk_size} frames at once"] if self.decode_chunk_size else []
-        return ", ".join([*parts, *(["VAE tiling"] * self.tiling)]) or "nothing needs to be saved"
+        return ", ".join([*parts, *(["VAE tiling"] * self.tiling)]) or "no memory needs to be saved"
 
 
 # In this order the first that fits is taken: what changes no pixel first, and of that what costs least time; then

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.families import Family
 from vdmini_diffusers.generation.clip_files import write_clip
-from vdmini_diffusers.generation.jobs import Job, unfinished
+from vdmini_diffusers.generation.jobs import Job, Request, unfinished
 from vdmini_diffusers.generation.memory import GIB, choose_saving, free_bytes, save_memory
 from vdmini_diffusers.generation.memory_count import count_need
 from vdmini_diffusers.generation.opening import choose_device, choose_dtype, open_pipeline, recognise
@@ -35,7 +35,11 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class ModelToOpen:
-    """A pipeline, and how it is opened: see `open_pipeline`, `choose_device` and `choose_dtype`."""
+    """A pipeline, and how it is opened: see `open_pipeline`, `choose_device` and `choose_dtype`.
+
+    Args:
+        note: what a user is told before it is.
+    """
 
     name: str
     variant: str | None = None
@@ -43,10 +47,11 @@ class ModelToOpen:
     trust_remote_code: bool = False
     device: str | None = None
     dtype: str | None = None
+    note: str | None = None
 
 
 def produce(
-    model: ModelToOpen, jobs: Sequence[Job], options: Mapping[str, Any], overwrite: bool = False, say: Say = print
+    model: ModelToOpen, request: Request, options: Mapping[str, Any], overwrite: bool = False, say: Say = print
 ) -> dict[Path, str]:
     """Make the clips that are not there yet, one file each.
 
@@ -62,19 +67,22 @@ def produce(
             suffice; before the first clip is begun.
         ImportError: without PyAV, for an mp4 file.
     """
+    jobs, alone = request.jobs, request.folder is None
     device, family = choose_device(model.device), recognise(model.name, model.revision)
     cls, fps = None if family is None else family.pipeline, options.get("fps")
     if cls is not None:
         _check_inputs(cls, jobs)
         chosen_options(options, cls)
     settings = _settings(model, options)
-    todo = unfinished(jobs, settings, overwrite)
-    if len(jobs) > 1:
+    todo = unfinished(request, settings, overwrite)
+    if not alone:
         say(f"{len(jobs) - len(todo)} of {len(jobs)} clips are there.")
     if not todo:
         return {}
-    if len(todo) == 1 and todo[0].image is not None:
+    if alone and todo[0].image is not None:
         read_image(todo[0].image)  # before the model is, which takes longer
+    if model.note is not None:
+        say(model.note)
     dtype = choose_dtype(model.dtype, device, family)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
@@ -91,23 +99,23 @@ def produce(
     call = chosen_options(options, cls)
     call["height"], call["width"] = video_size(pipe, options.get("height"), options.get("width"))
     call |= _fit_into_memory(pipe, family, call, device, say)
-    pipe.set_progress_bar_config(disable=len(todo) > 1, leave=False)
+    pipe.set_progress_bar_config(disable=not alone, leave=False)
     wrong: dict[Path, str] = {}
-    for job in tqdm(todo, "clips", unit="clip", disable=len(todo) == 1):
+    for job in tqdm(todo, "clips", unit="clip", disable=alone):
         try:
             image = None if job.image is None else read_image(job.image)
         except ValueError as error:
-            if len(jobs) == 1:
+            if alone:
                 raise
             wrong[Path(str(job.image))] = str(error)
             continue
-        if image is not None and len(jobs) == 1:
+        if image is not None and alone:
             say_what_fitting_does(image.size, (call["width"], call["height"]), say)
         start = time.perf_counter()
         frames = make_clip(pipe, job.seed, call, image, job.prompt)
         rate, num_steps = file_fps(cls, fps), len(pipe.scheduler.timesteps)
         write_clip(frames, job.output, rate, {**job.record(settings), "steps": num_steps})
-        if len(jobs) == 1:
+        if alone:
             say(
                 f"{job.output}: {len(frames)} frames of {frames.shape[2]} x {frames.shape[1]}, {rate:g} a second;"
                 f" seed {job.seed}, {num_steps} step{'s' * (num_steps > 1)}, {time.perf_counter() - start:.1f} s"
@@ -124,7 +132,7 @@ def say_what_fitting_does(size: tuple[int, int], wanted: tuple[int, int], say: S
     cut = 1 - wide * high / (scale * width * scale * height)
     if cut > CUT:
         say(
-            f"{cut:.0%} of the picture lies outside the video's {wide} x {high} pixels and is cut away: --width and"
+            f"{int(100 * cut)} % of the picture lies outside the video's {wide} x {high} pixels and is cut away: --width and"
             " --height give the video another shape."
         )
 
