@@ -34,6 +34,8 @@ def run_command(app: Callable[..., object]) -> None:
 def one_line(error: Exception) -> str:
     """An error in plain words, without the name of its class unless there are no words."""
     message = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        message = f"{error.filename}: {error.strerror}."  # without the number
     if isinstance(error, (KeyError, IndexError, AttributeError, TypeError, AssertionError)) or not message:
         message = f"{type(error).__name__}: {message} (this should not happen; --debug shows where it did)"
     return message

@@ -111,7 +111,7 @@ def fvd_command(args: FVDArguments) -> None:
     state, protocol = Accelerator().state, args.protocol
     if args.pipeline is None and not args.generated.exists():
         raise FileNotFoundError(
-            f"There is no {args.generated}. Give a folder of videos, or a pipeline that makes them."
+            f"There is no {args.generated}: give a folder of videos, or a pipeline that makes them."
         )
     if args.pipeline is None and (args.generated / GENERATION_MANIFEST).is_file() and args.real.is_dir():
         check_generation_folder(args.generated, [video.name for video in find_videos(args.real)[0]], protocol)

@@ -22,7 +22,7 @@ def score(
     steps: Annotated[int | None, Option(min=1, help="Denoising steps.", rich_help_panel="Input")] = None,
     seed: Annotated[int, Option(min=0, help="Of the noise.", rich_help_panel="Input")] = 0,
     fvd: Annotated[
-        bool, Option("--fvd", help="Score by FVD too; needs --real-videos.", rich_help_panel="Input")
+        bool, Option("--fvd", help="By FVD as well; needs --real-videos.", rich_help_panel="Input")
     ] = False,
     variant: Annotated[str | None, Option(help="Of the weight files, e.g. fp16.", rich_help_panel="Model")] = None,
 ) -> None:

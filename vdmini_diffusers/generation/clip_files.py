@@ -27,6 +27,13 @@ def check_ending(path: Path) -> None:
         import_av()
 
 
+def check_writable(path: Path) -> None:
+    """Raises `OSError` if no file can be made in the folder of `path`, or in the nearest that is there."""
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def write_clip(frames: np.ndarray, path: Path, fps: float, record: Mapping[str, Any]) -> None:
     """Write a clip by the ending of `path`; it appears under its name when it is complete.
 

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.families import Family
-from vdmini_diffusers.generation.clip_files import write_clip
+from vdmini_diffusers.generation.clip_files import check_writable, write_clip
 from vdmini_diffusers.generation.jobs import Job, Request, unfinished
 from vdmini_diffusers.generation.memory import GIB, choose_saving, free_bytes, save_memory
 from vdmini_diffusers.generation.memory_count import count_need
@@ -79,6 +79,7 @@ def produce(
         say(f"{len(jobs) - len(todo)} of {len(jobs)} clips are there.")
     if not todo:
         return {}
+    check_writable(todo[0].output)
     if alone and todo[0].image is not None:
         read_image(todo[0].image)  # before the model is, which takes longer
     if model.note is not None:
@@ -132,8 +133,8 @@ def say_what_fitting_does(size: tuple[int, int], wanted: tuple[int, int], say: S
     cut = 1 - wide * high / (scale * width * scale * height)
     if cut > CUT:
         say(
-            f"{int(100 * cut)} % of the picture lies outside the video's {wide} x {high} pixels and is cut away: --width and"
-            " --height give the video another shape."
+            f"{int(100 * cut)} % of the picture lies outside the video's {wide} x {high} pixels and is cut off: --width"
+            " and --height give the video another shape."
         )
 
 
