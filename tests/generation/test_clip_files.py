@@ -9,7 +9,7 @@ from vdmini_diffusers.generation import clip_files
 from vdmini_diffusers.generation.clip_files import check_writable, frame_sheet, read_record, write_clip
 
 
-RECORD = {"seed": 7, "prompt": "\u00e4 d\u00f6g, \"quoted\" = ;#\\ ", "steps": 4}
+RECORD = {"seed": 7, "prompt": '\u00e4 d\u00f6g, "quoted" = ;#\\ ', "steps": 4}
 
 
 def clip(num_frames=5, height=18, width=24) -> np.ndarray:

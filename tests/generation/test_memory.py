@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from tiny import tiny_svd_pipeline
 from tiny_hunyuan_video import tiny_hunyuan_pipeline
 
+from vdmini_diffusers import VDMiniI2VPipeline
 from vdmini_diffusers.analysis.cost_table import FusedAttention
-from vdmini_diffusers.evaluation.live_bytes import LiveBytes
+from vdmini_diffusers.demo.students import demo_model
+from vdmini_diffusers.evaluation.live_bytes import LiveBytes, grown_by
 from vdmini_diffusers.families.hunyuan_video import HUNYUAN_VIDEO
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.generation.memory import (
@@ -24,6 +27,7 @@ from vdmini_diffusers.generation.memory import (
     save_memory,
 )
 from vdmini_diffusers.generation.memory_count import count_denoising, count_need
+from vdmini_diffusers.generation.pipeline_call import make_clip
 
 
 # Like Stable Video Diffusion's in half precision: 25 frames of 576 x 1024.
@@ -116,6 +120,17 @@ def test_a_decoder_takes_what_is_counted_for_it_at_most():
     assert 0.6 < counter.peak / (need.decoding_per_pixel * 6 * 32 * 32) < 1.001  # and a few scalars
     guided = count_need(pipe, SVD, 6, 32, 32, guided=True, on_cpu=True)
     assert guided.denoising == 2 * need.denoising and guided.weights == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_frames", "size"), [(32, 64), (8, 192)])
+def test_a_process_grows_by_less_than_is_counted(num_frames, size):
+    pipe = VDMiniI2VPipeline.from_pretrained(demo_model("image").folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_frames": num_frames, "height": size, "width": size}
+    grown = grown_by(lambda: make_clip(pipe, 0, call, Image.new("RGB", (size, size))))
+    counted = peak_bytes(count_need(pipe, SVD, num_frames, size, size, guided=False, on_cpu=True), MemorySaving())
+    assert 0.6 * counted < grown < counted
 
 
 def test_a_family_without_inputs_is_counted_by_its_weights():

@@ -133,8 +133,8 @@ def say_what_fitting_does(size: tuple[int, int], wanted: tuple[int, int], say: S
     cut = 1 - wide * high / (scale * width * scale * height)
     if cut > CUT:
         say(
-            f"{int(100 * cut)} % of the picture lies outside the video's {wide} x {high} pixels and is cut off: --width"
-            " and --height give the video another shape."
+            f"{int(100 * cut)} % of the picture lies outside the video's {wide} x {high} pixels and is cut off:"
+            " --width and --height give the video another shape."
         )
 
 
