@@ -1,14 +1,21 @@
 """The command `vdmini` as a person meets it: quick, short, and one line where something is wrong."""
 
+import re
+import shlex
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
+from click import NoSuchOption
 from PIL import Image
+from printed_commands import DOCUMENTS
+from typer.main import get_command
 from typer.testing import CliRunner
 
+import vdmini_diffusers
 from vdmini_diffusers.cli import main
 from vdmini_diffusers.cli.command_errors import one_line
 from vdmini_diffusers.generation.clip_files import read_record
@@ -43,15 +50,38 @@ def test_help_is_quick_as_nothing_heavy_is_imported():
     assert all(f" {command} " in done.stdout for command in COMMANDS) and len(done.stdout.splitlines()) < 30
 
 
+def check_command(line: str) -> None:
+    """Raises what the command line would end with."""
+    name, *arguments = shlex.split(line, comments=True)
+    group: Any = get_command(main.app)
+    group.commands[name].make_context(name, arguments)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_has_an_example_that_it_would_take(command):
+def test_each_command_has_an_example_that_it_takes_and_short_help(command):
     printed = CliRunner().invoke(main.app, [command, "--help"], env={"COLUMNS": "200"}).stdout
     example = next(line for line in printed.splitlines() if "Example: vdmini" in line)
-    words = example.split("Example: vdmini ")[1].split()
-    assert words[0] == command and len(printed.splitlines()) < 60
-    assert {word for word in words if word.startswith("--")} <= {word for word in printed.split() if word[:2] == "--"}
+    check_command(example.split("Example: vdmini ")[1])
+    assert f"vdmini {command} " in example and len(printed.splitlines()) < 60
 
 
+def test_every_printed_command_is_one_that_vdmini_takes():
+    printed = re.compile(r"(?:^|`)vdmini ((?:generate|prune|score|evaluate) [^`\n]*)", re.MULTILINE)
+    lines = [(path, line) for path in DOCUMENTS for line in printed.findall(path.read_text(encoding="utf-8"))]
+    assert len(lines) >= 5
+    for _, line in lines:
+        check_command(line)
+    with pytest.raises(NoSuchOption):
+        check_command("generate --nonsense")
+
+
+def test_what_is_exported_is_there():
+    assert [name for name in vdmini_diffusers.__all__ if not hasattr(vdmini_diffusers, name)] == []
+    with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
+        _ = vdmini_diffusers.nosuch
+
+
+@pytest.mark.slow
 def test_the_package_exports_the_same_whether_it_is_lazy_or_not():
     code = (
         "import sys, vdmini_diffusers as package; assert 'diffusers' not in sys.modules\n"

@@ -120,7 +120,7 @@ def test_what_a_model_cannot_do_is_refused_and_nothing_is_written(folder, tmp_pa
 
 
 def test_memory_that_does_not_suffice_is_found_before_anything_runs(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 14_000_000}))
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 16_000_000}))
     image = folder / "pictures" / "a.png"
     with pytest.raises(ValueError, match="99 frames of 64 x 64 pixels need about"):
         run(folder / "teacher", image, out=tmp_path / "x.mp4", num_frames=99, height=64, width=64)
