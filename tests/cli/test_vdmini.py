@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click import NoSuchOption
 from PIL import Image
 from printed_commands import DOCUMENTS
 from typer.main import get_command
@@ -71,7 +70,7 @@ def test_every_printed_command_is_one_that_vdmini_takes():
     assert len(lines) >= 5
     for _, line in lines:
         check_command(line)
-    with pytest.raises(NoSuchOption):
+    with pytest.raises(Exception, match="No such option"):  # typer's, or click's in older releases
         check_command("generate --nonsense")
 
 
@@ -133,7 +132,7 @@ def test_an_error_is_one_line_and_a_traceback_only_when_asked_for(vdmini, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "--frames", "0"], "greater than or equal to 1"),
+        (["generate", "--frames", "0"], "Invalid value for '--frames'"),
         (["generate", "--nonsense"], "No such option"),
         (["generate", "--dtype", "float8"], "float8"),
         (["nosuch"], "No such command"),
