@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_hub import FakeHub
+from fresh_python import run_python
 from PIL import Image
 from tiny import student_of, tiny_svd_pipeline
 from tiny_hunyuan_video import tiny_hunyuan_pipeline
@@ -13,8 +15,9 @@ from tiny_text_to_video import tiny_t2v_pipeline
 
 from vdmini_diffusers import VDMiniI2VPipeline
 from vdmini_diffusers.families.svd import SVD
+from vdmini_diffusers.families.videocrafter import VIDEOCRAFTER
 from vdmini_diffusers.families.wan import FAMILY as WAN
-from vdmini_diffusers.generation import memory, opening
+from vdmini_diffusers.generation import opening
 from vdmini_diffusers.generation.clip_files import read_record
 from vdmini_diffusers.generation.jobs import derived_seed, request_of
 from vdmini_diffusers.generation.opening import choose_device, choose_dtype, open_pipeline, recognise
@@ -43,11 +46,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(model: Path, image=None, prompt=None, out=None, seed=0, overwrite=False, dtype=None, **options):
+def run(model: Path, image=None, prompt=None, out=None, seed=0, overwrite=False, dtype=None, memory=None, **options):
     """Lines that were said, and what was wrong."""
     said: list[str] = []
     request = request_of(image, prompt, out, seed)
-    wrong = produce(ModelToOpen(str(model), dtype=dtype, device="cpu"), request, options, overwrite, said.append)
+    wrong = produce(
+        ModelToOpen(str(model), dtype=dtype, device="cpu", memory=memory), request, options, overwrite, said.append
+    )
     return said, wrong
 
 
@@ -119,13 +124,12 @@ def test_what_a_model_cannot_do_is_refused_and_nothing_is_written(folder, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_memory_that_does_not_suffice_is_found_before_anything_runs(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 16_000_000}))
+def test_memory_that_does_not_suffice_is_found_before_anything_runs(folder, tmp_path):
     image = folder / "pictures" / "a.png"
     with pytest.raises(ValueError, match="99 frames of 64 x 64 pixels need about"):
-        run(folder / "teacher", image, out=tmp_path / "x.mp4", num_frames=99, height=64, width=64)
-    said, _ = run(folder / "teacher", image, out=tmp_path / "y.mp4", num_frames=12, height=32, width=32)
-    assert said[0].endswith("float32: decoding 8 frames at once.")
+        run(folder / "teacher", image, out=tmp_path / "x.mp4", memory=0.015, num_frames=99, height=64, width=64)
+    said, _ = run(folder / "teacher", image, out=tmp_path / "y.mp4", memory=0.015, num_frames=12, height=32, width=32)
+    assert said[0].endswith("GiB allowed, float32: decoding 8 frames at once.")
 
 
 def test_a_model_that_is_not_finite_writes_no_clip(folder):
@@ -179,3 +183,30 @@ def test_a_picture_that_hardly_fits_is_worth_a_word():
     say_what_fitting_does((15, 15), (64, 64), said.append)
     say_what_fitting_does((3000, 1000), (64, 64), said.append)
     assert "15 x 15 pixels and is enlarged 4 times" in said[0] and "66 % of the picture lies outside" in said[1]
+
+
+ASK_THE_HUB = """
+import json, sys
+from vdmini_diffusers.generation.opening import recognise
+answers = []
+for name, revision in json.loads(sys.argv[1]):
+    try:
+        answers.append(recognise(name, revision).name)
+    except (OSError, ValueError) as error:
+        answers.append(f"{type(error).__name__}: {error}")
+print(json.dumps(answers))
+"""
+
+
+@pytest.mark.slow
+def test_what_the_hub_does_not_give_is_said_in_plain_words(folder, tmp_path):
+    asked = [["org/t2v", None], ["org/none", None], ["org/t2v", "nosuch"], ["org/data", None]]
+    with FakeHub(tmp_path / "hub") as hub:
+        hub.commit("org/t2v", {"model_index.json": (folder / "t2v" / "model_index.json").read_bytes()})
+        hub.commit("org/data", {"README.md": b"data"})
+        answers = run_python(ASK_THE_HUB, json.dumps(asked), home=tmp_path, endpoint=hub.endpoint)
+    assert answers[0] == VIDEOCRAFTER.name
+    assert "There is no model org/none on the Hub" in answers[1] and "no branch, tag or commit nosuch" in answers[2]
+    assert answers[3].startswith("FileNotFoundError: org/data on the Hub has no model_index.json")
+    (offline,) = run_python(ASK_THE_HUB, json.dumps([["org/none", None]]), home=tmp_path)
+    assert offline.startswith("ConnectionError: org/none is not in the cache, and the Hub cannot be reached")

@@ -74,6 +74,9 @@ def generate(
     dtype: Annotated[
         Precision | None, Option(help="Precision. Default: what suits the device.", rich_help_panel=MACHINE)
     ] = None,
+    memory: Annotated[
+        float | None, Option(min=0, help="GiB that may be used. Default: what is free.", rich_help_panel=MACHINE)
+    ] = None,
 ) -> None:
     """Make a video from a picture or a prompt.
 
@@ -101,7 +104,7 @@ def generate(
         note = demo.note
         options |= {name: value for name, value in demo.defaults.items() if options[name] is None}
         model = str(demo.folder)
-    opened = ModelToOpen(model, variant, revision, trust_remote_code, device, dtype, note)
+    opened = ModelToOpen(model, variant, revision, trust_remote_code, device, dtype, memory, note)
     wrong = produce(opened, request, options, overwrite, say)
     num_jobs = len(request.jobs)
     if request.folder is not None:

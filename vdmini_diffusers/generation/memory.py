@@ -98,7 +98,7 @@ def choose_saving(need: MemoryNeed, free: int, can_offload: bool) -> MemorySavin
     raise ValueError(
         f"{need.num_frames} frames of {need.width} x {need.height} pixels need about {least / GIB:.1f} GiB, however"
         f" much is saved, and {SHARE * free / GIB:.1f} GiB can be used: make the clip smaller or shorter (--height,"
-        " --width, --frames), or choose another --dtype or --device."
+        " --width, --frames), or choose another --dtype or --device. The count is cautious: --memory overrides it."
     )
 
 

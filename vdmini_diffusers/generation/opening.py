@@ -6,6 +6,13 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from vdmini_diffusers.families import Family, family_of
 from vdmini_diffusers.serialization.pipeline_folder import STEMS, named_class, read_model_index
@@ -43,12 +50,32 @@ def recognise(model: str, revision: str | None = None) -> Family | None:
     """The family of a pipeline, or None for one that is not known here.
 
     Raises:
-        CheckpointError: a `ValueError`; if there is no pipeline.
-        OSError: if it cannot be read or downloaded.
+        ValueError: if there is no such folder, or no pipeline in it.
+        OSError: if it cannot be read or downloaded; the message says what to do.
     """
     if not os.path.exists(model) and (model.startswith((".", "/", "~")) or model.count("/") != 1):
         raise ValueError(f"There is no folder {model}, and the id of a model on the Hub has the form owner/name.")
-    index, _ = read_model_index(model, revision)
+    try:
+        index, _ = read_model_index(model, revision)
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"{model} asks for consent: accept its terms on https://huggingface.co/{model}, then run `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no model {model} on the Hub that you may read, and no folder of that name here. If it is"
+            " private, run `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{model} has no branch, tag or commit {revision}.") from error
+    except LocalEntryNotFoundError as error:
+        raise ConnectionError(
+            f"{model} is not in the cache, and the Hub cannot be reached: check the connection and HF_HUB_OFFLINE."
+        ) from error
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{model} on the Hub has no model_index.json: it is not a pipeline in diffusers' layout."
+        ) from error
     return family_of(named_class(index))
 
 

@@ -38,7 +38,8 @@ class ModelToOpen:
     """A pipeline, and how it is opened: see `open_pipeline`, `choose_device` and `choose_dtype`.
 
     Args:
-        note: what a user is told before it is.
+        memory: GiB that may be used; by default all that are free.
+        note: what a user is told before it is opened.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelToOpen:
     trust_remote_code: bool = False
     device: str | None = None
     dtype: str | None = None
+    memory: float | None = None
     note: str | None = None
 
 
@@ -99,7 +101,7 @@ def produce(
     _check_inputs(cls, jobs)
     call = chosen_options(options, cls)
     call["height"], call["width"] = video_size(pipe, options.get("height"), options.get("width"))
-    call |= _fit_into_memory(pipe, family, call, device, say)
+    call |= _fit_into_memory(pipe, family, call, device, model.memory, say)
     pipe.set_progress_bar_config(disable=not alone, leave=False)
     wrong: dict[Path, str] = {}
     for job in tqdm(todo, "clips", unit="clip", disable=alone):
@@ -165,7 +167,7 @@ def _settings(model: ModelToOpen, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fit_into_memory(
-    pipe: Any, family: Family | None, call: Mapping[str, Any], device: str, say: Say
+    pipe: Any, family: Family | None, call: Mapping[str, Any], device: str, memory: float | None, say: Say
 ) -> dict[str, int]:
     """Move the pipeline to the device with what saves enough memory, and say so; what its calls take for that."""
     parameters = call_parameters(type(pipe))
@@ -175,7 +177,8 @@ def _fit_into_memory(
     guided = any(scale is None or scale > 1 for scale in scales)  # None is for the pipeline to decide
     on_cpu = device == "cpu"
     need = count_need(pipe, family, num_frames, call["height"], call["width"], guided, on_cpu)
-    free = free_bytes(device)
+    free = free_bytes(device) if memory is None else round(memory * GIB)
     saving = choose_saving(need, free, can_offload=not on_cpu)
-    say(f"On {device}, {free / GIB:.1f} GiB free, {str(pipe.dtype).removeprefix('torch.')}: {saving}.")
+    dtype, known_by = str(pipe.dtype).removeprefix("torch."), "free" if memory is None else "allowed"
+    say(f"On {device}, {free / GIB:.1f} GiB {known_by}, {dtype}: {saving}.")
     return save_memory(pipe, saving, device)
