@@ -66,11 +66,11 @@ def test_the_peak_is_that_of_the_part_that_takes_most():
     [
         (80, True, {}, MemorySaving()),
         (24, True, {}, MemorySaving(decode_chunk_size=8)),
-        (16, True, {}, MemorySaving(offload=True, decode_chunk_size=8)),
-        (10, True, {}, MemorySaving(offload=True, decode_chunk_size=2)),
+        (20, True, {}, MemorySaving(offload=True, decode_chunk_size=8)),
+        (12, True, {}, MemorySaving(offload=True, decode_chunk_size=2)),
         (16, False, {}, MemorySaving(tiling=True)),
         (24, True, {"chunks": False}, MemorySaving(tiling=True)),
-        (10, True, {"chunks": False}, MemorySaving(offload=True, tiling=True)),
+        (12, True, {"chunks": False}, MemorySaving(offload=True, tiling=True)),
         (40, True, {"chunks": False, "tile": None}, MemorySaving(offload=True)),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_process_grows_by_less_than_is_counted(num_frames, size):
     call = {"num_frames": num_frames, "height": size, "width": size}
     grown = grown_by(lambda: make_clip(pipe, 0, call, Image.new("RGB", (size, size))))
     counted = peak_bytes(count_need(pipe, SVD, num_frames, size, size, guided=False, on_cpu=True), MemorySaving())
-    assert 0.6 * counted < grown < counted
+    assert 0.4 * counted < grown < counted
 
 
 def test_a_family_without_inputs_is_counted_by_its_weights():
