@@ -17,8 +17,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vdmini_diffusers" / "versi
 # Never here: torchvision and what pulls it in (lpips), except in an extra of its own. Where torchvision does not match
 # torch, it breaks the import of diffusers and transformers as well.
 EXTRAS = {
+    "video": ["av>=18.1"],  # older ones ignore the tags of a video's colours when they convert it
     "train": [
-        "av>=18.1",  # older ones ignore the tags of a video's colours when they convert it
         "datasets>=4.0",  # before it, videos were decoded by decord
         "peft>=0.18.2",  # as transformers 5.11
     ],
@@ -30,6 +30,7 @@ EXTRAS = {
     "test": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6"],
     "quality": ["pyright>=1.1.400", "ruff>=0.17", "uv>=0.8"],
 }
+EXTRAS["train"] += EXTRAS["video"]
 EXTRAS["test"] += EXTRAS["train"] + EXTRAS["teacher"] + EXTRAS["prune"] + EXTRAS["evaluate"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["quality"]
 
@@ -50,11 +51,13 @@ setup(
         "huggingface_hub>=1.32",  # as diffusers 0.42
         "numpy>=2.0",  # the wheels of torch, av and scikit-image are built against it
         "pillow>=11.0",
+        "psutil>=5.9",  # the free memory of any system; accelerate brings it
         "pyyaml>=6.0.2",
         "safetensors>=0.8",  # as diffusers 0.42
         "torch>=2.6",  # the first whose `torch.load` reads tensors only unless told otherwise
         "tqdm>=4.67",
         "transformers>=5.11,<5.24",  # older ones rename CLIP's tensors; 5.24 wants peft 0.22, not yet released
+        "typer>=0.15",  # parses the command `vdmini`; huggingface_hub brings it for its own
     ],
     extras_require=EXTRAS,
     # Pipelines and model cards live in top-level folders. In a checkout, the links to them in vdmini_diffusers/ make
@@ -71,6 +74,7 @@ setup(
         "vdmini_diffusers.distillation.tasks",
         "vdmini_diffusers.evaluation",
         "vdmini_diffusers.families",
+        "vdmini_diffusers.generation",
         "vdmini_diffusers.inference",
         "vdmini_diffusers.model_cards",
         "vdmini_diffusers.models",
@@ -86,6 +90,7 @@ setup(
         "vdmini_diffusers.model_cards": "model_cards",
         "vdmini_diffusers.pipelines": "pipelines",
     },
+    entry_points={"console_scripts": ["vdmini = vdmini_diffusers.cli.main:vdmini"]},
     package_data={
         "vdmini_diffusers": ["py.typed"],
         "vdmini_diffusers.demo": ["*.png", "examples/*", "i2v_teacher/*", "i2v_teacher/*/*", "t2v_*/*", "t2v_*/*/*"],

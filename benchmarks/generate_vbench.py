@@ -13,7 +13,6 @@ on where the last one stopped. A video's seed depends on `--seed`, its prompt an
 elsewhere (`vbench evaluate`, `evaluate_i2v.py`), and `benchmarks/score_vbench.py` makes totals of what it writes.
 """
 
-import inspect
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +28,12 @@ from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.evaluation.vbench_folder import keep_video, open_generation, unfinished_videos
 from vdmini_diffusers.evaluation.vbench_videos import Prompt, read_vbench_prompts, wanted_videos
 from vdmini_diffusers.families import find_family
+from vdmini_diffusers.generation.pipeline_call import call_parameters, chosen_options, file_fps, video_size
 from vdmini_diffusers.serialization.atomic import check_apart
 from vdmini_diffusers.serialization.pipeline_folder import sha256_of
 
 
 MAX_ASPECT_ERROR = 0.03  # VBench's pictures of 7-4 are 1.6 % off 16-9
-FPS = 8  # as in VBench's examples, where the pipeline has no `fps`
 
 
 @dataclass
@@ -68,29 +67,6 @@ OPTIONS = (
     *("num_inference_steps", "guidance_scale", "min_guidance_scale", "max_guidance_scale"),
     *("num_frames", "height", "width", "fps", "decode_chunk_size"),
 )
-
-
-def chosen_options(args: Arguments, parameters: Any, pipeline: type[Any]) -> dict[str, Any]:
-    """The options that are given, all of which the pipeline takes; `fps` is the file's where it does not take that."""
-    options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
-    if refused := [name for name in options if name not in parameters and name != "fps"]:
-        raise ValueError(f"{pipeline.__name__} takes no {', '.join(refused)}: leave --{' --'.join(refused)} out.")
-    return {name: value for name, value in options.items() if name in parameters}
-
-
-def call_parameters(pipeline: type[Any]) -> dict[str, inspect.Parameter]:
-    """What a call takes by name; a subclass may pass on `**kwargs` to its parent's."""
-    calls = [vars(cls)["__call__"] for cls in reversed(pipeline.__mro__) if "__call__" in vars(cls)]
-    return {name: given for call in calls for name, given in inspect.signature(call).parameters.items()}
-
-
-def video_size(args: Arguments, pipe: Any) -> tuple[int, int]:
-    """Height and width."""
-    if args.height is not None and args.width is not None:
-        return args.height, args.width
-    if not hasattr(pipe, "default_size"):
-        raise ValueError(f"{type(pipe).__name__} does not say its size: give --height and --width.")
-    return args.height or pipe.default_size[0], args.width or pipe.default_size[1]
 
 
 def picture(args: Arguments, prompt: Prompt, size: tuple[int, int]) -> Image.Image:
@@ -130,7 +106,8 @@ def main(args: Arguments) -> None:
     prompts = read_vbench_prompts(args.prompts, args.dimensions)
     family = find_family(args.pretrained_model_name_or_path, args.revision)
     parameters = call_parameters(family.pipeline)
-    options, takes_image = chosen_options(args, parameters, family.pipeline), "image" in parameters
+    options = chosen_options({name: getattr(args, name) for name in OPTIONS}, family.pipeline)
+    takes_image = "image" in parameters
     check_pictures(args, prompts, takes_image)
     check_apart(args.output_dir, {"the pipeline": args.pretrained_model_name_or_path, "the pictures": args.image_dir})
     settings = {
@@ -157,12 +134,12 @@ def main(args: Arguments) -> None:
         dtype=getattr(torch, args.dtype),
     ).to(state.device)
     pipe.set_progress_bar_config(disable=True)
-    fps = args.fps or (parameters["fps"].default if "fps" in parameters else FPS)
+    fps = file_fps(family.pipeline, args.fps)
     start = time.perf_counter()
     for video in tqdm(mine, disable=not state.is_main_process, unit="video"):
         given: dict[str, Any] = {"prompt": video.prompt.text} if "prompt" in parameters else {}
         if takes_image:
-            given["image"] = picture(args, video.prompt, video_size(args, pipe))
+            given["image"] = picture(args, video.prompt, video_size(pipe, args.height, args.width))
         # The global generator, because some schedulers draw from it (AnimateLCM-SVD's).
         generator = torch.manual_seed(video.seed)
         keep_video(folder, video.name, pipe(**given, **options, generator=generator).frames[0], fps)

@@ -86,7 +86,7 @@ def test_one_process_and_two_come_to_one_result_from_generation_on(folder):
         ({"num_clips": 9}, "has 8 videos for clips of 2 frames, and 9 are needed"),
         ({"num_clips": 8}, "has 7 videos for clips of 2 frames, and 8 are needed. 1 skipped: 1 too short"),
         ({"num_frames": 3}, "takes clips of exactly 2 frames, not of 3"),
-        ({"pipeline": None}, "--pipeline generates it"),
+        ({"pipeline": None}, "or a pipeline that makes them"),
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_leaves_no_result(folder, settings, message):

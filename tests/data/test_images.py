@@ -6,10 +6,12 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from vdmini_diffusers.data import images
-from vdmini_diffusers.data.images import on_white, read_image
+from vdmini_diffusers.data.images import fit_picture, on_white, read_image
 
 
 QUADRANTS = np.zeros((64, 64, 3), np.uint8)
@@ -189,3 +191,77 @@ def test_reading_equals_pillow_s_own_transpose_for_a_photo(tmp_path):
     path = save(tmp_path / "photo.jpg", Image.fromarray(QUADRANTS), exif=exif)
     with Image.open(io.BytesIO(path.read_bytes())) as image:
         assert np.array_equal(np.asarray(read_image(path)), np.asarray(ImageOps.exif_transpose(image)))
+
+
+SIDES = st.integers(1, 40)
+
+
+@given(SIDES, SIDES, SIDES, SIDES, st.integers(0, 2**32 - 1))
+def test_a_fitted_picture_covers_its_size_and_shows_the_centre(width, height, wide, high, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    fitted = fit_picture(Image.fromarray(pixels), wide, high)
+    assert fitted.size == (wide, high) and fitted.mode == "RGB"
+    plain = fit_picture(Image.new("RGB", (width, height), (10, 200, 77)), wide, high)
+    assert np.array_equal(np.asarray(plain), np.broadcast_to((10, 200, 77), (high, wide, 3)))
+    # Turned by half a turn before or after: the crop is in the middle
+    turned = fit_picture(Image.fromarray(np.ascontiguousarray(pixels[::-1, ::-1])), wide, high)
+    assert np.abs(np.asarray(turned)[::-1, ::-1].astype(int) - np.asarray(fitted)).max() <= 2
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 10), st.booleans(), st.integers(0, 2**32 - 1))
+def test_what_is_cut_only_on_two_sides_keeps_its_pixels(wide, high, margin, sideways, seed):
+    across, down = (margin, 0) if sideways else (0, margin)
+    shape = (high + 2 * down, wide + 2 * across, 3)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    fitted = np.asarray(fit_picture(Image.fromarray(pixels), wide, high))
+    assert np.array_equal(fitted, pixels[down : down + high, across : across + wide])
+
+
+@given(
+    st.sampled_from(["1", "L", "LA", "RGB", "RGBA", "P", "I;16", "I", "CMYK"]),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(0, 2**32 - 1),
+)
+def test_pixels_of_every_mode_become_exactly_what_they_stand_for(mode, width, height, seed):
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    deep = np.random.default_rng(seed).integers(0, 65536, (height, width), dtype=np.uint16)
+    grey, rgb = np.repeat(values[..., :1], 3, axis=2), values[..., :3]
+    palette = values.reshape(-1, 4)[:, :3]
+    image, wanted = {
+        "1": lambda: (Image.fromarray(values[..., 0] > 127), (grey > 127) * 255),
+        "L": lambda: (Image.fromarray(values[..., 0]), grey),
+        "LA": lambda: (Image.fromarray(values[..., [0, 3]]), on_white(np.dstack([grey, values[..., 3]]))),
+        "RGB": lambda: (Image.fromarray(rgb), rgb),
+        "RGBA": lambda: (Image.fromarray(values), on_white(values)),
+        "P": lambda: (indexed(palette, width, height), rgb),
+        "I;16": lambda: (Image.fromarray(deep), np.repeat(np.rint(deep / 257)[..., None], 3, axis=2)),
+        "I": lambda: (Image.fromarray(deep.astype(np.int32)), np.repeat(np.rint(deep / 257)[..., None], 3, axis=2)),
+        "CMYK": lambda: (Image.fromarray(255 - np.dstack([rgb, np.full_like(rgb[..., :1], 255)]), "CMYK"), rgb),
+    }[mode]()
+    file = io.BytesIO()
+    image.save(file, "TIFF")
+    assert np.array_equal(np.asarray(read_image(file)), wanted)
+
+
+def indexed(palette: np.ndarray, width: int, height: int) -> Image.Image:
+    image = Image.fromarray(np.arange(len(palette), dtype=np.uint8).reshape(height, width))
+    image = image.convert("P")
+    image.putdata(range(len(palette)))
+    image.putpalette(palette.flatten().tolist())
+    return image
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"\0\0\0\x18ftypheic", "a HEIC picture, which Pillow does not read here: save it as JPEG"),
+        (b"\0\0\0\x18ftypisom", "a video, which Pillow does not read here: give one of its frames"),
+        (b"", "the file is empty"),
+        (b"%PDF-1.7", "none of the kinds that Pillow reads"),
+    ],
+)
+def test_a_file_that_is_something_else_is_named(tmp_path, start, what):
+    (tmp_path / "x.jpg").write_bytes(start + bytes(50) * bool(start))
+    with pytest.raises(ValueError, match=what):
+        read_image(tmp_path / "x.jpg")

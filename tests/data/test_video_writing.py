@@ -110,5 +110,5 @@ def test_a_folder_that_is_not_there_is_an_os_error(tmp_path):
 
 def test_without_pyav_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)  # as if it were not installed
-    with pytest.raises(ImportError, match=r"run `pip install -e '\.\[train\]'`"):
+    with pytest.raises(ImportError, match=r"run `pip install -e '\.\[video\]'`"):
         write_video(gradients(), tmp_path / "v.mp4", fps=7)

@@ -11,6 +11,7 @@ from vdmini_diffusers.demo import quickstart
 from vdmini_diffusers.demo.contact_sheet import SCALE
 from vdmini_diffusers.demo.quickstart import Arguments, FromPictures, count_macs, read_square
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
+from vdmini_diffusers.quickstart import command_line
 
 
 SHORT = {"max_train_steps": 2, "num_train_clips": 2}
@@ -71,7 +72,7 @@ def test_what_is_no_picture_is_refused_before_anything_is_pruned(tmp_path, name)
 def test_a_wrong_setting_ends_the_quickstart_with_its_usage(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["quickstart", "--num_inference_steps", "0"])
     with pytest.raises(SystemExit) as ended:
-        quickstart.command_line()
+        command_line()
     assert ended.value.code == 2
     assert "must be at least 1, not 0" in capsys.readouterr().err
 

@@ -76,7 +76,17 @@ def prune_command(description: str, family: Family | None = None) -> None:
     """
     kinds = (ConversionArguments, FolderArguments)
     args, files, *more = parse_arguments(kinds if family else (*kinds, TransformerArguments), description)
-    (transformer,) = more or (TransformerArguments(),)
+    prune_and_report(args, files, *more, family=family)
+
+
+def prune_and_report(
+    args: ConversionArguments,
+    files: FolderArguments,
+    transformer: TransformerArguments | None = None,
+    family: Family | None = None,
+) -> None:
+    """Prune a teacher, or print what would be removed; print what came out, and the next command."""
+    transformer = transformer or TransformerArguments()
     family = family or find_family(args.pretrained_model_name_or_path, files.revision)
     if files.dry_run:
         surveys = survey_pipeline(

@@ -5,10 +5,15 @@ import os
 import warnings
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 
 MAX_PIXELS = 2**27  # above the 108 megapixels of cameras; 512 MiB as RGBA
+# What files of the ISO container are that this Pillow does not read, by the brand in their first bytes.
+FOREIGN_BRANDS = {
+    **dict.fromkeys(("heic", "heix", "heim", "heis", "hevc", "mif1", "msf1"), "a HEIC picture"),
+    **dict.fromkeys(("avif", "avis"), "an AVIF picture"),
+}
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:
@@ -32,8 +37,32 @@ def read_image(path: str | os.PathLike) -> Image.Image:
                 return _to_rgb(ImageOps.exif_transpose(image))
     # Pillow's readers raise whatever a damaged file leads them to: SyntaxError, struct.error, KeyError, ...
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ValueError(f"{os.fspath(path)!r} cannot be read as a picture: {reason}.") from error
+        if isinstance(error, UnidentifiedImageError):
+            reason = _what_else(path)
+        else:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(f"{os.fspath(path)!r} cannot be read as a picture: {reason.rstrip('.')}.") from error
+
+
+def fit_picture(image: Image.Image, width: int, height: int) -> Image.Image:
+    """A picture of that size that covers it: scaled evenly until both sides are full, and cut around the centre.
+
+    This is what clips are cut to for training. A picture of that size is returned as it is.
+    """
+    return image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+
+
+def _what_else(path: str | os.PathLike) -> str:
+    """What a file is that Pillow does not know."""
+    with open(path, "rb") as file:
+        start = file.read(12)
+    if not start:
+        return "the file is empty"
+    if start[4:8] == b"ftyp":
+        what = FOREIGN_BRANDS.get(start[8:12].decode("latin-1"), "a video")
+        advice = "give one of its frames" if what == "a video" else "save it as JPEG or PNG"
+        return f"it is {what}, which Pillow does not read here: {advice}"
+    return "it is none of the kinds that Pillow reads (JPEG, PNG, WebP, GIF, TIFF, BMP and others)"
 
 
 def on_white(pixels: np.ndarray) -> np.ndarray:

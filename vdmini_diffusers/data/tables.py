@@ -48,7 +48,7 @@ def reading(what: str | os.PathLike) -> Iterator[None]:
         raise ValueError(f"{what} cannot be read: {str(cause) or type(cause).__name__}") from error
 
 
-def generate(
+def dataset_of(
     args: VideoDataArguments,
     rows: Callable[..., Iterator[dict[str, Any]]],
     features: Any,
@@ -85,7 +85,7 @@ def open_csv(args: VideoDataArguments, csv_file: Path) -> Table:
     columns = [column for column in header if column in (video, caption)]
     features = Features({column: Value("string") for column in columns})
     return Table(
-        generate(args, _csv_rows, features, [csv_file], columns=tuple(columns)), csv_file.parent, video, caption
+        dataset_of(args, _csv_rows, features, [csv_file], columns=tuple(columns)), csv_file.parent, video, caption
     )
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,14 +11,20 @@ from PIL import Image
 
 
 def write_video(
-    frames: Sequence[Image.Image] | np.ndarray | torch.Tensor, path: str | os.PathLike, fps: float
+    frames: Sequence[Image.Image] | np.ndarray | torch.Tensor,
+    path: str | os.PathLike,
+    fps: float,
+    comment: str | None = None,
 ) -> None:
     """Write one video, as a pipeline returns it, to an mp4 file (H.264, which browsers play).
+
+    The index stands before the frames, so that a browser starts before it has all of the file.
 
     Args:
         frames: pictures; or `(frames, height, width, 3)` as `output_type="np"` gives them, or `(frames, 3, height,
             width)` as `output_type="pt"` does, of uint8 (0 to 255) or floating point (0 to 1).
         fps: frames per second.
+        comment: text that the file carries; players show it among a video's properties.
 
     H.264 stores colours at half the resolution, so a last row or column of odd number is repeated once.
 
@@ -26,20 +33,17 @@ def write_video(
         OSError: if the file cannot be written.
         ImportError: without PyAV.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError(
-            "Videos are written by PyAV: run `pip install -e '.[train]'` in a checkout of the repository."
-        ) from error
-    pixels = _to_uint8(frames)
+    av = import_av()
+    pixels = video_to_uint8(frames)
     if not os.fspath(path).endswith(".mp4"):
         raise ValueError(f"Videos are written as mp4: name the file something.mp4, not {os.fspath(path)!r}.")
     if not 0 < fps <= 1000:
         raise ValueError(f"`fps` should be above 0 and at most 1000, not {fps}.")
     odd = [(0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)]
     pixels = np.pad(pixels, odd, mode="edge")
-    with av.open(os.fspath(path), "w") as container:
+    with av.open(os.fspath(path), "w", options={"movflags": "+faststart"}) as container:
+        if comment is not None:
+            container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "18"})
         stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
         # Named, because players would take a small video for BT.601 and a large one for BT.709.
@@ -54,8 +58,19 @@ def write_video(
         container.mux(stream.encode())
 
 
-def _to_uint8(frames: Sequence[Image.Image] | np.ndarray | torch.Tensor) -> np.ndarray:
-    """`(frames, height, width, 3)`"""
+def import_av() -> Any:
+    """PyAV. Raises `ImportError` with what to install where it is not there."""
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError(
+            "Videos are written by PyAV: run `pip install -e '.[video]'` in a checkout of the repository."
+        ) from error
+    return av
+
+
+def video_to_uint8(frames: Sequence[Image.Image] | np.ndarray | torch.Tensor) -> np.ndarray:
+    """One video as `write_video` takes it, as uint8 `(frames, height, width, 3)`. Raises `ValueError` as it does."""
     if isinstance(frames, torch.Tensor):
         array = frames.detach().cpu()
         array = array.float().numpy() if array.is_floating_point() else array.numpy()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.listed_files import VIDEO_ENDINGS
-from vdmini_diffusers.data.tables import Table, choose_caption_column, choose_column, generate, is_text, reading
+from vdmini_diffusers.data.tables import Table, choose_caption_column, choose_column, dataset_of, is_text, reading
 
 
 NUM_SAMPLES_FOR_COLUMNS = 100  # of a tar, read to know its columns
@@ -42,7 +42,7 @@ def open_tars(args: VideoDataArguments, source: Path, files: list[str]) -> Table
     video_ending = choose_column([*columns, "video"], args.video_column, (), "video")
     caption_column = choose_caption_column(args, list(columns), source)
     features = Features(video=Video(decode=False), caption=Value("string"))
-    rows = generate(
+    rows = dataset_of(
         args,
         _tar_rows,
         features,

@@ -20,12 +20,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.data.images import read_image
+from vdmini_diffusers.data.images import fit_picture, read_image
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet, write_gif
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_TEACHER, Example, load_examples
 from vdmini_diffusers.demo.text_to_video_networks import GUIDANCE_SCALE, NUM_DDIM_STEPS, W_RANGE
@@ -182,7 +181,7 @@ def count_macs(unet: Any, inputs: dict[str, torch.Tensor]) -> int:
 
 def read_square(path: Path, size: int) -> np.ndarray:
     """The centre square of a picture, `(size, size, 3)` uint8. Raises `ValueError` if it cannot be read."""
-    return np.asarray(ImageOps.fit(read_image(path), (size, size), Image.Resampling.LANCZOS))
+    return np.asarray(fit_picture(read_image(path), size, size))
 
 
 def distil(task: FromPictures | FromTexts, args: Arguments, pruned: Path) -> Path:
@@ -289,8 +288,3 @@ def markdown_report(report: dict[str, Any]) -> str:
         cells = (f"{value:,}" if isinstance(value, int) else str(value) for value in values)
         lines.append(f"| {measure.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def command_line() -> None:
-    """The command line."""
-    run(lambda: main(*parse_arguments((Arguments,), "Prune and distil a demo teacher, and compare the two.")))

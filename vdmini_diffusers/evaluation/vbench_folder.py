@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from vdmini_diffusers.data.video_writing import write_video
+from vdmini_diffusers.data.video_writing import import_av, write_video
 from vdmini_diffusers.evaluation.vbench_videos import WantedVideo
 from vdmini_diffusers.serialization.atomic import write_file
 from vdmini_diffusers.serialization.safetensors_reader import read_json
@@ -63,10 +63,7 @@ def unfinished_videos(folder: Path, wanted: Sequence[WantedVideo]) -> list[Wante
             larger or smaller than the others. Nothing is removed.
         ImportError: without PyAV.
     """
-    try:
-        import av  # noqa: F401 - before the first video is made, which needs it
-    except ImportError as error:
-        raise ImportError("Videos need PyAV: run `pip install -e '.[train]'` in a checkout.") from error
+    import_av()  # before the first video is made, which needs it
     names = {video.name for video in wanted}
     there = sorted(os.listdir(folder))
     if foreign := [name for name in there if name not in names]:
@@ -105,8 +102,7 @@ def keep_video(folder: Path, name: str, frames: Sequence[Image.Image], fps: floa
 
 def _shape(file: Path) -> tuple[int, int, int] | None:
     """Frames, height and width as the file's header says; None if it has no readable one."""
-    import av
-
+    av = import_av()
     try:
         with av.open(os.fspath(file)) as container:
             stream = container.streams.video[0]

@@ -95,12 +95,15 @@ def check_replaceable(
         raise FileExistsError(f"{target} is not a {kind} folder (with a {marker}): it is not replaced.")
 
 
-def check_apart(output_dir: str | os.PathLike, inputs: Mapping[str, str | os.PathLike | None]) -> None:
+def check_apart(
+    output_dir: str | os.PathLike, inputs: Mapping[str, str | os.PathLike | None], flag: str = "--output_dir"
+) -> None:
     """Refuse an output folder that is, holds, or lies in something that is read to make it.
 
     Args:
         inputs: folders, files or Hub ids, by what they are. None, and names under which there is nothing on this
             machine, are fine.
+        flag: by which a user names the output folder.
 
     Raises:
         ValueError: naming the input.
@@ -118,7 +121,7 @@ def check_apart(output_dir: str | os.PathLike, inputs: Mapping[str, str | os.Pat
             relation = "holds"
         else:
             continue
-        raise ValueError(f"`--output_dir` {output_dir} {relation} {what}, {name}: choose another folder.")
+        raise ValueError(f"`{flag}` {output_dir} {relation} {what}, {name}: choose another folder.")
 
 
 def write_file(path: Path, content: bytes) -> None:

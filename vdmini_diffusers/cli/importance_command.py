@@ -1,0 +1,155 @@
+"""The command line of `conversion/measure_block_importance.py`, and its work, which `vdmini score` shares."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from vdmini_diffusers.analysis.clips import read_clips, read_prompts
+from vdmini_diffusers.analysis.generation import FixedVideos, frame_size
+from vdmini_diffusers.analysis.importance import ImportanceTable, Measurement, measure_importance, select_parts
+from vdmini_diffusers.analysis.parts import removable_parts
+from vdmini_diffusers.analysis.pictures import bars, png, sheet
+from vdmini_diffusers.analysis.scores import standard_scores
+from vdmini_diffusers.evaluation.detectors import load_detector
+from vdmini_diffusers.families import find_family
+from vdmini_diffusers.serialization.atomic import write_file
+
+
+@dataclass
+class ImportanceArguments:
+    pretrained_model_name_or_path: str = field(metadata={"help": "A pipeline: a folder or a Hub id."})
+    output_dir: str = field(metadata={"help": "Folder of the results; one with results of the same goes on."})
+    real_videos: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of videos. Image to video starts from their first frames; with --fvd, as many others of"
+            " them are what is compared with."
+        },
+    )
+    prompts: str | None = field(default=None, metadata={"help": "Text file with one prompt a line."})
+    num_videos: int = field(default=64, metadata={"help": "Videos made without each part; the paper makes 1,200."})
+    seed: int = field(default=0, metadata={"help": "Video i has the noise of seed + i."})
+    component: str | None = field(
+        default=None, metadata={"help": "The denoiser, where a pipeline has two: transformer, transformer_2."}
+    )
+    parts: list[str] = field(
+        default_factory=lambda: ["stage", "layer", "block", "half", "stream"],
+        metadata={"help": "Names of parts (D.1.R.0), or kinds of parts: stage, layer, block, half, stream."},
+    )
+    fvd: bool = field(default=False, metadata={"help": "Score by I3D as well: FVD, KVD and the features' cosine."})
+    num_frames: int | None = field(default=None, metadata={"help": "By default the pipeline's."})
+    height: int | None = field(
+        default=None, metadata={"help": "Height of videos that are made; by default the model's."}
+    )
+    width: int | None = field(default=None, metadata={"help": "Likewise."})
+    fps: int = field(default=7, metadata={"help": "Frame rate at which real videos are read."})
+    num_inference_steps: int | None = field(default=None, metadata={"help": "By default the pipeline's."})
+    score_height: int | None = field(
+        default=None, metadata={"help": "Videos are resized to this before they are scored; the paper's is 240."}
+    )
+    score_width: int | None = field(default=None, metadata={"help": "Likewise; the paper's is 320."})
+    variant: str | None = field(default=None, metadata={"help": "Variant of the weights, such as fp16."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of a repository on the Hub."})
+    dtype: Literal["float32", "float16", "bfloat16"] = field(
+        default="float32", metadata={"help": "Weights' precision."}
+    )
+    offload: Literal["none", "model", "sequential"] = field(
+        default="none", metadata={"help": "For models larger than the GPU: diffusers' CPU offloading."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.num_videos < 2:
+            raise ValueError(f"`num_videos` is 2 at least, as scores compare sets of videos; got {self.num_videos}.")
+        for one, other in (("height", "width"), ("score_height", "score_width")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ValueError(f"`{one}` and `{other}` go together.")
+
+
+def importance_command(args: ImportanceArguments) -> None:
+    """Measure the importance of a denoiser's parts, and write tables and plots."""
+    family = find_family(args.pretrained_model_name_or_path, args.revision)
+    state = Accelerator().state
+    detector = load_detector("i3d", device=state.device) if args.fvd else None
+    pipe = family.pipeline.from_pretrained(
+        args.pretrained_model_name_or_path,
+        variant=args.variant,
+        revision=args.revision,
+        dtype=getattr(torch, args.dtype),
+    )
+    _place(pipe, args.offload, state.device)
+    denoiser = getattr(pipe, args.component or family.denoiser)
+    generate, real = _videos_of(args, pipe, family.pipeline_tag)
+    parts = select_parts(removable_parts(denoiser), args.parts)
+    settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "offload", "parts")}
+    if detector is not None:
+        settings["detector_sha256"] = detector.sha256
+    measurement = Measurement(
+        denoiser=denoiser,
+        generate=generate,
+        scores=standard_scores(detector, real),
+        parts=parts,
+        detector=detector,
+        settings=settings,
+    )
+    folder = Path(args.output_dir)
+    table = measure_importance(measurement, folder, state.process_index, state.num_processes)
+    if table is None:
+        print("Other processes are still at work; the last of them writes the tables.")
+        return
+    _draw(table, folder)
+    for note in table.notes:
+        print(note, file=sys.stderr)
+    print(f"{len(table.parts)} parts, {len(table.unpruned)} scores: {folder}/importance.csv")
+
+
+def _place(pipe: Any, offload: str, device: torch.device) -> None:
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+
+
+def _videos_of(args: ImportanceArguments, pipe: Any, task: str) -> tuple[FixedVideos, Any]:
+    """The videos to make, and real clips for FVD, or None."""
+    if task not in ("image-to-video", "text-to-video"):
+        raise ValueError(f"Importance is measured of image-to-video and text-to-video pipelines, not of {task}.")
+    from_image = task == "image-to-video"
+    if (from_image or args.fvd) and args.real_videos is None:
+        raise ValueError("`--real_videos` is needed: image to video starts from them, and FVD compares with them.")
+    if not from_image and args.prompts is None:
+        raise ValueError("`--prompts` is needed for text to video.")
+    settings = {name: getattr(args, name) for name in ("num_frames", "height", "width", "num_inference_steps")}
+    inputs: list[dict[str, Any]] = [{} for _ in range(args.num_videos)]
+    if from_image:
+        height, width = (args.height, args.width) if args.height and args.width else frame_size(pipe)
+        settings |= {"height": height, "width": width}
+        images = read_clips(str(args.real_videos), args.num_videos, 1, args.fps, height, width, args.seed)[:, 0]
+        inputs = [{"image": Image.fromarray(image)} for image in images]
+    if args.prompts is not None:
+        prompts = read_prompts(args.prompts, args.num_videos)
+        inputs = [{**given, "prompt": prompt} for given, prompt in zip(inputs, prompts, strict=True)]
+    size = (args.score_height, args.score_width) if args.score_height and args.score_width else None
+    given = {name: value for name, value in settings.items() if value is not None}
+    generate = FixedVideos(pipe, inputs, args.seed, given, size)
+    if not args.fvd:
+        return generate, None
+    _, num_frames, height, width, _ = generate(1).shape
+    first = args.num_videos if from_image else 0
+    return generate, read_clips(
+        str(args.real_videos), args.num_videos, num_frames, args.fps, height, width, args.seed, first
+    )
+
+
+def _draw(table: ImportanceTable, folder: Path) -> None:
+    for score in table.higher_is_better:
+        title = f"Importance by {score} (unpruned: {table.unpruned[score]:.4g})"
+        write_file(folder / f"importance_{score}.png", png(bars(table.importance(score), title)))
+    strips = [(name, Image.open(folder / "frames" / f"{name}.png")) for name in ("unpruned", *table.parts)]
+    write_file(folder / "first_and_last_frames.png", png(sheet(strips)))

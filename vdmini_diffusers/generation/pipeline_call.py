@@ -1,0 +1,79 @@
+"""What a pipeline's call takes, and one call of it."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vdmini_diffusers.analysis.generation import frame_size
+from vdmini_diffusers.data.images import fit_picture
+from vdmini_diffusers.data.video_writing import video_to_uint8
+
+
+FPS = 8  # as in VBench's examples, where the pipeline has no `fps`
+
+
+def call_parameters(pipeline: type[Any]) -> dict[str, inspect.Parameter]:
+    """What a call takes by name; a subclass may pass on `**kwargs` to its parent's."""
+    calls = [vars(cls)["__call__"] for cls in reversed(pipeline.__mro__) if "__call__" in vars(cls)]
+    return {name: given for call in calls for name, given in inspect.signature(call).parameters.items()}
+
+
+def chosen_options(given: Mapping[str, Any], pipeline: type[Any]) -> dict[str, Any]:
+    """The options that are not None, by the pipeline's names; `fps` is the file's alone where the pipeline lacks it.
+
+    A `guidance_scale` is `max_guidance_scale` to a pipeline that has that instead, as Stable Video Diffusion's.
+
+    Raises:
+        ValueError: if the pipeline does not take one of them.
+    """
+    parameters = call_parameters(pipeline)
+    options = {name: value for name, value in given.items() if value is not None}
+    if "guidance_scale" in options and "guidance_scale" not in parameters and "max_guidance_scale" in parameters:
+        options["max_guidance_scale"] = options.pop("guidance_scale")
+    if refused := [name for name in options if name not in parameters and name != "fps"]:
+        raise ValueError(f"{pipeline.__name__} takes no {', '.join(refused)}: leave that out.")
+    return {name: value for name, value in options.items() if name in parameters}
+
+
+def file_fps(pipeline: type[Any], fps: float | None) -> float:
+    """Frames per second of the file: those given, or the pipeline's own, or `FPS`."""
+    own = call_parameters(pipeline).get("fps")
+    return fps or (own.default if own is not None and isinstance(own.default, (int, float)) else FPS)
+
+
+def video_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
+    """Height and width: those given, or the pipeline's own. Raises `ValueError` where it has none."""
+    if height is not None and width is not None:
+        return height, width
+    own_height, own_width = frame_size(pipe)
+    return height or own_height, width or own_width
+
+
+@torch.no_grad()
+def make_clip(
+    pipe: Any, seed: int, options: Mapping[str, Any], image: Image.Image | None = None, prompt: str | None = None
+) -> np.ndarray:
+    """One video, uint8 `(frames, height, width, 3)`.
+
+    Args:
+        options: of the call, with `height` and `width`.
+        image: of any size; see `fit_picture`.
+
+    Raises:
+        ValueError: if the pipeline refuses what it is given, or makes values that are not finite.
+    """
+    given: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
+    if image is not None:
+        given["image"] = fit_picture(image, options["width"], options["height"])
+    # The global generator, because some schedulers draw from it (AnimateLCM-SVD's).
+    generator = torch.manual_seed(seed)
+    frames = np.asarray(pipe(**given, **options, generator=generator, output_type="np").frames[0])
+    if not np.isfinite(frames).all():
+        raise ValueError(
+            "The model made values that are not finite: it is damaged, or --dtype should be bfloat16 or float32."
+        )
+    return video_to_uint8(frames)
