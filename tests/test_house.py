@@ -35,6 +35,7 @@ FLOORS = {
     "evaluation": 5,
     "t2v_turbo": 5,
     "analysis": 6,
+    "publishing": 6,
     "trainers": 6,
     "cli": 7,
     "demo": 8,
@@ -333,6 +334,7 @@ def test_optional_packages_are_imported_only_inside_functions():
         "safetensors",
         "torch",
         "tqdm",
+        "typer",
     }
     allowed = required | {"transformers", "vdmini_diffusers"} | set(sys.stdlib_module_names)
     for path in source_files():

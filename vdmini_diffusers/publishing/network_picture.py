@@ -78,9 +78,10 @@ def network_png(networks: Sequence[TitledNetwork]) -> bytes:
     for network, (network_width, network_height) in zip(networks, sizes, strict=True):
         canvas.text(MARGIN, top + 8, network.title, 19, INK)
         canvas.text(MARGIN, top + 34, network.subtitle, 13, GREY)
-        left = MARGIN + (width - 2 * MARGIN - network_width) // 2
-        draw = _draw_u if network.sketch.is_u_shaped else _draw_rows
-        draw(canvas, network.sketch, left, top + heading)
+        if network.sketch.is_u_shaped:
+            _draw_u(canvas, network.sketch, MARGIN + (width - 2 * MARGIN - network_width) // 2, top + heading)
+        else:
+            _draw_rows(canvas, network.sketch, MARGIN, top + heading)
         top += heading + network_height
     _draw_legend(canvas, [network.sketch for network in networks], top + 16)
     return canvas.png()
@@ -247,7 +248,10 @@ def _draw_stage(canvas: _Canvas, stage: Stage, x: float, y: float, w: float, h: 
 def _draw_rows(canvas: _Canvas, sketch: NetworkSketch, left: float, top: float) -> None:
     is_list = sketch.network == "transformer"
     for number, stage in enumerate(sketch.stages):
-        text = f"{stage.name}, {len(stage.layers)} blocks" if is_list else stage.name
+        text = stage.name
+        if is_list:
+            num_removed = sum(layer.state == "removed" for layer in stage.layers)
+            text += f", {len(stage.layers)} blocks" + f", {num_removed} removed" * bool(num_removed)
         if stage.channels is not None:
             text += f", {stage.channels} channels"
         canvas.text(left, top + LABEL / 2 - 2, text, 13, INK, "lm")
