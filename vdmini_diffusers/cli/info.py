@@ -13,7 +13,9 @@ if TYPE_CHECKING:  # `vdmini --help` imports this file
 
 
 def info(
-    name: Annotated[str, typer.Argument(metavar="FOLDER_OR_ID", help="A folder, or the id of a repository on the Hub.")],
+    name: Annotated[
+        str, typer.Argument(metavar="FOLDER_OR_ID", help="A folder, or the id of a repository on the Hub.")
+    ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Write the picture of the network to this PNG file as well.", dir_okay=False)
@@ -59,7 +61,12 @@ def print_info(described: "ModelInfo", console: "Console") -> None:
         table.add_column(heading, justify=justify)
     for part in described.components:
         before, now = part.num_teacher_parameters, part.num_parameters
-        cells = (part.name or ".", part.class_name, "-" if now is None else f"{now:,}", f"{before:,}" if before else "")
+        cells = (
+            part.name or ".",
+            part.class_name,
+            "-" if now is None else f"{now:,}",
+            f"{before:,}" if before else "",
+        )
         table.add_row(*map(escape, cells))
     console.print()
     console.print(table)
@@ -104,7 +111,9 @@ def facts_of(described: "ModelInfo") -> list[tuple[str, str]]:
     lines.append(("licence", (terms["license"] + f" ({named})" * bool(named)) if terms else "unknown"))
     trust = f"yes: {', '.join(described.code_files)}" if described.needs_trust_remote_code else "no"
     if described.is_pipeline:
-        lines.append(("trust_remote_code", trust + ("; not with this package" if family and described.code_files else "")))
+        lines.append(
+            ("trust_remote_code", trust + ("; not with this package" if family and described.code_files else ""))
+        )
     return lines
 
 

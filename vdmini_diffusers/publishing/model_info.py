@@ -113,9 +113,7 @@ class ModelInfo:
         return tuple(component for component in self.components if component.plan is not None)
 
 
-def describe_model(
-    name: str | os.PathLike, revision: str | None = None, **download_kwargs: Any
-) -> ModelInfo:
+def describe_model(name: str | os.PathLike, revision: str | None = None, **download_kwargs: Any) -> ModelInfo:
     """What a pipeline, a model alone, or a folder of pruned denoisers is. No weights are loaded.
 
     Of a repository on the Hub, small files are downloaded into the cache, and the headers of weight files are read.
@@ -191,9 +189,7 @@ def _models_of(folder: Path) -> tuple[str, dict[str, list[str]]]:
     return next(iter(parts.values()))[1], parts
 
 
-def _describe_component(
-    folder: Path, name: str, entry: list[str], remote: Mapping[str, RemoteFile]
-) -> ComponentInfo:
+def _describe_component(folder: Path, name: str, entry: list[str], remote: Mapping[str, RemoteFile]) -> ComponentInfo:
     library, class_name = entry
     part = folder / name
     if not part.is_dir() and not any(path.startswith(f"{name}/") for path in remote):
@@ -217,7 +213,9 @@ def _describe_component(
     try:
         sketch = sketch_network(config, plan, dropped)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{part / 'config.json'} and the plan beside it do not fit together: {error}.") from error
+        raise CheckpointError(
+            f"{part / 'config.json'} and the plan beside it do not fit together: {error}."
+        ) from error
     num_parameters = sum(_numel(tensor.shape) for tensor in tensors.values()) if tensors else None
     before = counts.get("teacher") if isinstance(counts, dict) else None
     return ComponentInfo(

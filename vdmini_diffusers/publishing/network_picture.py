@@ -117,17 +117,26 @@ class _Canvas:
             corners = (left * s, top * s, (left + r) * s, (top + r) * s)
             self.draw.arc(corners, start + 15, start + 75, colour, round(1.3 * s))
 
-    def line(self, points: Sequence[tuple[float, float]], colour: str, dashed: bool = False, head: bool = False) -> None:
+    def line(
+        self, points: Sequence[tuple[float, float]], colour: str, dashed: bool = False, head: bool = False
+    ) -> None:
         s, width = self.scale, round(1.3 * self.scale)
         for (x0, y0), (x1, y1) in zip(points[:-1], points[1:], strict=True):
             for start, stop in _dashes(((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5, dashed):
-                ends = [(x0 + t * (x1 - x0)) * s for t in (start, stop)], [(y0 + t * (y1 - y0)) * s for t in (start, stop)]
+                ends = (
+                    [(x0 + t * (x1 - x0)) * s for t in (start, stop)],
+                    [(y0 + t * (y1 - y0)) * s for t in (start, stop)],
+                )
                 self.draw.line([(ends[0][0], ends[1][0]), (ends[0][1], ends[1][1])], colour, width)
         if head:
             (x0, y0), (x1, y1) = points[-2:]
             length = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5 or 1
             dx, dy = (x1 - x0) / length, (y1 - y0) / length
-            tip = [(x1, y1), (x1 - 7 * dx - 3.5 * dy, y1 - 7 * dy + 3.5 * dx), (x1 - 7 * dx + 3.5 * dy, y1 - 7 * dy - 3.5 * dx)]
+            tip = [
+                (x1, y1),
+                (x1 - 7 * dx - 3.5 * dy, y1 - 7 * dy + 3.5 * dx),
+                (x1 - 7 * dx + 3.5 * dy, y1 - 7 * dy - 3.5 * dx),
+            ]
             self.draw.polygon([(x * s, y * s) for x, y in tip], colour)
 
     def png(self) -> bytes:
