@@ -60,8 +60,8 @@ def publish(
     """
     from rich.console import Console
 
-    from vdmini_diffusers.publishing.published_card import LicenseTerms
     from vdmini_diffusers.publishing.publish import publish as publish_folder
+    from vdmini_diffusers.publishing.published_card import LicenseTerms
 
     if license is None and (license_name or license_link):
         raise ValueError("--license-name and --license-link belong to --license other.")
@@ -80,10 +80,10 @@ def publish(
     console = Console(highlight=False)
     if dry_run:
         print_files(publication, console)
-    elif publication.is_new:
-        console.print(f"It is at {publication.url}", soft_wrap=True)
-    else:
-        console.print(f"{repo_id} has all of it already, at commit {publication.commit}: nothing was uploaded.")
+    elif (upload := publication.upload) is not None and upload.is_new:
+        console.print(f"It is at {upload.url}", soft_wrap=True)
+    elif upload is not None:
+        console.print(f"{repo_id} has all of it already, at commit {upload.commit}: nothing was uploaded.")
 
 
 def print_files(publication: "Publication", console: "Console") -> None:

@@ -56,7 +56,7 @@ def read_evaluations(files: Iterable[Path], is_distilled: bool) -> list[Measurem
         if not measurements:
             raise ValueError(
                 f"{file} holds no results that a card can show. Those of `benchmarks/fvd.py` (`fvd`, `protocol`), of"
-                " `benchmarks/score_vbench.py` (`suite`, `total`) and the quickstart's report.json (`models`) are read."
+                " `benchmarks/score_vbench.py` (`suite`, `total`) and of the quickstart (`models`) are."
             )
         found += measurements
     return found
@@ -122,7 +122,7 @@ def _quickstart(content: Mapping[str, Any], is_distilled: bool) -> list[Measurem
     model = models.get("distilled" if is_distilled else "pruned") if isinstance(models, dict) else None
     if not isinstance(model, dict):
         return []
-    setting = f"{content.get('num_inference_steps')} sampling steps"
+    setting = f"sampling steps: {content.get('num_inference_steps')}"
     return [
         Measurement(metric, name, float(model[key]), "held-out clips of the quickstart", setting=setting)
         for key, (metric, name) in QUICKSTART_MEASURES.items()

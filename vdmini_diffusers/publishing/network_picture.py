@@ -1,6 +1,7 @@
 """A network before and after pruning as a picture: PNG for a model card, and lines of blocks for a terminal."""
 
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -121,7 +122,7 @@ class _Canvas:
         self, points: Sequence[tuple[float, float]], colour: str, dashed: bool = False, head: bool = False
     ) -> None:
         s, width = self.scale, round(1.3 * self.scale)
-        for (x0, y0), (x1, y1) in zip(points[:-1], points[1:], strict=True):
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
             for start, stop in _dashes(((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5, dashed):
                 ends = (
                     [(x0 + t * (x1 - x0)) * s for t in (start, stop)],
@@ -216,7 +217,7 @@ def _draw_path(
     canvas: _Canvas, order: Sequence[Stage], places: dict[str, tuple[float, float, float]], height: float
 ) -> None:
     """Arrows from stage to stage; where one was removed, through its place, dashed."""
-    for before, after in zip(order[:-1], order[1:], strict=True):
+    for before, after in itertools.pairwise(order):
         colour, dashed = (PALE, True) if before.is_removed or after.is_removed else (INK, False)
         (x0, y0, w0), (x1, y1, w1) = places[before.name], places[after.name]
         if y1 > y0 and after.name != "M":

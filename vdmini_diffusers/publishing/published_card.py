@@ -4,12 +4,11 @@ import csv
 import importlib.resources
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 from huggingface_hub import ModelCard, ModelCardData
 
 from vdmini_diffusers.families.base import UNetFamily
@@ -206,7 +205,8 @@ def _use(info: ModelInfo, repo_id: str, variant: str | None) -> str:
         given = "--image first_frame.png"
     parts = [
         ways,
-        f"As a command, with `vdmini_diffusers` installed:\n\n```bash\nvdmini generate --model {repo_id} {given} --out video.mp4\n```",
+        "As a command, with `vdmini_diffusers` installed:\n\n"
+        f"```bash\nvdmini generate --model {repo_id} {given} --out video.mp4\n```",
     ]
     denoisers = [part for part in info.components if info.family and part.name in info.family.denoisers]
     for part in denoisers[:1]:
@@ -242,7 +242,7 @@ def _samples(repo_id: str, samples: Sequence[str]) -> str:
     lines = []
     for path in samples:
         if path.endswith(".mp4"):
-            url = huggingface_hub.hf_hub_url(repo_id, path, endpoint="https://huggingface.co")
+            url = f"https://huggingface.co/{repo_id}/resolve/main/{path}"  # players take no relative address
             lines.append(f'<video controls loop muted src="{url}"></video>')
         else:
             lines.append(f"![{Path(path).stem}]({path})")
@@ -268,7 +268,9 @@ def _recipe(info: ModelInfo, used: Consumption | None) -> str:
     rows = [
         f"| {label} | {_cell(value)} |"
         for key, label in RECIPE_SETTINGS.items()
-        if (value := training.settings.get(key)) not in (None, False, "", [])
+        if not ((value := training.settings.get(key)) is None or value is False or value in ("", []))
+        # Precomputed clips have a shape of their own, and these settings none of their effect.
+        and not (key in ("num_frames", "height", "width") and training.settings.get("precomputed_data_dir"))
     ]
     if used is not None:
         rows += [

@@ -18,7 +18,7 @@ from vdmini_diffusers.serialization.pipeline_folder import check_links
 # In the folder itself, and in that of a component. Code comes on top: the files that `model_index.json` names.
 ALLOWED_AT_TOP = ("model_index.json", "training.json", "LICENSE*", "NOTICE*")
 ALLOWED_IN_COMPONENTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
-# Folders of files that belong to a pipeline and are not components: what training leaves beside it.
+# What training leaves beside a pipeline. Students are distilled with a teacher's discriminator; theirs is of no use.
 ALLOWED_BESIDE = {"discriminator": ("config.json", "*.safetensors"), "lora": ("*.safetensors", "*.json")}
 SAMPLES = "samples"
 SAMPLE_ENDINGS = (".mp4", ".gif", ".png", ".webp", ".jpg")
@@ -36,13 +36,15 @@ def publishable_files(info: ModelInfo) -> dict[str, Path]:
     """
     folder = info.folder
     names = [part.name for part in info.components]
-    check_links(folder, [*names, *(name for name in ALLOWED_BESIDE if (folder / name).is_dir())])
+    beside = [
+        name for name in ALLOWED_BESIDE if (folder / name).is_dir() and not (name == "discriminator" and info.pruned)
+    ]
+    check_links(folder, [*names, *beside])
     found = {path.name: path for path in _files(folder) if _is_allowed(path.name, ALLOWED_AT_TOP)}
     for name in names:
         found |= {f"{name}/{p.name}": p for p in _files(folder / name) if _is_allowed(p.name, ALLOWED_IN_COMPONENTS)}
-    for name, patterns in ALLOWED_BESIDE.items():
-        if (folder / name).is_dir():
-            found |= {f"{name}/{p.name}": p for p in _files(folder / name) if _is_allowed(p.name, patterns)}
+    for name in beside:
+        found |= {f"{name}/{p.name}": p for p in _files(folder / name) if _is_allowed(p.name, ALLOWED_BESIDE[name])}
     for name in info.code_files:
         if not (folder / name).is_file():
             raise FileNotFoundError(
