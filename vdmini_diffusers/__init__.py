@@ -20,6 +20,7 @@ from vdmini_diffusers.pipelines import (
 from vdmini_diffusers.pruning import DECODER_PLANS, PLANS, PruningPlan, PruningPlanError
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 from vdmini_diffusers.pruning.prune_vae_decoder import prune_vae_decoder
+from vdmini_diffusers.publishing.publish import publish
 from vdmini_diffusers.trainers.distill import distill
 from vdmini_diffusers.version import __version__
 
@@ -43,4 +44,5 @@ __all__ = [
     "distill",
     "prune_pipeline",
     "prune_vae_decoder",
+    "publish",
 ]

@@ -1,6 +1,7 @@
 """Uploads by the real client to a Hub on the loopback."""
 
 import logging
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -82,7 +83,7 @@ def test_a_file_can_be_downloaded_at_the_revision_before(hub, folder, tmp_path):
     get = {"cache_dir": tmp_path / "cache", "token": TOKEN}
     old = huggingface_hub.hf_hub_download(REPO, "unet/config.json", revision=first.commit, **get)
     new = huggingface_hub.hf_hub_download(REPO, "unet/config.json", **get)
-    assert [open(path, "rb").read() for path in (old, new)] == [b"{}", b'{"a": 1}']
+    assert [Path(path).read_bytes() for path in (old, new)] == [b"{}", b'{"a": 1}']
 
 
 def test_a_repository_can_be_made_private_and_others_do_not_see_it(hub, folder):

@@ -20,7 +20,7 @@ QUICKSTART_MEASURES = {
 
 
 @dataclass(frozen=True)
-class Measurement:
+class CardResult:
     """One number.
 
     Args:
@@ -39,7 +39,7 @@ class Measurement:
     setting: str = ""
 
 
-def read_evaluations(files: Iterable[Path], is_distilled: bool) -> list[Measurement]:
+def read_evaluations(files: Iterable[Path], is_distilled: bool) -> list[CardResult]:
     """The numbers in the results of `benchmarks/fvd.py`, `benchmarks/score_vbench.py` and the quickstart.
 
     Args:
@@ -52,17 +52,17 @@ def read_evaluations(files: Iterable[Path], is_distilled: bool) -> list[Measurem
     found = []
     for file in files:
         content = read_json(file)
-        measurements = _fvd(content) or _vbench(content) or _quickstart(content, is_distilled)
-        if not measurements:
+        results = _fvd(content) or _vbench(content) or _quickstart(content, is_distilled)
+        if not results:
             raise ValueError(
                 f"{file} holds no results that a card can show. Those of `benchmarks/fvd.py` (`fvd`, `protocol`), of"
                 " `benchmarks/score_vbench.py` (`suite`, `total`) and of the quickstart (`models`) are."
             )
-        found += measurements
+        found += results
     return found
 
 
-def eval_results(measurements: Iterable[Measurement], task: str) -> list[EvalResult]:
+def eval_results(results: Iterable[CardResult], task: str) -> list[EvalResult]:
     """For the `model-index` of a card. `task` is the Hub's name of it, e.g. `"image-to-video"`."""
     return [
         EvalResult(
@@ -73,26 +73,26 @@ def eval_results(measurements: Iterable[Measurement], task: str) -> list[EvalRes
             metric_value=each.value,
             metric_name=each.name,
         )
-        for each in measurements
+        for each in results
     ]
 
 
-def results_table(measurements: Iterable[Measurement]) -> str:
+def results_table(results: Iterable[CardResult]) -> str:
     lines = ["| measure | value | on | how |", "|---|---|---|---|"]
-    for each in measurements:
+    for each in results:
         interval = f" [{each.interval[0]:.2f}, {each.interval[1]:.2f}]" if each.interval else ""
         lines.append(f"| {each.name} | {each.value:g}{interval} | {each.dataset} | {each.setting} |")
     return "\n".join(lines)
 
 
-def _fvd(content: Mapping[str, Any]) -> list[Measurement]:
+def _fvd(content: Mapping[str, Any]) -> list[CardResult]:
     try:
         protocol, real = content["protocol"], content["real"]
         size = f"{protocol['num_frames']} x {protocol['height']} x {protocol['width']}"
         setting = f"{protocol['num_clips']} clips of {size}, {content['detector']['name']}"
         dataset = Path(real["source"]).name
         return [
-            Measurement(name, name.upper(), round(float(content[name]), 4), dataset, _interval(content, name), setting)
+            CardResult(name, name.upper(), round(float(content[name]), 4), dataset, _interval(content, name), setting)
             for name in ("fvd", "kvd")
         ]
     except (KeyError, TypeError):
@@ -104,27 +104,27 @@ def _interval(content: Mapping[str, Any], name: str) -> tuple[float, float] | No
     return (float(found[0]), float(found[1])) if isinstance(found, list) and len(found) == 2 else None
 
 
-def _vbench(content: Mapping[str, Any]) -> list[Measurement]:
+def _vbench(content: Mapping[str, Any]) -> list[CardResult]:
     """The total, if all dimensions were scored; otherwise each dimension that was."""
     if not {"suite", "scores", "total", "missing"} <= set(content):
         return []
     suite = {"t2v": "VBench-T2V", "i2v": "VBench-I2V"}.get(content["suite"], str(content["suite"]))
     found = []
     if not content["missing"] and isinstance(content["total"], list):
-        found.append(Measurement("vbench", f"{suite} total, %", round(float(content["total"][0]), 2), suite))
+        found.append(CardResult("vbench", f"{suite} total, %", round(float(content["total"][0]), 2), suite))
     for name, score in content["scores"].items():
-        found.append(Measurement("vbench", f"{suite} {name.replace('_', ' ')}", round(float(score), 4), suite))
+        found.append(CardResult("vbench", f"{suite} {name.replace('_', ' ')}", round(float(score), 4), suite))
     return found
 
 
-def _quickstart(content: Mapping[str, Any], is_distilled: bool) -> list[Measurement]:
+def _quickstart(content: Mapping[str, Any], is_distilled: bool) -> list[CardResult]:
     models = content.get("models")
     model = models.get("distilled" if is_distilled else "pruned") if isinstance(models, dict) else None
     if not isinstance(model, dict):
         return []
     setting = f"sampling steps: {content.get('num_inference_steps')}"
     return [
-        Measurement(metric, name, float(model[key]), "held-out clips of the quickstart", setting=setting)
+        CardResult(metric, name, float(model[key]), "held-out clips of the quickstart", setting=setting)
         for key, (metric, name) in QUICKSTART_MEASURES.items()
         if isinstance(model.get(key), (int, float))
     ]

@@ -147,6 +147,8 @@ def describe_model(name: str | os.PathLike, revision: str | None = None, **downl
     else:
         class_name, entries = _models_of(folder)
     check_links(folder, [key for key in entries if key])
+    if missing := [key for key in entries if commit is None and not (folder / key).is_dir()]:
+        raise CheckpointError(f"{folder / 'model_index.json'} names the component {missing[0]!r}, which is missing.")
     components = tuple(_describe_component(folder, key, entry, remote) for key, entry in entries.items())
     family = family_of(class_name) if index else None
     card = folder / "README.md"
@@ -192,8 +194,6 @@ def _models_of(folder: Path) -> tuple[str, dict[str, list[str]]]:
 def _describe_component(folder: Path, name: str, entry: list[str], remote: Mapping[str, RemoteFile]) -> ComponentInfo:
     library, class_name = entry
     part = folder / name
-    if not part.is_dir() and not any(path.startswith(f"{name}/") for path in remote):
-        raise CheckpointError(f"{folder / 'model_index.json'} names the component {name!r}, and {part} is missing.")
     beside = {path.rpartition("/")[2]: file for path, file in remote.items() if path.rpartition("/")[0] == name}
     files = {*beside, *(path.name for path in (part.iterdir() if part.is_dir() else ()))}
     stem = weight_stems(library)[0]

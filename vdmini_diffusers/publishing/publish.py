@@ -96,11 +96,11 @@ def publish(
             f" model_index.json; `hf upload {repo_id} {info.name}` uploads any folder as it is."
         )
     resolved = license_for(info, terms)
-    measurements = read_evaluations(map(Path, evaluations), bool(info.training and info.training.is_distilled))
+    results = read_evaluations(map(Path, evaluations), bool(info.training and info.training.is_distilled))
     shown = find_samples(info, tuple(map(Path, samples)))
     picture = draw_model(info, repo_id.rpartition("/")[2]) if info.pruned else None
     variant = _variant(info)
-    card = published_card(info, repo_id, resolved, measurements, list(shown), picture is not None, variant)
+    card = published_card(info, repo_id, resolved, results, list(shown), picture is not None, variant)
     files: dict[str, Path | bytes] = {**publishable_files(info), **shown, "README.md": card.encode()}
     if picture is not None:
         files[PICTURE] = picture

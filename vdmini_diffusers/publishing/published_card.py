@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from vdmini_diffusers.families.base import UNetFamily
 from vdmini_diffusers.pruning.plans import ChannelPruningPlan
 from vdmini_diffusers.publishing.card_sections import join_sections, split_sections, with_section
-from vdmini_diffusers.publishing.evaluations import Measurement, eval_results, results_table
+from vdmini_diffusers.publishing.evaluations import CardResult, eval_results, results_table
 from vdmini_diffusers.publishing.model_info import ModelInfo
 from vdmini_diffusers.serialization.cards import UNKNOWN_LICENSE
 
@@ -104,7 +104,7 @@ def published_card(
     info: ModelInfo,
     repo_id: str,
     terms: LicenseTerms,
-    measurements: Sequence[Measurement] = (),
+    results: Sequence[CardResult] = (),
     samples: Sequence[str] = (),
     has_picture: bool = False,
     variant: str | None = None,
@@ -131,9 +131,9 @@ def published_card(
     source = info.provenance.get("teacher", {})
     if not data.base_model and source.get("commit"):
         data.base_model = source["name"]
-    if measurements:
+    if results:
         data.model_name = name
-        data.eval_results = eval_results(measurements, data.pipeline_tag or "text-to-video")
+        data.eval_results = eval_results(results, data.pipeline_tag or "text-to-video")
     used = consumption(info.folder / EMISSIONS)
     if used is not None:
         data["co2_eq_emissions"] = {
@@ -149,8 +149,8 @@ def published_card(
     sections = with_section(sections, "Use", _use(info, repo_id, variant), ("Samples", "Results", *later))
     if samples:
         sections = with_section(sections, "Samples", _samples(repo_id, samples), ("Use",))
-    if measurements:
-        sections = with_section(sections, "Results", results_table(measurements), ("Recipe", *later))
+    if results:
+        sections = with_section(sections, "Results", results_table(results), ("Recipe", *later))
     if has_picture:
         picture = f"![Blocks of the network: kept and removed]({PICTURE})"
         body = sections.get("What was removed", "")
