@@ -16,7 +16,6 @@ from vdmini_diffusers.pruning.plans import ChannelPruningPlan
 from vdmini_diffusers.publishing.card_sections import join_sections, split_sections, with_section
 from vdmini_diffusers.publishing.evaluations import CardResult, eval_results, results_table
 from vdmini_diffusers.publishing.model_info import ModelInfo
-from vdmini_diffusers.serialization.cards import UNKNOWN_LICENSE
 
 
 PICTURE = "network.png"
@@ -89,9 +88,7 @@ def license_for(info: ModelInfo, given: LicenseTerms | None) -> LicenseTerms:
     if not info.license:
         assert given is not None
         return given
-    inherited = LicenseTerms(
-        **{key: info.license[key] for key in info.license if key in UNKNOWN_LICENSE | {"license_link": ""}}
-    )
+    inherited = LicenseTerms(**info.license)
     if given is not None and given != inherited:
         raise ValueError(
             f"{info.name} has the licence {inherited.license!r} from its teacher, and {given.license!r} was given: a"

@@ -15,8 +15,9 @@ from vdmini_diffusers.serialization.checkpoint_error import short_message
 from vdmini_diffusers.serialization.pipeline_folder import check_links
 
 
-# In the folder itself, and in that of a component. Code comes on top: the files that `model_index.json` names.
-ALLOWED_AT_TOP = ("model_index.json", "training.json", "LICENSE*", "NOTICE*")
+# In the folder itself, and in that of a component. Code comes on top: the files that `model_index.json` names. Our
+# pipelines go up where it names diffusers' own as well, as cards say how to open the folder with them.
+ALLOWED_AT_TOP = ("model_index.json", "training.json", "LICENSE*", "NOTICE*", "pipeline_vdmini_*.py")
 ALLOWED_IN_COMPONENTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
 # What training leaves beside a pipeline. Students are distilled with a teacher's discriminator; theirs is of no use.
 ALLOWED_BESIDE = {"discriminator": ("config.json", "*.safetensors"), "lora": ("*.safetensors", "*.json")}
