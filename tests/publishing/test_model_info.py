@@ -6,10 +6,11 @@ import shutil
 import pytest
 from fake_hub import FakeHub
 from fresh_python import run_python
+from tiny import randomise, tiny_decoder_plans, tiny_teacher_vae
 from typer import Typer
 from typer.testing import CliRunner
 
-from vdmini_diffusers import VDMiniI2VPipeline, VDMiniT2VPipeline
+from vdmini_diffusers import VDMiniI2VPipeline, VDMiniT2VPipeline, prune_vae_decoder
 from vdmini_diffusers.cli.info import info as info_command
 from vdmini_diffusers.publishing.model_info import describe_model
 from vdmini_diffusers.publishing.model_picture import draw_model
@@ -75,6 +76,29 @@ def test_a_model_alone_and_pruned_denoisers_without_their_pipeline(student, tmp_
     assert [part.name for part in describe_model(tmp_path / "denoiser").pruned] == ["unet"]
 
 
+def test_a_vae_with_a_pruned_decoder_in_its_pipeline(student, tmp_path):
+    teacher = randomise(tiny_teacher_vae("temporal"), 1)
+    teacher.save_pretrained(tmp_path / "teacher")
+    plan = tiny_decoder_plans("temporal")["folds"]
+    folder = shutil.copytree(student, tmp_path / "student")
+    shutil.rmtree(folder / "vae")
+    prune_vae_decoder(tmp_path / "teacher", folder / "vae", plan=plan, subfolder="")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["vae"] = ["autoencoder_kl_vdmini", "VDMiniAutoencoderKLTemporalDecoder"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    described = describe_model(folder)
+    vae = component(described, "vae")
+    assert [part.name for part in described.pruned] == ["unet", "vae"]
+    assert vae.num_teacher_parameters == teacher.num_parameters() > vae.num_parameters
+    assert (vae.sketch.network, vae.sketch.count("removed"), vae.sketch.count("narrowed") > 0) == (
+        "VAE decoder",
+        5,
+        True,
+    )
+    assert "vae/autoencoder_kl_vdmini.py" in described.code_files
+    assert draw_model(described) != draw_model(describe_model(student))
+
+
 def test_licence_training_and_base_model_come_from_its_files(student, tmp_path):
     folder = shutil.copytree(student, tmp_path / "student")
     assert describe_model(folder).license == {} and describe_model(folder).training is None
@@ -95,8 +119,9 @@ def test_licence_training_and_base_model_come_from_its_files(student, tmp_path):
         (lambda f: shutil.rmtree(f / "vae"), "'vae', which is missing"),
         (lambda f: (f / "model_index.json").write_text("[]"), "object"),
         (lambda f: (f / "model_index.json").write_text("{}"), "names no pipeline class"),
-        (lambda f: _cut(f / "unet" / "diffusion_pytorch_model.safetensors"), "truncated"),
+        (lambda f: cut(f / "unet" / "diffusion_pytorch_model.safetensors"), "truncated"),
         (lambda f: (f / "unet" / "config.json").write_text("{}"), "do not fit together"),
+        (lambda f: (f / "model_index.json").write_text('{"_class_name": ["../x", "Y"]}'), "file of its pipeline"),
         (lambda f: (f / "model_index.json").unlink(), "pipeline"),
     ],
 )
@@ -109,12 +134,12 @@ def test_damage_is_named(teacher_folder, student, tmp_path, damage, said):
         describe_model(folder)
 
 
-def _cut(file):
+def cut(file):
     file.write_bytes(file.read_bytes()[:-100])
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="model_index.json is missing"):
+    with pytest.raises(CheckpointError, match=r"model_index\.json is missing"):
         describe_model(tmp_path)
     (tmp_path / "model.ckpt").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="single file"):

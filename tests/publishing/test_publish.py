@@ -104,7 +104,7 @@ def test_other_families_open_without_the_package(students, kind):
     assert found.upload is None and found.opened["output"][0] == 1
     assert found.opened["pipeline"] == {"t2v": "VDMiniT2VPipeline", "hy": "HunyuanVideoPipeline"}[kind]
     assert f"{found.opened['pipeline']}.from_pretrained" in found.card
-    # Of HunyuanVideo's, diffusers itself opens the folder, and the card says how to use the file that is there as well.
+    # diffusers itself opens HunyuanVideo's, and the card says how to use the file that is there as well.
     assert {"t2v": "pipeline_vdmini_t2v.py", "hy": "pipeline_vdmini_hunyuan_video.py"}[kind] in found.files
 
 

@@ -169,6 +169,8 @@ def test_a_licence_is_inherited_and_not_changed(folder):
     with pytest.raises(ValueError, match="--license"):
         license_for(unknown, None)
     assert license_for(unknown, TERMS) == TERMS
+    (folder / "README.md").write_text("---\nlicense: other\n---\n")  # which names none
+    assert license_for(describe_model(folder), TERMS) == TERMS
     (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     known = describe_model(folder)
     assert license_for(known, None) == license_for(known, LicenseTerms("cc-by-nc-4.0")) == LicenseTerms("cc-by-nc-4.0")

@@ -82,8 +82,12 @@ def publish(
         print_files(publication, console)
     elif (upload := publication.upload) is not None and upload.is_new:
         console.print(f"It is at {upload.url}", soft_wrap=True)
+        if create_pr:
+            console.print("--revision refs/pr/NUMBER instead of --create-pr adds to the same pull request.")
     elif upload is not None:
-        console.print(f"{repo_id} has all of it already, at commit {upload.commit}: nothing was uploaded.")
+        console.print(
+            f"{repo_id} has all of it already, at commit {upload.commit}: nothing was uploaded.", soft_wrap=True
+        )
 
 
 def print_files(publication: "Publication", console: "Console") -> None:

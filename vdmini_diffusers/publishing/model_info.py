@@ -171,8 +171,10 @@ def describe_model(name: str | os.PathLike, revision: str | None = None, **downl
 
 
 def _is_component(key: str, entry: Any) -> bool:
+    """Whether an index names a component by a library, or a file of its own folder, and a class."""
     is_pair = isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
-    return is_pair and key != "_class_name" and re.fullmatch(r"\w+", key) is not None
+    # Nothing that could lead out of the folder.
+    return is_pair and key != "_class_name" and all(re.fullmatch(r"\w+(\.\w+)*", part) for part in (key, *entry))
 
 
 def _models_of(folder: Path) -> tuple[str, dict[str, list[str]]]:
@@ -217,14 +219,17 @@ def _describe_component(folder: Path, name: str, entry: list[str], remote: Mappi
             f"{part / 'config.json'} and the plan beside it do not fit together: {error}."
         ) from error
     num_parameters = sum(_numel(tensor.shape) for tensor in tensors.values()) if tensors else None
-    before = counts.get("teacher") if isinstance(counts, dict) else None
+    num_teacher_parameters = None
+    if isinstance(counts, dict) and num_parameters and all(type(counts.get(k)) is int for k in ("teacher", "student")):
+        # Of a VAE, the record counts the decoder alone.
+        num_teacher_parameters = num_parameters + counts["teacher"] - counts["student"]
     return ComponentInfo(
         name=name,
         class_name=class_name,
         num_parameters=num_parameters,
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
         dtypes=tuple(sorted({tensor.dtype for tensor in tensors.values()})),
-        num_teacher_parameters=before if type(before) is int else None,
+        num_teacher_parameters=num_teacher_parameters,
         variants=variants,
         plan=plan,
         dropped_blocks=dropped,
@@ -243,7 +248,10 @@ def _code_files(index: Mapping[str, Any]) -> tuple[str, ...]:
     """The files that an index names as the home of a class, which are neither a library's nor a stock pipeline's."""
     files = []
     if isinstance(index.get("_class_name"), list):
-        files.append(f"{index['_class_name'][0]}.py")
+        module = index["_class_name"][0]
+        if not isinstance(module, str) or not re.fullmatch(r"\w+", module):
+            raise CheckpointError(f"model_index.json names {short_repr(module)} as the file of its pipeline's class.")
+        files.append(f"{module}.py")
     for name, entry in index.items():
         if _is_component(name, entry) and not _is_library(entry[0]):
             files.append(f"{name}/{entry[0]}.py")

@@ -80,13 +80,13 @@ def license_for(info: ModelInfo, given: LicenseTerms | None) -> LicenseTerms:
     Raises:
         ValueError: if there is neither, or they differ.
     """
-    if not info.license and given is None:
+    is_known = bool(info.license) and (info.license["license"] != "other" or "license_name" in info.license)
+    if not is_known and given is None:
         raise ValueError(
             f"The licence of {info.name} is not known: its teacher's card named none. Look it up on the teacher's page"
             " and give it by `license` (--license), or `license='other'` with `license_name` and `license_link`."
         )
-    if not info.license:
-        assert given is not None
+    if not is_known and given is not None:
         return given
     inherited = LicenseTerms(**info.license)
     if given is not None and given != inherited:
