@@ -7,6 +7,7 @@ import shutil
 
 import huggingface_hub
 import pytest
+import torch
 
 from vdmini_diffusers.publishing.card_sections import join_sections, split_sections, with_section
 from vdmini_diffusers.publishing.evaluations import read_evaluations
@@ -111,6 +112,17 @@ def test_every_way_to_open_it_names_the_repository_and_is_python(students):
             ast.parse(snippet)
             assert f'"{REPO}"' in snippet and "$" not in snippet
         assert ("trust_remote_code=True" in use) or kind == "hy"
+
+
+@pytest.mark.parametrize("kind", ["i2v", "t2v", "hy"])
+def test_the_snippet_of_the_denoiser_alone_runs(students, kind):
+    folder = students[kind][1]
+    snippet = re.findall(r"```python\n(.*?)```", split_sections(card_of(folder))["Use"], re.DOTALL)[-1]
+    names = {}
+    exec(compile(snippet.replace(f'"{REPO}"', repr(str(folder))), "README.md", "exec"), names)
+    denoiser = names["transformer" if kind == "hy" else "unet"]
+    assert denoiser.dtype == torch.float16
+    assert denoiser.num_parameters() == describe_model(folder).pruned[0].num_parameters
 
 
 def test_the_variant_is_named_where_files_have_one(folder):

@@ -57,8 +57,10 @@ def print_info(described: "ModelInfo", console: "Console") -> None:
     console.print(facts)
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading, justify in (("component", "left"), ("class", "left"), ("parameters", "right"), ("before", "right")):
-        table.add_column(heading, justify=justify)
+    for heading in ("component", "class"):
+        table.add_column(heading)
+    for heading in ("parameters", "before"):
+        table.add_column(heading, justify="right")
     for part in described.components:
         before, now = part.num_teacher_parameters, part.num_parameters
         cells = (

@@ -296,8 +296,10 @@ def _draw_legend(canvas: _Canvas, sketches: Sequence[NetworkSketch], top: float)
         entries.append(("TransformerBlock", "kept", ORANGE))
     if not entries:
         entries.append(("kept block", "kept", BLUE))
-    entries += [("fewer channels", "narrowed", BLUE)] * any(sketch.count("narrowed") for sketch in sketches)
-    entries += [("removed", "removed", PALE)] * any(sketch.count("removed") for sketch in sketches)
+    if any(sketch.count("narrowed") for sketch in sketches):
+        entries.append(("fewer channels", "narrowed", BLUE))
+    if any(sketch.count("removed") for sketch in sketches):
+        entries.append(("removed", "removed", PALE))
     x = float(MARGIN)
     for text, state, colour in entries:
         w, h = 22, 15

@@ -180,11 +180,11 @@ def consumption(file: Path) -> Consumption | None:
         return None
     try:
         last = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))[-1]
-        numbers = [float(last[name]) for name in ("duration", "energy_consumed", "emissions")]
+        seconds, energy, emitted = (float(last[name]) for name in ("duration", "energy_consumed", "emissions"))
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not what CodeCarbon writes: {error}.") from error
     hardware = last.get("gpu_model") or last.get("cpu_model") or ""
-    return Consumption(*numbers, hardware, last.get("country_name") or "")
+    return Consumption(seconds, energy, emitted, hardware, last.get("country_name") or "")
 
 
 def _use(info: ModelInfo, repo_id: str, variant: str | None) -> str:
