@@ -4,13 +4,15 @@ import json
 import shutil
 
 import pytest
+import torch
 from fake_hub import FakeHub, Refusal
 from fresh_python import run_python, video_digest
 from PIL import Image
+from tiny import tiny_svd_pipeline
 from typer import Typer
 from typer.testing import CliRunner
 
-from vdmini_diffusers import VDMiniI2VPipeline, publish
+from vdmini_diffusers import VDMiniI2VPipeline, prune_pipeline, publish
 from vdmini_diffusers.cli.publish import publish as publish_command
 from vdmini_diffusers.publishing.model_info import describe_model
 from vdmini_diffusers.publishing.opening import check_opens
@@ -106,6 +108,14 @@ def test_other_families_open_without_the_package(students, kind):
     assert f"{found.opened['pipeline']}.from_pretrained" in found.card
     # diffusers itself opens HunyuanVideo's, and the card says how to use the file that is there as well.
     assert {"t2v": "pipeline_vdmini_t2v.py", "hy": "pipeline_vdmini_hunyuan_video.py"}[kind] in found.files
+
+
+@pytest.mark.slow
+def test_a_variant_is_opened_and_named(tmp_path):
+    tiny_svd_pipeline().to(torch.float16).save_pretrained(tmp_path / "teacher", variant="fp16")
+    folder = prune_pipeline(tmp_path / "teacher", tmp_path / "student", variant="fp16")
+    found = publish(folder, REPO, terms=TERMS, dry_run=True)
+    assert found.opened["output"] == [1, 5, 4, 8, 8] and found.card.count('variant="fp16"') == 3
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def publish(
     Args:
         folder: of a pipeline, as `prune_pipeline` and `distill` write it. What goes up is stated in `staging.py`.
         repo_id: `org/name`. It is made if there is none.
-        private: make it private. One that is there already stays what it is.
+        private: make it private. One that is there and public is refused.
         revision: the branch to commit to, made if there is none; `refs/pr/N` adds to a pull request.
         create_pr: open a pull request. The repository has to be there.
         terms: the licence, where the teacher's card names none. Otherwise the student inherits it.
@@ -82,7 +82,7 @@ def publish(
         ConnectionError: if the Hub cannot be reached, or stops answering.
         OSError: if a file cannot be read, or the Hub refuses: the message says why and what to do.
         RuntimeError: if the folder does not open without this package.
-        ValueError: if the licence is not known, or an argument cannot be used.
+        ValueError: if the licence is not known, an argument cannot be used, or a file holds what looks like a token.
     """
     if not os.path.isdir(folder):
         raise ValueError(f"{os.fspath(folder)} is no folder: what is published is the folder of a pipeline.")
