@@ -56,6 +56,7 @@ setup(
         "safetensors>=0.8",  # as diffusers 0.42
         "torch>=2.6",  # the first whose `torch.load` reads tensors only unless told otherwise
         "tqdm>=4.67",
+        "typer>=0.16",  # parses the command `vdmini`; huggingface_hub brings it, with rich
         "transformers>=5.11,<5.24",  # older ones rename CLIP's tensors; 5.24 wants peft 0.22, not yet released
         "typer>=0.15",  # parses the command `vdmini`; huggingface_hub brings it for its own
     ],
@@ -81,6 +82,7 @@ setup(
         "vdmini_diffusers.pipelines",
         "vdmini_diffusers.pruning",
         "vdmini_diffusers.pruning.plans",
+        "vdmini_diffusers.publishing",
         "vdmini_diffusers.serialization",
         "vdmini_diffusers.t2v_turbo",
         "vdmini_diffusers.trainers",

@@ -1,4 +1,4 @@
-"""A Hub on the loopback: the part of its HTTP API with which huggingface_hub downloads, creates and uploads.
+"""A Hub on the loopback: the part of its HTTP API with which huggingface_hub downloads, creates, branches and uploads.
 
 Repositories are folders, one per commit. `HF_ENDPOINT` is read when huggingface_hub is imported, so clients are
 processes of their own (see `fresh_python.py`).
@@ -10,12 +10,32 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class Refusal:
+    """The answer to requests of a method whose path matches, `times` times, after which they are answered as ever.
+
+    Args:
+        path: a regular expression.
+        status: of the answer; None cuts the connection in the middle of the request's body.
+        code: the Hub's name of the error, in `X-Error-Code`.
+    """
+
+    method: str
+    path: str
+    status: int | None
+    times: int = 1
+    code: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,6 +69,11 @@ class FakeHub:
         listed_sizes: of files, by path, where the listing shall say another size than the true one.
         storage: the endpoint to which downloads of large files are sent on, as the Hub's are; `None` for this one.
         received: the headers of all downloads, by the file's path.
+        writers: the tokens of which one must come with all that writes; `None` for anybody.
+        private: repositories that only `writers` see.
+        gated: repositories whose files only `writers` get.
+        refusals: see `Refusal`.
+        before_commit: is called when a commit has arrived, and before it is made.
     """
 
     def __init__(self, root: Path):
@@ -60,13 +85,18 @@ class FakeHub:
         self.listed_sizes: dict[str, int] = {}
         self.storage: str | None = None
         self.received: dict[str, list[Message]] = {}
+        self.writers: set[str] | None = None
+        self.private: set[str] = set()
+        self.gated: set[str] = set()
+        self.refusals: list[Refusal] = []
+        self.before_commit: Callable[[], object] = lambda: None
         self.refs: dict[str, dict[str, str]] = {}  # repository -> branch or tag -> commit
         self.requests: list[tuple[str, str]] = []
         self.server = HubServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": self}))
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> "FakeHub":
-        self.thread = Thread(target=self.server.serve_forever, daemon=True)
+        self.thread = Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
         return self
 
@@ -75,14 +105,22 @@ class FakeHub:
         self.server.server_close()
         self.thread.join()
 
-    def commit(self, repo: str, files: dict[str, bytes], ref: str = "main") -> str:
-        """A new commit of `repo`: the files of its last one and, over them, these."""
+    def commit(
+        self, repo: str, files: dict[str, bytes], ref: str = "main", parent: str | None = None, deleted: Any = ()
+    ) -> str:
+        """A new commit of `repo`: the files of its last one, or of `parent`, and over them these.
+
+        Args:
+            deleted: paths of files that it has no longer.
+        """
         refs = self.refs.setdefault(repo, {})
         sha = hashlib.sha1(f"{repo} {ref} {len(list(self.root.glob('*/*/*')))}".encode()).hexdigest()
         folder = self.root / repo / sha
         folder.mkdir(parents=True)
-        if ref in refs:
-            shutil.copytree(self.root / repo / refs[ref], folder, dirs_exist_ok=True)
+        if before := parent or refs.get(ref):
+            shutil.copytree(self.root / repo / before, folder, dirs_exist_ok=True)
+        for path in deleted:
+            (folder / path).unlink()
         for path, content in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
@@ -132,40 +170,65 @@ class HubHandler(BaseHTTPRequestHandler):
         pass
 
     def route(self, method: str) -> None:
-        path = unquote(urlsplit(self.path).path)
+        quoted = urlsplit(self.path).path
+        path = unquote(quoted)
         self.hub.requests.append((method, path))
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        for refusal in self.hub.refusals:
+            if refusal.times and refusal.method == method and re.search(refusal.path, path):
+                refusal.times -= 1
+                self.rfile.read(length if refusal.status else length // 2)
+                if refusal.status is None:
+                    self.close_connection = True
+                    return None
+                code = {"X-Error-Code": refusal.code} if refusal.code else {}
+                return self.answer({"error": f"Refused by {refusal.code}"}, refusal.status, refusal.headers | code)
+        self.body = self.rfile.read(length)
         if method == "PUT":
             (self.hub.root / path.rpartition("/")[2]).write_bytes(self.body)  # a large file, under its sha256
             return self.answer(b"")
+        if method == "POST" and not self.may_write:
+            known = self.headers.get("Authorization")
+            return self.answer({"error": "Forbidden" if known else "Unauthorized"}, 403 if known else 401)
         if path == "/api/repos/create":
             return self.create(json.loads(self.body))
         if path == "/api/validate-yaml":
             return self.answer({"errors": [], "warnings": []})
         if found := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
             return self.large_files(json.loads(self.body)["objects"])
-        if not (
-            found := re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+)(?:/([a-z]+)(?:/([^/]+)(?:/(.*))?)?)?", path)
-        ) or (found[1] not in self.hub.refs):
+        # A revision may have slashes, which come quoted.
+        found = re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+)(?:/([a-z]+)(?:/([^/]+)(?:/(.*))?)?)?", quoted)
+        if not found or found[1] not in self.hub.refs or (found[1] in self.hub.private and not self.may_write):
             return self.answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
-        repo, verb, revision, name = found[1], found[2] or "revision", found[3] or "main", found[4]
+        repo, verb, revision = found[1], found[2] or "revision", unquote(found[3] or "main")
+        name = unquote(found[4]) if found[4] else None
         refs = self.hub.refs[repo]
+        if verb == "branch":
+            refs[revision] = refs["main"]
+            return self.answer({})
         if verb == "commit":
             return self.add_commit(repo, revision)
         if verb == "preupload":
             paths = [file["path"] for file in json.loads(self.body)["files"]]
-            modes = {path: "lfs" if is_lfs(path) else "regular" for path in paths}
-            return self.answer(
-                {"files": [{"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in modes.items()]}
-            )
+            there = self.hub.files(repo, revision) if revision in refs else {}
+            entries = []
+            for path in paths:
+                entry = {"path": path, "uploadMode": "lfs" if is_lfs(path) else "regular", "shouldIgnore": False}
+                if path in there:
+                    entry["oid"] = etag_of(path, there[path].read_bytes())
+                entries.append(entry)
+            return self.answer({"files": entries})
         if revision not in refs and not (self.hub.root / repo / revision).is_dir():
             return self.answer({"error": "Revision not found"}, 404, {"X-Error-Code": "RevisionNotFound"})
         sha, files = refs.get(revision, revision), self.hub.files(repo, revision)
         if verb == "revision":
-            return self.answer({"id": repo, "sha": sha, "siblings": [{"rfilename": path} for path in files]})
+            siblings = [{"rfilename": path} for path in files]
+            return self.answer({"id": repo, "sha": sha, "siblings": siblings, "private": repo in self.hub.private})
         if verb == "tree":
             return self.answer([self.tree_entry(path, file.read_bytes()) for path, file in files.items()])
-        assert verb == "resolve", path
+        assert verb == "resolve" and name is not None, path
+        if repo in self.hub.gated and not self.may_write:
+            return self.answer({"error": "Access is restricted"}, 403, {"X-Error-Code": "GatedRepo"})
         if name not in files:
             return self.answer({"error": "Not found"}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
         if self.hub.tokens and self.headers.get("Authorization", "").removeprefix("Bearer ") not in self.hub.tokens:
@@ -174,6 +237,11 @@ class HubHandler(BaseHTTPRequestHandler):
         if self.hub.storage and is_lfs(name) and method == "GET":
             return self.answer(b"", 302, {"Location": f"{self.hub.storage}{self.path}"})
         self.send_file(name, files[name].read_bytes(), sha)
+
+    @property
+    def may_write(self) -> bool:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        return self.hub.writers is None or token in self.hub.writers
 
     def send_file(self, name: str, content: bytes, sha: str) -> None:
         headers = {"ETag": f'"{etag_of(name, content)}"', "X-Repo-Commit": sha}
@@ -225,23 +293,40 @@ class HubHandler(BaseHTTPRequestHandler):
         status = 409 if repo in self.hub.refs else 200
         if status == 200:
             self.hub.commit(repo, {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
+            if wanted.get("visibility") == "private":
+                self.hub.private.add(repo)
         self.answer({"url": f"{self.hub.endpoint}/{repo}", "name": repo}, status)
 
     def large_files(self, objects: list[dict]) -> None:
         for entry in objects:
+            if (self.hub.root / entry["oid"]).is_file():
+                continue  # stored already: nothing to do
             entry["actions"] = {"upload": {"href": f"{self.hub.endpoint}/lfs/{entry['oid']}"}}
         self.answer({"transfer": "basic", "objects": objects})
 
     def add_commit(self, repo: str, ref: str) -> None:
-        files = {}
+        self.hub.before_commit()
+        files, deleted, parent = {}, [], None
+        refs = self.hub.refs[repo]
         for operation in map(json.loads, self.body.splitlines()):
             value = operation["value"]
-            if operation["key"] == "file":
+            if operation["key"] == "header":
+                parent = value.get("parentCommit")
+            elif operation["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif operation["key"] == "lfsFile":
                 files[value["path"]] = (self.hub.root / value["oid"]).read_bytes()
-        sha = self.hub.commit(repo, files, ref)
-        self.answer({"commitUrl": f"{self.hub.endpoint}/{repo}/commit/{sha}", "commitOid": sha})
+            elif operation["key"] == "deletedFile":
+                deleted.append(value["path"])
+        answer = {}
+        if "create_pr=1" in urlsplit(self.path).query:
+            parent, number = parent or refs[ref], sum(name.startswith("refs/pr/") for name in refs) + 1
+            ref = f"refs/pr/{number}"
+            answer["pullRequestUrl"] = f"{self.hub.endpoint}/{repo}/discussions/{number}"
+        elif parent is not None and parent != refs[ref]:
+            return self.answer({"error": "The branch has moved since"}, 412)
+        sha = self.hub.commit(repo, files, ref, parent, deleted)
+        self.answer({"commitUrl": f"{self.hub.endpoint}/{repo}/commit/{sha}", "commitOid": sha, **answer})
 
     def answer(self, content: bytes | dict | list, status: int = 200, headers: dict[str, str] | None = None) -> None:
         content = content if isinstance(content, bytes) else json.dumps(content).encode()

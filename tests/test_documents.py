@@ -98,7 +98,8 @@ def test_links_lead_to_files_and_to_headings(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
 def test_paths_of_the_repository_exist(path):
     tops = "conversion|training|benchmarks|pipelines|tests|model_cards|vdmini_diffusers"
-    parts = "analysis|cli|data|demo|distillation|evaluation|families|models|pruning|serialization|t2v_turbo|trainers"
+    parts = "analysis|cli|data|demo|distillation|evaluation|families|models|pruning|publishing|serialization"
+    parts += "|t2v_turbo|trainers"
     text = path.read_text(encoding="utf-8")
     named = re.findall(rf"(?<![\w/.<-])((?:{tops}|{parts})/[\w./-]*[\w/])", text)
     assert [name for name in named if not any((at / name).exists() for at in (ROOT, ROOT / "vdmini_diffusers"))] == []

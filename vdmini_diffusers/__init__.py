@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vdmini_diffusers.pruning import DECODER_PLANS, PLANS, PruningPlan, PruningPlanError
     from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
     from vdmini_diffusers.pruning.prune_vae_decoder import prune_vae_decoder
+    from vdmini_diffusers.publishing.publish import publish
     from vdmini_diffusers.trainers.distill import distill
 
 
@@ -53,6 +54,7 @@ __all__ = [
     "optimize",
     "prune_pipeline",
     "prune_vae_decoder",
+    "publish",
     "restore",
 ]
 
@@ -63,6 +65,7 @@ _MODULES = (
     "pruning",
     "pruning.prune_pipeline",
     "pruning.prune_vae_decoder",
+    "publishing.publish",
     "trainers.distill",
 )
 

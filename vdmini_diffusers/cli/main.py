@@ -5,7 +5,9 @@ import typer
 from vdmini_diffusers.cli.command_errors import run_command
 from vdmini_diffusers.cli.evaluate import evaluate
 from vdmini_diffusers.cli.generate import generate
+from vdmini_diffusers.cli.info import info
 from vdmini_diffusers.cli.prune import prune
+from vdmini_diffusers.cli.publish import publish
 from vdmini_diffusers.cli.score import score
 
 
@@ -19,9 +21,11 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command(rich_help_panel="Use a model")(generate)
+app.command(rich_help_panel="Use a model")(info)
 app.command(rich_help_panel="Make a model")(prune)
 app.command(rich_help_panel="Make a model")(score)
 app.command(rich_help_panel="Measure a model")(evaluate)
+app.command(rich_help_panel="Share a model")(publish)
 
 
 def vdmini() -> None:
