@@ -5,11 +5,12 @@
     python benchmarks/floors.py --device cpu --dtype fp32 --pipelines i2v --num_frames 4 --height 256 --width 384
     python benchmarks/floors.py --device cuda --rounds 10
 
-One forward pass is counted without computing it, so at any size. What is counted, of every operator that torch
-dispatches (not of views, which move nothing): its FLOPs, and as bytes each tensor that it takes and each that it
-gives, once; what a group norm takes, twice, as it sums over all of a group first. Attention is one kernel, which takes
-query, key and value and gives its output. Tensors that an operator works on in place are taken and given; of expanded
-tensors only what is stored counts; workspaces do not.
+Without `--device` nothing is computed: one forward pass is counted on the meta device, so at any size, with the
+kernels that a GPU has. What is counted, of every operator that torch dispatches (not of views, which move nothing):
+its FLOPs, and as bytes each tensor that it takes and each that it gives, once; what a group norm takes, twice, as it
+sums over all of a group first. Attention is one kernel, which takes query, key and value and gives its output. Tensors
+that an operator works on in place are taken and given; of expanded tensors only what is stored counts; workspaces do
+not.
 
 A kernel's floor is the longer of FLOPs / peak and bytes / rate, a component's the sum over its kernels. "Element-wise"
 are all kernels without products: norms, activations, sums, copies. Fused kernels can go below this floor; none of
@@ -18,14 +19,15 @@ after `optimize`, where that changes its kernels on that device in that dtype.
 
 Published peaks for dense half precision are those of an A100 (SXM, 40 GB: 312 TFLOP/s, 1.555 TB/s; that of 80 GB moves
 2.039) and an H100 (SXM: 989 TFLOP/s, 3.35 TB/s). "In reach" takes 0.65 and 0.55 of the products and 0.8 of the rate,
-about what the best kernels get. On `--device cpu` or `cuda` this machine's ceilings, the best product of
-`torch.mm` and the best copy, are taken in the same run, and the networks run with random weights, taking turns.
+about what the best kernels get. On `--device cpu` or `cuda` this machine's ceilings, the best product of `torch.mm`
+and the best copy, are taken in the same run, and the networks are counted there and run with random weights, taking
+turns.
 """
 
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -34,7 +36,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -192,10 +193,14 @@ class KernelCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
         taken, given = (_tensors(tree) for tree in ((args, kwargs), made))
+        if "new_" in func.__name__ or "_like" in func.__name__:  # of its shape only
+            taken = []
         storages = {x.untyped_storage()._cdata for x in taken}
-        is_view = not func._schema.is_mutable and {x.untyped_storage()._cdata for x in given} <= storages
-        if not is_view and "empty" not in func.__name__:
-            flops = flop_registry.get(func._overloadpacket)
+        is_view = taken and not func._schema.is_mutable and {x.untyped_storage()._cdata for x in given} <= storages
+        if not is_view and not func.__name__.startswith(("empty", "new_empty", "randn")):
+            name = func._overloadpacket.__name__
+            product = getattr(torch.ops.aten, name.removesuffix("_"), None)  # those in place are not in the registry
+            flops: Any = flop_registry.get(product)
             num_flops = flops(*args, **kwargs, out_val=made) if flops else 0
             out = _tensors({name: x for name, x in kwargs.items() if name == "out"})  # given only
             unique = {id(x): x for x in taken if not any(x is y for y in out)}
@@ -238,41 +243,19 @@ def _stored_bytes(x: torch.Tensor) -> int:
 
 
 @torch.no_grad()
-def count_kernels(component: Component, name: str, optimized: bool, args: Arguments) -> list[Kernel]:
-    """The kernels of one pass. Rewrites and layouts go by the device, so a CPU's is counted on fake tensors of one."""
-    on_cpu, dtype = args.device == "cpu", DTYPES[args.dtype]
-    make = partial(make_network, name, component.without)
-    with FakeTensorMode() if on_cpu else nullcontext():
-        network = make_in_dtype(make, dtype) if on_cpu else build_network(make, "meta", dtype)
-        if optimized:
-            optimize(network)
-        draw = partial(_draw, "cpu" if on_cpu else "meta", dtype)
-        with KernelCounter() as counter, AttentionKernel(counter):
-            component.work(network, draw)
+def count_kernels(work: Callable[[], object]) -> list[Kernel]:
+    with KernelCounter() as counter, AttentionKernel(counter):
+        work()
     return counter.kernels
 
 
-def make_in_dtype(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
-    """As `build_network`, without its conversion, which fake parameters do not take."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        return make().eval()
-    finally:
-        torch.set_default_dtype(default)
-
-
-def _draw(device: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
-    return torch.ones(shape, device=device, dtype=dtype)
-
-
 def take_ceilings(device: str, dtype: torch.dtype) -> Ceilings:
-    """The best of a few rounds of a matrix product and a copy that no cache holds."""
-    size = 8192 if device == "cuda" else 2048
+    """The best of some rounds of a matrix product and of a copy that no cache holds."""
+    size = 8192 if device == "cuda" else 1024
     a, b, c = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
     source, target = (torch.ones(2**26, device=device) for _ in range(2))  # 256 MiB each
     works = {"mm": lambda: torch.mm(a, b, out=c), "copy": lambda: target.copy_(source)}
-    best = {name: min(t.milliseconds) / 1000 for name, t in time_in_turns(works, device, 8, warm_ups=2).items()}
+    best = {name: min(t.milliseconds) / 1000 for name, t in time_in_turns(works, device, 20, warm_ups=2).items()}
     return Ceilings(2 * size**3 / best["mm"], 2 * source.nbytes / best["copy"])
 
 
@@ -286,14 +269,36 @@ def optimized_if(network: nn.Module, optimized: bool) -> Iterator[None]:
         restore(network)
 
 
+@dataclass
+class Pass:
+    """One forward pass: counted, and measured unless the device is "meta"."""
+
+    pipeline: str
+    component: str
+    network: str
+    optimized: bool
+    kernels: list[Kernel]
+    milliseconds: float | None
+
+    def row(self, ceilings: dict[str, Ceilings]) -> dict[str, Any]:
+        row: dict[str, Any]
+        element_wise = [kernel for kernel in self.kernels if not kernel.flops]
+        row = {"pipeline": self.pipeline, "component": self.component, "network": self.network}
+        row |= {"optimised": "yes" * self.optimized, "TMAC": round(sum(k.flops for k in self.kernels) / 2e12, 3)}
+        for name, kernels in (("GB", self.kernels), ("element-wise GB", element_wise)):
+            row[name] = round(sum(k.bytes for k in kernels) / 1e9, 1)
+        for name, each in ceilings.items():
+            row[f"{name} ms"] = round(1000 * sum(k.seconds(each) for k in self.kernels), 1)
+            row[f"{name}, element-wise"] = round(1000 * sum(k.seconds(each) for k in element_wise), 1)
+        if self.milliseconds is not None:
+            row |= {"measured ms": round(self.milliseconds, 1), "share": round(row["here ms"] / self.milliseconds, 2)}
+        return row
+
+
 @torch.no_grad()
-def measure(component: Component, args: Arguments) -> dict[tuple[str, bool], float]:
-    """Milliseconds by network and whether it is optimised."""
+def passes_of(pipeline: str, component: Component, args: Arguments) -> list[Pass]:
+    """Of each network, and of it rewritten if that changes its kernels."""
     dtype = DTYPES[args.dtype]
-    made = {
-        name: build_network(partial(make_network, name, component.without), args.device, dtype)
-        for name in component.networks
-    }
     inputs: dict[tuple[int, ...], torch.Tensor] = {}
 
     def draw(*shape: int) -> torch.Tensor:
@@ -301,58 +306,61 @@ def measure(component: Component, args: Arguments) -> dict[tuple[str, bool], flo
             inputs[shape] = torch.randn(shape, device=args.device).to(dtype)
         return inputs[shape]
 
-    def work(name: str, optimized: bool) -> None:
-        with optimized_if(made[name], optimized):
-            component.work(made[name], draw)
+    def work(network: nn.Module, optimized: bool) -> None:
+        with optimized_if(network, optimized):
+            component.work(network, draw)
 
-    works = {f"{name}|{optimized}": partial(work, name, optimized) for name in made for optimized in (False, True)}
-    timings = time_in_turns(works, args.device, args.rounds, warm_ups=2 if args.device == "cuda" else 0)
-    return {(name, o): timings[f"{name}|{o}"].median for name in made for o in (False, True)}
-
-
-def row_of(kernels: list[Kernel], here: Ceilings | None, milliseconds: float | None) -> dict[str, float]:
-    row = {"TMAC": sum(k.flops for k in kernels) / 2e12, "GB": sum(k.bytes for k in kernels) / 1e9}
-    element_wise = [k for k in kernels if not k.flops]
-    row["element-wise GB"] = sum(k.bytes for k in element_wise) / 1e9
-    for name, ceilings in ({"here": here} if here else GPUS).items():
-        row[f"{name} ms"] = 1000 * sum(k.seconds(ceilings) for k in kernels)
-        row[f"{name}, element-wise"] = 1000 * sum(k.seconds(ceilings) for k in element_wise)
-    if milliseconds is not None:
-        row |= {"measured ms": milliseconds, "share": row["here ms"] / milliseconds}
-    return {name: round(value, 3 if name in ("TMAC", "share") else 1) for name, value in row.items()}
+    works: dict[str, Callable[[], object]] = {}
+    kernels: dict[str, list[Kernel]] = {}
+    for name in component.networks:
+        network = build_network(partial(make_network, name, component.without), args.device, dtype)
+        for optimized in (False, True):
+            key = f"{name}|{optimized}"
+            works[key] = partial(work, network, optimized)
+            kernels[key] = count_kernels(works[key])
+        if kernels[f"{name}|True"] == kernels[f"{name}|False"]:
+            del works[f"{name}|True"]
+    timings = {}
+    if args.device != "meta":
+        timings = time_in_turns(works, args.device, args.rounds, warm_ups=2 if args.device == "cuda" else 0)
+    found = []
+    for key in works:
+        name, optimized = key.split("|")
+        milliseconds = timings[key].median if timings else None
+        found.append(Pass(pipeline, component.name, name, optimized == "True", kernels[key], milliseconds))
+    return found
 
 
 def main(args: Arguments) -> None:
-    dtype = DTYPES[args.dtype]
-    here = take_ceilings(args.device, dtype) if args.device != "meta" else None
-    rows, sizes = [], []
+    passes, sizes, ceilings = [], [], GPUS
     for pipeline in args.pipelines:
         given = (args.num_frames, args.height, args.width)
         size = [a if a is not None else b for a, b in zip(given, SIZES[pipeline], strict=True)]
         sizes.append(f"{pipeline} {' x '.join(map(str, size))}")
         for component in components(pipeline, *size):
-            times = measure(component, args) if args.device != "meta" else {}
-            for name in component.networks:
-                stock, rewritten = (count_kernels(component, name, optimized, args) for optimized in (False, True))
-                for kernels in (stock, rewritten)[: 1 + (rewritten != stock)]:
-                    row = {"pipeline": pipeline, "component": component.name, "network": name}
-                    row["optimised"] = "yes" if kernels is rewritten else ""
-                    rows.append(row | row_of(kernels, here, times.get((name, kernels is rewritten))))
-                    print(json.dumps(rows[-1]), flush=True)
+            if args.device != "meta":  # again and again, as other load on the machine comes and goes
+                here = take_ceilings(args.device, DTYPES[args.dtype])
+                ceilings = {"here": Ceilings(*map(max, here, ceilings.get("here", here)))}
+            passes += passes_of(pipeline, component, args)
+            print(f"{pipeline}, {component.name}: done", flush=True)
+    rows = [each.row(ceilings) for each in passes]
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     lines = [f"# Floors\n\n{', '.join(sizes)} pixels, {args.dtype}, torch {torch.__version__}."]
-    if here:
-        lines.append(f"Here ({device}): {here.flops / 1e12:.4g} TFLOP/s, {here.bytes / 1e9:.4g} GB/s.")
+    named = [
+        f"{name}{f' ({device})' * (name == 'here')} {each.flops / 1e12:.4g} TFLOP/s, {each.bytes / 1e12:.4g} TB/s"
+        for name, each in ceilings.items()
+    ]
+    lines.append(f"Ceilings: {'; '.join(named)}.")
     lines.append(
-        "`benchmarks/floors.py` says what is counted. TMAC: 10^12 multiply-accumulates; milliseconds are the least that a"
-        " pass can take, and `share` is that of what it took."
+        "`benchmarks/floors.py` says what is counted. TMAC: 10^12 multiply-accumulates. Milliseconds are the least\n"
+        "that a pass can take; `share` is that of what it took."
     )
     text = "\n\n".join([*lines, markdown_table(rows)]) + "\n"
     RESULTS.mkdir(exist_ok=True)
     write_file(RESULTS / f"{args.name}.md", text.encode())
-    ceilings = {name: each._asdict() for name, each in ({"here": here} if here else GPUS).items()}
-    result = {"sizes": sizes, "dtype": args.dtype, "device": device if here else args.device, "ceilings": ceilings}
-    write_file(RESULTS / f"{args.name}.json", (json.dumps(result | {"rows": rows}, indent=1) + "\n").encode())
+    result = {"sizes": sizes, "dtype": args.dtype, "device": device if "here" in ceilings else args.device}
+    result |= {"ceilings": {name: each._asdict() for name, each in ceilings.items()}, "rows": rows}
+    write_file(RESULTS / f"{args.name}.json", (json.dumps(result, indent=1) + "\n").encode())
     print(f"\n{text}")
 
 
