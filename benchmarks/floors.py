@@ -134,10 +134,9 @@ def components(pipeline: str, frames: int, height: int, width: int) -> list[Comp
             ),
         ]
     if pipeline == "t2v":
-        tokens = {"dtype": torch.long}
         return [
             Component(
-                "text encoder", ("VideoCrafter2's text encoder",), lambda net, draw: net(draw(1, 77).to(**tokens))
+                "text encoder", ("VideoCrafter2's text encoder",), lambda net, draw: net(draw(1, 77).long())
             ),
             Component(
                 "U-Net, one step",
