@@ -21,7 +21,8 @@ def is_inference(*modules: nn.Module) -> bool:
 
 
 def is_watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    replaced = "forward" in vars(module) or module._compiled_call_impl is not None  # compiled by itself
+    return bool(module._forward_hooks or module._forward_pre_hooks or replaced)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -25,6 +25,7 @@ class ChannelsLastGroupNorm(nn.GroupNorm):
             and input.is_contiguous(memory_format=layout)
             and not input.is_contiguous()
             and self.affine
+            and not torch.compiler.is_compiling()  # which would unroll the chunks of one size
             and is_inference()
         ):
             return super().forward(input)
