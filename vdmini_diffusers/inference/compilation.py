@@ -15,8 +15,7 @@ from vdmini_diffusers.models.unet_spatio_temporal_vdmini import VDMiniUNetSpatio
 # What networks of diffusers repeat that name no blocks themselves. A decoder has one graph for each width.
 REPEATED_BLOCKS: dict[type[nn.Module], list[str]] = {
     UNetSpatioTemporalConditionModel: VDMiniUNetSpatioTemporalConditionModel._repeated_blocks,
-    UNet3DConditionModel: VDMiniUNet3DConditionModel._repeated_blocks
-    + ["TransformerTemporalModel", "TemporalConvLayer"],
+    UNet3DConditionModel: ["Transformer2DModel", "TransformerTemporalModel", "TemporalConvLayer"],
     Decoder: ["ResnetBlock2D", "Upsample2D"],
     TemporalDecoder: ["SpatioTemporalResBlock", "Upsample2D"],
 }
