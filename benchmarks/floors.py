@@ -135,9 +135,7 @@ def components(pipeline: str, frames: int, height: int, width: int) -> list[Comp
         ]
     if pipeline == "t2v":
         return [
-            Component(
-                "text encoder", ("VideoCrafter2's text encoder",), lambda net, draw: net(draw(1, 77).long())
-            ),
+            Component("text encoder", ("VideoCrafter2's text encoder",), lambda net, draw: net(draw(1, 77).long())),
             Component(
                 "U-Net, one step",
                 ("T2V-Turbo-v2's U-Net", "VDMini-T2V's U-Net"),
