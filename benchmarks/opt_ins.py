@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder, VDMiniUNetSpati
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.evaluation.latency import build_network, time_in_turns
-from vdmini_diffusers.inference import compile_blocks, optimize
+from vdmini_diffusers.inference import compile_blocks, optimize, restore
 
 
 STEPS = 16
@@ -69,7 +70,7 @@ def in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def quantised(network: nn.Module, name: str) -> nn.Module:
-    import torchao.quantization as ao
+    import torchao.quantization as ao  # pyright: ignore[reportMissingImports] - not among the requirements
 
     config = {"int8": lambda: ao.Int8WeightOnlyConfig(version=2), "fp8": ao.Float8WeightOnlyConfig}[name]()
     network = copy.deepcopy(network)
@@ -79,27 +80,36 @@ def quantised(network: nn.Module, name: str) -> nn.Module:
 
 def variants_of(
     network: nn.Module, work: Callable[[Any, torch.dtype], torch.Tensor], args: Arguments
-) -> dict[str, Any]:
-    """What to run, by name; `work` runs a network on inputs of a dtype."""
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """What to run, by name; `work` runs a network on inputs of a dtype. Variants of one dtype share their weights."""
     bf16 = in_dtype(network, torch.bfloat16)
+
+    def optimized(network: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+        output = work(optimize(network), dtype)
+        restore(network)
+        return output
 
     def autocast() -> torch.Tensor:
         with torch.autocast(args.device, torch.bfloat16):
             return work(network, torch.float32)
 
-    runs = {
+    def eager() -> torch.Tensor:
+        with torch.compiler.set_stance("force_eager"):
+            return work(bf16, torch.bfloat16)
+
+    runs: dict[str, Callable[[], torch.Tensor]] = {
         "exact": partial(work, network, torch.float32),
-        "`optimize` (exact to rounding)": partial(work, optimize(copy.deepcopy(network)), torch.float32),
-        "bf16 weights": partial(work, bf16, torch.bfloat16),
-        "bf16 weights, `optimize`": partial(work, optimize(copy.deepcopy(bf16)), torch.bfloat16),
+        "`optimize` (exact to rounding)": partial(optimized, network, torch.float32),
         "bf16 autocast of float32 weights": autocast,
+        "bf16 weights": eager,
     }
     if is_torchao_available():
         for name in ("int8", "fp8"):
-            half = quantised(bf16, name)
-            runs[f"{name} weights of linear layers, bf16"] = partial(work, half, torch.bfloat16)
+            runs[f"{name} weights of linear layers, bf16"] = partial(work, quantised(bf16, name), torch.bfloat16)
     if args.compile:
-        runs["bf16 weights, `compile_blocks`"] = partial(work, compile_blocks(copy.deepcopy(bf16)), torch.bfloat16)
+        runs["bf16 weights, `compile_blocks`"] = partial(work, compile_blocks(bf16), torch.bfloat16)
+    else:
+        runs["bf16 weights, `optimize`"] = partial(optimized, bf16, torch.bfloat16)
     return runs
 
 
@@ -151,7 +161,12 @@ def decoder_rows(args: Arguments) -> list[dict[str, Any]]:
 
 def transformer_rows(args: Arguments) -> list[dict[str, Any]]:
     """The caches of diffusers, which every transformer of a video pipeline takes, on 16 steps of Euler's method."""
-    config = {"num_attention_heads": 4, "attention_head_dim": 32, "num_layers": 4, "num_single_layers": 8}
+    config: dict[str, Any] = {
+        "num_attention_heads": 4,
+        "attention_head_dim": 32,
+        "num_layers": 4,
+        "num_single_layers": 8,
+    }
     config |= {"rope_axes_dim": (8, 12, 12), "text_embed_dim": 64, "pooled_projection_dim": 32}
     transformer = build_network(lambda: HunyuanVideoTransformer3DModel(**config), args.device, torch.float32)
     draw = partial(torch.randn, device=args.device)
@@ -165,7 +180,7 @@ def transformer_rows(args: Arguments) -> list[dict[str, Any]]:
         if cache is not None:
             transformer.enable_cache(cache)
         x = noise
-        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        for sigma, following in pairwise(sigmas):
             now[0] = 1000 * float(sigma)
             with transformer.cache_context("cond"):
                 velocity = transformer(x, sigma[None] * 1000, text, mask, pooled, guidance).sample
@@ -176,7 +191,7 @@ def transformer_rows(args: Arguments) -> list[dict[str, Any]]:
 
     spatial: dict[str, Any] = {"spatial_attention_block_skip_range": 2, "current_timestep_callback": lambda: now[0]}
     caches = {
-        "FirstBlockCacheConfig(threshold=0.1)": FirstBlockCacheConfig(threshold=0.1),
+        "FirstBlockCacheConfig(threshold=0.4)": FirstBlockCacheConfig(threshold=0.4),
         "TaylorSeerCacheConfig(cache_interval=3)": TaylorSeerCacheConfig(cache_interval=3, max_order=1),
         "PyramidAttentionBroadcastConfig(block_skip_range=2)": PyramidAttentionBroadcastConfig(
             **spatial, spatial_attention_timestep_skip_range=(100, 950)

@@ -12,8 +12,8 @@ def is_inference(*modules: nn.Module) -> bool:
     """No gradients, no autocast, and nothing that watches or replaces what is inside `modules`.
 
     A rewrite works in place, passes by children and reads their weights; hooks (feature taps, offloading of single
-    layers) and forward passes that were put in a child's place would miss that. Hooks of `modules` themselves do not
-    matter: what is called is still the module.
+    layers), compiled children and forward passes that were put in a child's place would be missed. Hooks of `modules`
+    themselves do not matter: what is called is still the module.
     """
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return False
@@ -21,14 +21,14 @@ def is_inference(*modules: nn.Module) -> bool:
 
 
 def is_watched(module: nn.Module) -> bool:
-    replaced = "forward" in vars(module) or module._compiled_call_impl is not None  # compiled by itself
+    replaced = "forward" in vars(module) or module._compiled_call_impl is not None
     return bool(module._forward_hooks or module._forward_pre_hooks or replaced)
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """A `kind` (no subclass, hence no adapter around it) whose call is its forward pass and whose weight is dense."""
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """One of `kinds` (no subclass, hence no adapter) whose call is its forward pass and whose weight is dense."""
     weight = getattr(module, "weight", None)
-    return type(module) is kind and not is_watched(module) and (weight is None or type(weight) is nn.Parameter)
+    return type(module) in kinds and not is_watched(module) and (weight is None or type(weight) is nn.Parameter)
 
 
 def is_full_precision_on_cpu(x: torch.Tensor) -> bool:
