@@ -15,7 +15,8 @@ not.
 A kernel's floor is the longer of FLOPs / peak and bytes / rate, a component's the sum over its kernels. "Element-wise"
 are all kernels without products: norms, activations, sums, copies. Fused kernels can go below this floor; none of
 torch's that run one after the other can. Of each component the stock network comes first, then ours, and each again
-after `optimize`, where that changes its kernels on that device in that dtype.
+after `optimize`, where that changes its kernels on that device in that dtype. "Activations" is their memory at the
+peak; what is needed at least beside it is all weights, or with offloading of groups the largest layer.
 
 Published peaks for dense half precision are those of an A100 (SXM, 40 GB: 312 TFLOP/s, 1.555 TB/s; that of 80 GB moves
 2.039) and an H100 (SXM: 989 TFLOP/s, 3.35 TB/s). "In reach" takes 0.65 and 0.55 of the products and 0.8 of the rate,
@@ -26,7 +27,7 @@ turns.
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,13 +38,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.evaluation.latency import build_network, time_in_turns
+from vdmini_diffusers.evaluation.live_bytes import LiveBytes
 from vdmini_diffusers.inference import optimize, restore
 from vdmini_diffusers.serialization.atomic import write_file
 
@@ -194,7 +196,7 @@ class KernelCounter(TorchDispatchMode):
             taken = []
         storages = {x.untyped_storage()._cdata for x in taken}
         is_view = taken and not func._schema.is_mutable and {x.untyped_storage()._cdata for x in given} <= storages
-        if not is_view and not func.__name__.startswith(("empty", "new_empty", "randn")):
+        if not is_view and not func.__name__.startswith(("empty", "new_empty")):
             name = func._overloadpacket.__name__
             product = getattr(torch.ops.aten, name.removesuffix("_"), None)  # those in place are not in the registry
             flops: Any = flop_registry.get(product)
@@ -240,10 +242,17 @@ def _stored_bytes(x: torch.Tensor) -> int:
 
 
 @torch.no_grad()
-def count_kernels(work: Callable[[], object]) -> list[Kernel]:
-    with KernelCounter() as counter, AttentionKernel(counter):
+def count(work: Callable[[], object], weights: Iterable[torch.Tensor] = ()) -> tuple[list[Kernel], int]:
+    """The kernels, and the bytes of living tensors at the peak."""
+    with LiveBytes(weights) as live, KernelCounter() as counter, AttentionKernel(counter):
         work()
-    return counter.kernels
+    return counter.kernels, live.peak
+
+
+def weights_of(network: nn.Module) -> tuple[int, int]:
+    """Bytes of all, and of the layer that has most."""
+    layers = [sum(p.nbytes for p in layer.parameters(recurse=False)) for layer in network.modules()]
+    return sum(p.nbytes for p in network.parameters()), max(layers)
 
 
 def take_ceilings(device: str, dtype: torch.dtype) -> Ceilings:
@@ -275,6 +284,8 @@ class Pass:
     network: str
     optimized: bool
     kernels: list[Kernel]
+    peak: int  # bytes of living tensors, weights left out
+    weights: tuple[int, int]  # bytes of all, and of the layer that has most
     milliseconds: float | None
 
     def row(self, ceilings: dict[str, Ceilings]) -> dict[str, Any]:
@@ -284,6 +295,12 @@ class Pass:
         row |= {"optimised": "yes" * self.optimized, "TMAC": round(sum(k.flops for k in self.kernels) / 2e12, 3)}
         for name, kernels in (("GB", self.kernels), ("element-wise GB", element_wise)):
             row[name] = round(sum(k.bytes for k in kernels) / 1e9, 1)
+        for name, size in (
+            ("weights", self.weights[0]),
+            ("largest layer", self.weights[1]),
+            ("activations", self.peak),
+        ):
+            row[f"{name} GiB"] = round(size / 2**30, 2)
         for name, each in ceilings.items():
             row[f"{name} ms"] = round(1000 * sum(k.seconds(each) for k in self.kernels), 1)
             row[f"{name}, element-wise"] = round(1000 * sum(k.seconds(each) for k in element_wise), 1)
@@ -300,7 +317,8 @@ def passes_of(pipeline: str, component: Component, args: Arguments) -> list[Pass
 
     def draw(*shape: int) -> torch.Tensor:
         if shape not in inputs:
-            inputs[shape] = torch.randn(shape, device=args.device).to(dtype)
+            with _disable_current_modes():  # they are there before the pass
+                inputs[shape] = torch.randn(shape, device=args.device).to(dtype)
         return inputs[shape]
 
     def work(network: nn.Module, optimized: bool) -> None:
@@ -308,14 +326,16 @@ def passes_of(pipeline: str, component: Component, args: Arguments) -> list[Pass
             component.work(network, draw)
 
     works: dict[str, Callable[[], object]] = {}
-    kernels: dict[str, list[Kernel]] = {}
+    counts: dict[str, tuple[list[Kernel], int]] = {}
+    weights: dict[str, tuple[int, int]] = {}
     for name in component.networks:
         network = build_network(partial(make_network, name, component.without), args.device, dtype)
         for optimized in (False, True):
             key = f"{name}|{optimized}"
             works[key] = partial(work, network, optimized)
-            kernels[key] = count_kernels(works[key])
-        if kernels[f"{name}|True"] == kernels[f"{name}|False"]:
+            counts[key] = count(works[key], network.parameters())
+        weights[name] = weights_of(network)
+        if counts[f"{name}|True"][0] == counts[f"{name}|False"][0]:
             del works[f"{name}|True"]
     timings = {}
     if args.device != "meta":
@@ -324,7 +344,8 @@ def passes_of(pipeline: str, component: Component, args: Arguments) -> list[Pass
     for key in works:
         name, optimized = key.split("|")
         milliseconds = timings[key].median if timings else None
-        found.append(Pass(pipeline, component.name, name, optimized == "True", kernels[key], milliseconds))
+        names = pipeline, component.name, name, optimized == "True"
+        found.append(Pass(*names, *counts[key], weights[name], milliseconds))
     return found
 
 

@@ -25,13 +25,7 @@ def floors():
 
 @pytest.fixture
 def count(floors):
-    @torch.no_grad()
-    def count(work):
-        with floors.KernelCounter() as counter, floors.AttentionKernel(counter):
-            work()
-        return [(kernel.flops, kernel.bytes) for kernel in counter.kernels]
-
-    return count
+    return lambda work: [(kernel.flops, kernel.bytes) for kernel in floors.count(work)[0]]
 
 
 @pytest.fixture
@@ -75,6 +69,14 @@ def test_attention_is_one_kernel_whose_output_is_joined_without_a_copy(count):
         return output.transpose(1, 2).flatten(2)
 
     assert count(attend) == [(4 * 2 * 3 * 10 * 7 * 8, 4 * 2 * 3 * 8 * (10 + 7 + 7 + 10))]
+
+
+def test_the_memory_of_a_pass_is_that_of_its_weights_layers_and_living_tensors(floors):
+    network = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)).to("meta")
+    assert floors.weights_of(network) == (4 * (40 + 18), 4 * 40)
+    x = torch.empty(3, 4, device="meta")
+    _, peak = floors.count(lambda: network(x), [*network.parameters(), x])
+    assert peak == 4 * 3 * (8 + 2)
 
 
 def test_a_floor_is_set_by_the_slower_of_products_and_traffic(floors):
