@@ -295,11 +295,8 @@ class Pass:
         row |= {"optimised": "yes" * self.optimized, "TMAC": round(sum(k.flops for k in self.kernels) / 2e12, 3)}
         for name, kernels in (("GB", self.kernels), ("element-wise GB", element_wise)):
             row[name] = round(sum(k.bytes for k in kernels) / 1e9, 1)
-        for name, size in (
-            ("weights", self.weights[0]),
-            ("largest layer", self.weights[1]),
-            ("activations", self.peak),
-        ):
+        sizes = {"weights": self.weights[0], "largest layer": self.weights[1], "activations": self.peak}
+        for name, size in sizes.items():
             row[f"{name} GiB"] = round(size / 2**30, 2)
         for name, each in ceilings.items():
             row[f"{name} ms"] = round(1000 * sum(k.seconds(each) for k in self.kernels), 1)
