@@ -27,7 +27,7 @@ def compiled(network):
 NETWORKS = {  # with the number of graphs: one for each width of each kind of block
     "stock U-Net": (image_unet, 6),
     "optimised student": (lambda: optimize(student_of(image_unet(), VDMINI_UNET)), 6),
-    "text to video": (tiny_t2v_student, 14),
+    "text to video": (tiny_t2v_student, 10),
     "decoder": (compressed_vae, 3),
     "optimised decoder": (lambda: optimize(compressed_vae()), 3),
 }
@@ -46,7 +46,8 @@ def run(network, frames, height, width):
 @torch.no_grad()
 def test_a_clip_of_another_size_compiles_nothing(name):
     make, num_graphs = NETWORKS[name]
-    network, clips = make(), [(3, 16, 24), (5, 24, 40), (2, 32, 16)]  # the fourth stage sees 2 x 3 positions at least
+    # No size is that of a width: dynamo takes equal sizes for one, and would compile again where they are not.
+    network, clips = make(), [(3, 24, 40), (5, 40, 56), (2, 56, 24)]
     expected = [run(network, *clip) for clip in clips]
     compile_blocks(network, backend="aot_eager", fullgraph=True)
     for clip, output in zip(clips, expected, strict=True):
