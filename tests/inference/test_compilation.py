@@ -25,8 +25,8 @@ def compiled(network):
 
 
 NETWORKS = {  # with the number of graphs: one for each width of each kind of block
-    "stock U-Net": (image_unet, 6),
-    "optimised student": (lambda: optimize(student_of(image_unet(), VDMINI_UNET)), 6),
+    "stock U-Net": (image_unet, 5),
+    "optimised student": (lambda: optimize(student_of(image_unet(), VDMINI_UNET)), 5),
     "text to video": (tiny_t2v_student, 10),
     "decoder": (compressed_vae, 3),
     "optimised decoder": (lambda: optimize(compressed_vae()), 3),
