@@ -24,19 +24,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
 from PIL import Image
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
-from vdmini_diffusers import VDMiniI2VPipeline, VDMiniT2VPipeline, VDMiniUNetSpatioTemporalConditionModel
+from vdmini_diffusers import VDMiniI2VPipeline, VDMiniT2VPipeline
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.image_to_video_networks import build_i2v_scheduler
 from vdmini_diffusers.demo.teachers import T2V_TEACHER
 from vdmini_diffusers.evaluation.latency import build_network, count_tmacs, time_in_turns
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes
-from vdmini_diffusers.inference import optimize, restore
+from vdmini_diffusers.inference import compile_blocks, optimize, restore
 from vdmini_diffusers.serialization.atomic import write_file
 from vdmini_diffusers.t2v_turbo.convert import scheduler as t2v_scheduler
 
@@ -229,17 +228,6 @@ def networks_of(made: Any) -> list[Any]:
     return [made] if isinstance(made, nn.Module) else [m for m in made.components.values() if isinstance(m, nn.Module)]
 
 
-def compile_networks(made: Any) -> None:
-    """Compile a denoiser's repeated blocks, and a VAE's decoder as a whole."""
-    for network in networks_of(made):
-        if isinstance(network, UNetSpatioTemporalConditionModel):  # the stock class names no blocks
-            network._repeated_blocks = VDMiniUNetSpatioTemporalConditionModel._repeated_blocks
-        if getattr(network, "_repeated_blocks", None):
-            network.compile_repeated_blocks()
-        elif hasattr(network, "decoder"):
-            network.decoder.compile()
-
-
 def name_of(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
@@ -255,7 +243,7 @@ def measure(component: Component, counted: Component, args: Arguments) -> list[d
     made = [build() for build in component.builders]
     for each in made:
         if args.compile:
-            compile_networks(each)
+            compile_blocks(each)
     # Eager and compiled networks share their weights.
     stances = {"eager": "force_eager", "compiled": "default"} if args.compile else {"eager": "default"}
 

@@ -1,6 +1,7 @@
-"""What makes a loaded pipeline faster at equal output: rewrites of diffusers' modules that compute the same."""
+"""What makes a loaded pipeline faster: rewrites of diffusers' modules that compute the same, and compilation."""
 
+from vdmini_diffusers.inference.compilation import compile_blocks
 from vdmini_diffusers.inference.rewriting import optimize, restore
 
 
-__all__ = ["optimize", "restore"]
+__all__ = ["compile_blocks", "optimize", "restore"]

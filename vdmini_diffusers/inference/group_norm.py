@@ -7,7 +7,7 @@ from vdmini_diffusers.inference.conditions import is_full_precision_on_cpu, is_i
 from vdmini_diffusers.models.autoencoder_kl_vdmini import ClipGroupNorm
 
 
-CHUNK = 2**17  # elements that fit into a core's cache
+CHUNK = 2**15  # elements that fit into a core's cache
 
 
 class ChannelsLastGroupNorm(nn.GroupNorm):
@@ -25,6 +25,7 @@ class ChannelsLastGroupNorm(nn.GroupNorm):
             and input.is_contiguous(memory_format=layout)
             and not input.is_contiguous()
             and self.affine
+            and not torch.compiler.is_compiling()  # which would unroll the chunks of one size
             and is_inference()
         ):
             return super().forward(input)

@@ -8,6 +8,7 @@ from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, Tempo
 from torch import nn
 
 from vdmini_diffusers.inference.conditions import is_inference
+from vdmini_diffusers.models.unet_3d_vdmini import VDMiniResnetBlock2D, VDMiniTemporalConvLayer
 
 
 class InPlaceResnetBlock2D(ResnetBlock2D):
@@ -69,6 +70,14 @@ class InPlaceTemporalConvLayer(TemporalConvLayer):
             for layer in rest:  # dropout, convolution
                 h = layer(h)
         return h.add_(x).transpose(1, 2).flatten(0, 1)
+
+
+class InPlaceVDMiniResnetBlock2D(InPlaceResnetBlock2D, VDMiniResnetBlock2D):
+    """The same of our text-to-video U-Nets' ResBlocks, which know gradient checkpointing."""
+
+
+class InPlaceVDMiniTemporalConvLayer(InPlaceTemporalConvLayer, VDMiniTemporalConvLayer):
+    """The same of their temporal ones."""
 
 
 def residual_branch(

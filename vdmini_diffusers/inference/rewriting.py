@@ -17,9 +17,12 @@ from vdmini_diffusers.inference.res_blocks import (
     BlendedSpatioTemporalResBlock,
     InPlaceResnetBlock2D,
     InPlaceTemporalConvLayer,
+    InPlaceVDMiniResnetBlock2D,
+    InPlaceVDMiniTemporalConvLayer,
 )
 from vdmini_diffusers.inference.vae import ChannelsLastDecoder, ChannelsLastEncoder, ChannelsLastTemporalDecoder
 from vdmini_diffusers.models.autoencoder_kl_vdmini import ClipGroupNorm
+from vdmini_diffusers.models.unet_3d_vdmini import VDMiniResnetBlock2D, VDMiniTemporalConvLayer
 
 
 # Each rewrite is a subclass of the class that it replaces, adds no state, and has that class's forward pass for
@@ -34,6 +37,8 @@ REWRITE_OF: dict[type[nn.Module], Any] = {
     TemporalDecoder: ChannelsLastTemporalDecoder,
     TransformerSpatioTemporalModel: OneTokenTransformerSpatioTemporalModel,
     Upsample2D: SubPixelUpsample2D,
+    VDMiniResnetBlock2D: InPlaceVDMiniResnetBlock2D,
+    VDMiniTemporalConvLayer: InPlaceVDMiniTemporalConvLayer,
     nn.Conv2d: FewPositionsConv2d,
     nn.Conv3d: TemporalConv3d,
     nn.GroupNorm: ChannelsLastGroupNorm,

@@ -6,11 +6,14 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 
-from vdmini_diffusers.inference.conditions import is_full_precision_on_cpu
+
+# Where channels last was measured: in bfloat16 a decoder is 1.9 times faster (`benchmarks/opt_ins.py`).
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def channels_last_on_cpu(sample: torch.Tensor) -> torch.Tensor:
-    return sample.contiguous(memory_format=torch.channels_last) if is_full_precision_on_cpu(sample) else sample
+    is_faster = sample.device.type == "cpu" and sample.dtype in DTYPES
+    return sample.contiguous(memory_format=torch.channels_last) if is_faster else sample
 
 
 class ChannelsLastEncoder(Encoder):

@@ -1,0 +1,204 @@
+"""Whatever is done to a network after `optimize`, it computes what the stock one does to which the same was done."""
+
+import copy
+
+import pytest
+import torch
+from diffusers.hooks import apply_group_offloading
+from test_rewrites import compressed_vae, frames_of_any_size, image_unet, rewritten  # noqa: F401 - a fixture
+from tiny import decode, randomise, tiny_latents, tiny_unet_inputs
+from torch import nn
+from torch.nn.utils import parametrize
+
+from vdmini_diffusers.inference import optimize, restore
+
+
+class DoubledConv2d(nn.Conv2d):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class DoubledConv3d(nn.Conv3d):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class Doubled(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return 2 * self.inner(*args, **kwargs)
+
+
+class Half(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+def doubled_convolutions(network):
+    """Convolutions of a user's own in the place of all."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            for cls in (DoubledConv2d, DoubledConv3d):
+                stock = cls.__mro__[1]
+                if isinstance(child, stock) and not isinstance(child, cls):
+                    mine = cls(
+                        child.in_channels,
+                        child.out_channels,
+                        child.kernel_size,
+                        child.stride,
+                        child.padding,
+                        bias=child.bias is not None,
+                    )
+                    mine.load_state_dict(child.state_dict())
+                    setattr(module, name, mine.to(child.weight.dtype))
+
+
+def wrapped_values(network):
+    """Linear layers that attention and the feed-forward call, inside of a module of a user's own."""
+    for name, module in list(network.named_modules()):
+        if name.endswith((".attn2.to_v", ".attn1.to_q", ".ff.net.2")):
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, Doubled(module))
+
+
+def wrapped_norms(network):
+    for name, module in list(network.named_modules()):
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, Doubled(module))
+
+
+def parametrised_weights(network):
+    for module in list(network.modules()):
+        if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.Linear)):
+            parametrize.register_parametrization(module, "weight", Half())
+
+
+def other_forward(network):
+    """A forward pass put in the place of the class's, as offloading does."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.LayerNorm)):
+            module.forward = lambda x, forward=module.forward: forward(x) / 2
+
+
+def hooks_that_change_outputs(network):
+    for module in network.modules():
+        if isinstance(module, (nn.Conv3d, nn.Linear)):
+            module.register_forward_hook(lambda module, args, output: output / 2)
+
+
+def other_mixing(network):
+    for name, module in network.named_modules():
+        if name.endswith("time_mixer"):
+            module.mix_factor.data.fill_(0.3)
+
+
+def one_more_block(network):
+    """A block from elsewhere, stock, among rewritten ones."""
+    other = randomise(compressed_vae() if hasattr(network, "decoder") else image_unet(), 5)
+    other.to(next(network.parameters()).dtype)
+    place = "decoder.up_blocks.1.resnets.0" if hasattr(network, "decoder") else "up_blocks.1.attentions.0"
+    parent, _, child = place.rpartition(".")
+    network.get_submodule(parent)[int(child)] = other.get_submodule(place)
+
+
+def run(network):
+    dtype = next(network.parameters()).dtype
+    if hasattr(network, "decoder"):
+        return decode(network, tiny_latents(3, 5, 4).to(dtype))
+    return network(*[x.to(dtype) for x in tiny_unet_inputs(frames=3)]).sample
+
+
+CHANGES = [
+    doubled_convolutions,
+    wrapped_values,
+    wrapped_norms,
+    parametrised_weights,
+    other_forward,
+    hooks_that_change_outputs,
+    other_mixing,
+    one_more_block,
+]
+QUICK = (wrapped_values, one_more_block)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return {"u-net": image_unet().double(), "vae": compressed_vae().double()}
+
+
+@pytest.mark.parametrize(
+    "kind, change",
+    [
+        *(("vae", change) for change in CHANGES),
+        *(("u-net", change) for change in QUICK),
+        *(pytest.param("u-net", change, marks=pytest.mark.slow) for change in CHANGES if change not in QUICK),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+@torch.no_grad()
+def test_modules_replaced_later(kind, change, networks):
+    stock, fast = (copy.deepcopy(networks[kind]) for _ in range(2))
+    before = run(optimize(fast))
+    for network in (stock, fast):
+        change(network)
+    expected = run(stock)
+    torch.testing.assert_close(run(fast), expected, rtol=1e-11, atol=1e-11)
+    same = kind == "vae" and change is wrapped_values  # which has no such layers
+    assert torch.allclose(before, expected) == same
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
+@pytest.mark.parametrize("kind", ["u-net", "vae"])
+@torch.no_grad()
+def test_a_network_moved_to_another_dtype_later(kind, dtype, networks):
+    stock, fast = (nn.Module.to(copy.deepcopy(networks[kind]), torch.float32) for _ in range(2))
+    run(optimize(fast))
+    stock, fast = (nn.Module.to(network, dtype) for network in (stock, fast))
+    output, expected = run(fast), run(stock)
+    assert output.dtype == dtype
+    error = {torch.float64: 1e-11, torch.bfloat16: 0.05}[dtype]
+    torch.testing.assert_close(output, expected, rtol=error, atol=error)
+
+
+def test_training_on_an_optimised_network_changes_what_it_computes():
+    networks = [image_unet(), optimize(image_unet())]
+    with torch.no_grad():
+        before = run(networks[1])
+    for network in networks:
+        network.train()
+        network.enable_gradient_checkpointing()
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-2)
+        for _ in range(2):
+            run(network).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        network.eval()
+    assert all(map(torch.equal, networks[0].parameters(), networks[1].parameters()))
+    with torch.no_grad():
+        expected, output = map(run, networks)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(output, before, atol=1e-3)
+
+
+@torch.no_grad()
+def test_group_offloading_later_loads_what_is_called(networks):
+    for kind, network in networks.items():
+        fast = optimize(copy.deepcopy(network))
+        expected = run(fast)
+        cpu = torch.device("cpu")
+        part = fast.decoder if kind == "vae" else fast
+        apply_group_offloading(part, cpu, offload_type="leaf_level")
+        torch.testing.assert_close(run(fast), expected, rtol=1e-11, atol=1e-11)
+
+
+@torch.no_grad()
+def test_a_copy_that_is_restored_leaves_its_original_optimised(networks):
+    fast = optimize(copy.deepcopy(networks["u-net"]))
+    expected, other = run(fast), restore(copy.deepcopy(fast))
+    assert rewritten(fast) and not rewritten(other)
+    assert torch.equal(run(fast), expected)
+    assert torch.equal(run(other), run(networks["u-net"]))
