@@ -141,7 +141,8 @@ class RunArguments(Settings):
         " accelerate is configured for.",
     )
     gradient_checkpointing: bool = setting(
-        False, "Save memory by computing the student's activations again in the backward pass."
+        False,
+        "Save memory by computing activations of the student and of the critics' backbone again in backward passes.",
     )
     checkpointing_steps: int = setting(500, "A checkpoint is saved every so many steps.", least=1)
     checkpoints_total_limit: int | None = setting(
