@@ -29,7 +29,7 @@ class ShortHelp(ArgumentDefaultsHelpFormatter):
             return super()._format_action_invocation(action)
         kind = {"string_to_bool": "bool", "Path": "path", "str": "text"}
         name = getattr(action.type, "__name__", "text")
-        return f"{action.option_strings[0]} {self._format_args(action, action.metavar or kind.get(name, name))}"
+        return f"{action.option_strings[0]} {self._format_args(action, kind.get(name, name))}"
 
     def _get_help_string(self, action: Action) -> str | None:
         return action.help if action.default in (None, []) else super()._get_help_string(action)
@@ -58,7 +58,8 @@ class GroupedArgumentParser(HfArgumentParser):
 
     def _parse_dataclass_field(self, parser: ArgumentParser, field: Field) -> None:
         part = getattr(self.kind, "help_parts", {}).get(field.name, getattr(self.kind, "help_part", None))
-        super()._parse_dataclass_field(parser if part is None else self.groups[part], field)
+        group: Any = parser if part is None else self.groups[part]
+        super()._parse_dataclass_field(group, field)
 
 
 def run(main: Callable[[], object]) -> None:
