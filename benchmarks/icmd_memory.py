@@ -1,54 +1,110 @@
 #!/usr/bin/env python
-"""Memory of an ICMD step per GPU at full size, for 1, 8 and 64 GPUs, without a GPU; and a real step that checks it.
+"""Memory of an ICMD step per GPU at full size, by recipe, without a GPU; and a real step that checks the count.
 
     python benchmarks/icmd_memory.py
+    python benchmarks/icmd_memory.py --recipes training/configs/icmd_i2v_24gb.yaml --divided False
 
-Per GPU of N, with precomputed latents and the student divided by FSDP2:
+Per GPU, with precomputed latents:
 
-    (4 + 4 + 8 + 4) P_student / N        weights, gradients, AdamW's moments, their average; float32
-    + b P_teacher, or / N if divided     b bytes a weight: 2 in bf16
-    + 16 P_heads                         both critics' heads, gradients and moments; float32, on every GPU
-    + gathered blocks, if N > 1          the student's largest, and the next, in float32; likewise the teacher's
-    + what lives besides                 activations, features, what backward makes on its way
+    (4 + 4 + m + 4) P_student     weights, gradients, the optimiser's moments (AdamW 8, in 8 bits 2.03, Adafactor next
+                                  to none), their average if there is one; float32
+    + 4 P_student                 DDP's buckets of gradients, on several GPUs that do not divide the student
+    + b (P_teacher + P_seen)      the teacher, and the part of the critics' backbone that they see; b bytes a weight, 2
+                                  in bf16
+    + 16 P_heads                  both critics' heads, gradients and moments; float32
+    + what lives besides          activations, features, what backward makes on its way
 
-The last does not depend on N. It is counted while a step runs with fake tensors, which have shapes and no memory. The
-same count of a real step, of the demo teacher's size, is printed beside it, and what the process grew by.
+Where FSDP2 divides the student over N GPUs, its first term is divided by N, and so is the teacher's if it is divided
+(the backbone is whole then, and divided as well); gathered blocks come to it: the student's largest, and the next, in
+float32; likewise the teacher's.
+
+The last term is counted while a step runs with fake tensors, which have shapes and no memory; norms in float32, as
+autocast has them on GPUs. The same count of a real step, of the demo teacher's size, is printed beside it, and what
+the process grew by. GPUs hold besides: CUDA's context, kernels' workspaces, and what the allocator cannot use.
 """
 
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.distillation.critics import CriticFeatures, InstanceNoise
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
 from vdmini_diffusers.distillation.losses import discriminator_loss, generator_loss, icd_loss
+from vdmini_diffusers.distillation.recomputation import recompute_layers
 from vdmini_diffusers.distillation.tasks.base import ModelInputs
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes, grown_by
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.pruning import VDMINI_UNET
+from vdmini_diffusers.trainers.distill import OBJECTIVES
 
 
 GIB = 2**30
+ROOT = Path(__file__).parents[1]
+RECIPES = ("icmd_i2v_24gb", "icmd_i2v_80gb", "icmd_i2v_paper_8x80gb")
 STUDENT_UNITS = ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel")  # what FSDP wraps
 TASK = SingleStepTask(SVD)  # with its distribution of noise levels in real tensors, as it is checked
 SVD_CONFIG = {"num_attention_heads": (5, 10, 20, 20), "num_frames": 14, "sample_size": 96}
+# Bytes for each weight: bitsandbytes has two of 8 bits, and for every 256 of each a scale in float32.
+MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 * (1 + 4 / 256), "adafactor": 0.0}
 
 
 @dataclass
 class Arguments:
-    num_frames: int = field(default=14, metadata={"help": "Frames in a clip."})
-    height: int = field(default=448, metadata={"help": "Pixels (paper: 448 x 576)."})
-    width: int = field(default=576, metadata={"help": "Pixels."})
-    train_batch_size: int = field(default=1, metadata={"help": "Clips per GPU."})
+    recipes: list[Path] = field(
+        default_factory=lambda: [ROOT / "training" / "configs" / f"{name}.yaml" for name in RECIPES],
+        metadata={"help": "Settings of training/train_icmd.py; a name that ends in 8x80gb is of 8 GPUs."},
+    )
+    divided: bool = field(default=True, metadata={"help": "Count 1, 8 and 64 GPUs that divide the student as well."})
     tiny_batch_size: int = field(default=4, metadata={"help": "Clips of the step that checks the count."})
+
+
+@dataclass
+class RecipeTask:
+    task: str = field(default="i2v", metadata={"help": "As of training."})
+
+
+class Recipe(NamedTuple):
+    """What settings say about memory. `clip` is the shape of its latents."""
+
+    name: str
+    num_gpus: int
+    gradient_checkpointing: bool
+    optimizer: str
+    use_ema: bool
+    clip: tuple[int, ...]
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Read by the parser and the checks of the training script.
+
+    Raises:
+        ValueError: for a recipe that the formula is not for.
+    """
+    kinds = (RecipeTask, *OBJECTIVES["single_step"].arguments)
+    argv = ["--config", str(file), "--precomputed_data_dir", "path/to/latents"]
+    models, args, critics, losses, data = parse_arguments(kinds, argv=argv)
+    counted = (models.task, args.rank, args.mixed_precision, critics.critic_backbone, losses.joint_critic)
+    if counted != ("i2v", None, "bf16", None, False):
+        raise ValueError(f"{file}: all weights of VDMini-I2V are counted, in bf16 and with both critics on SVD.")
+    gpus = re.search(r"_(\d+)x\d+gb$", file.stem)
+    clip = (args.train_batch_size, data.num_frames, 4, data.height // 8, data.width // 8)
+    num_gpus = int(gpus[1]) if gpus else 1
+    return Recipe(file.stem, num_gpus, args.gradient_checkpointing, args.optimizer, args.use_ema, clip)
 
 
 class Parts:
@@ -59,10 +115,14 @@ class Parts:
         self.student = student.train()
         torch.set_default_dtype(teacher_dtype)  # fake weights cannot be converted
         self.teacher = UNetSpatioTemporalConditionModel(**teacher_config).requires_grad_(False)
+        backbone: Any = UNetSpatioTemporalConditionModel(**teacher_config).requires_grad_(False)
         torch.set_default_dtype(torch.float32)
+        backbone.mid_block, backbone.up_blocks = None, nn.ModuleList()  # as in training
+        self.backbone = backbone
         self.pairs = VDMINI_UNET.feature_pairs(self.teacher.config)
         if gradient_checkpointing:
-            student.enable_gradient_checkpointing()
+            for model in (student, backbone):
+                recompute_layers(model, SVD.recomputed_layers)
         channels = dict(zip(SVD.critic_taps["blocks"], self.teacher.config.block_out_channels, strict=True))
         width = self.teacher.config.cross_attention_dim
         self.critics = nn.ModuleList(DiscriminatorHeads(channels, width) for _ in range(2))
@@ -84,7 +144,7 @@ def step(parts: Parts, inputs: ModelInputs, autocast: bool) -> None:
     given = inputs.noisy_latents, inputs.noise_levels, inputs.conditioning
     mixed = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
     noise = InstanceNoise(torch.randn_like(inputs.clean_latents), torch.ones_like(inputs.noise_levels))
-    critic_features = CriticFeatures(TASK, parts.teacher)
+    critic_features = CriticFeatures(TASK, parts.backbone)
     with mixed, FeatureTaps(parts.student, [name for name, _ in parts.pairs]) as student_features:
         denoised = TASK.denoise(parts.student, *given)
     taps = FeatureTaps(parts.teacher, [name for _, name in parts.pairs])
@@ -111,48 +171,99 @@ def peak_besides(parts: Parts, inputs: ModelInputs, autocast: bool) -> int:
     """Bytes that live at the peak of a step, beside weights and the gradients of the U-Net, which the formula has."""
     for parameter in parts.student.parameters():
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
-    known = [p for model in (parts.student, parts.teacher, parts.critics) for p in model.parameters()]
+    known = [p for model in (parts.student, parts.teacher, parts.backbone, parts.critics) for p in model.parameters()]
     with LiveBytes(known) as counter:
         step(parts, inputs, autocast)
     return counter.peak
+
+
+@contextmanager
+def norms_in_float32() -> Iterator[None]:
+    """As on GPUs, whose autocast computes norms in float32."""
+
+    def upcast(norm: Callable[..., Any]) -> Callable[..., Any]:
+        def of(*args: Any, **kwargs: Any) -> Any:
+            args = tuple(arg.float() if isinstance(arg, torch.Tensor) else arg for arg in args)
+            return norm(*args, **{k: v.float() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()})
+
+        return of
+
+    kept = F.layer_norm, F.group_norm
+    F.layer_norm, F.group_norm = map(upcast, kept)
+    try:
+        yield
+    finally:
+        F.layer_norm, F.group_norm = kept
 
 
 def num_values(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def per_gpu(parts: Parts, besides: int, num_gpus: int, teacher_bytes: int, shard_teacher: bool) -> dict[str, float]:
-    """GiB by what they are for, and their sum."""
+def of_recipe(recipe: Recipe, parts: Parts, besides: int) -> dict[str, float]:
+    """GiB by what they are for, and their sum; the student whole on every GPU."""
+    num_student = num_values(parts.student)
+    rows = {
+        "student: weights and gradients": 8 * num_student,
+        "moments": MOMENTS[recipe.optimizer] * num_student,
+        "average": 4 * num_student * recipe.use_ema,
+        "buckets of DDP": 4 * num_student * (recipe.num_gpus > 1),
+        "teacher": 2 * num_values(parts.teacher),
+        "critics' backbone, its down blocks": 2 * num_values(parts.backbone),
+        "critics": 16 * num_values(parts.critics),
+        "activations and the like": besides,
+    }
+    return in_gib(rows)
+
+
+def of_divided(parts: Parts, besides: int, num_gpus: int, shard_teacher: bool) -> dict[str, float]:
+    """The same with AdamW and the average, where FSDP2 divides the student, and the teacher and the whole backbone if
+    wanted."""
     divided = num_gpus > 1
     student_blocks = [m for m in parts.student.modules() if type(m).__name__ in STUDENT_UNITS]
     teacher_blocks = [
         block for child in parts.teacher.children() if isinstance(child, nn.ModuleList) for block in child
     ]
+    frozen = num_values(parts.teacher) + (num_values(parts.teacher if shard_teacher else parts.backbone))
     rows = {
         "student: weights, gradients, moments, average": 20 * num_values(parts.student) / num_gpus,
-        "teacher": teacher_bytes * num_values(parts.teacher) / (num_gpus if shard_teacher else 1),
+        "teacher and critics' backbone": 2 * frozen / (num_gpus if shard_teacher else 1),
         "critics": 16 * num_values(parts.critics),
-        "gathered student blocks": divided * 2 * 4 * max(map(num_values, student_blocks)),
-        "gathered teacher blocks": divided * shard_teacher * 2 * teacher_bytes * max(map(num_values, teacher_blocks)),
-        "besides": besides,
+        "gathered blocks": divided * 2 * 4 * max(map(num_values, student_blocks))
+        + divided * shard_teacher * 2 * 2 * max(map(num_values, teacher_blocks)),
+        "activations and the like": besides,
     }
+    return in_gib(rows)
+
+
+def in_gib(rows: Mapping[str, float]) -> dict[str, float]:
     return {name: value / GIB for name, value in rows.items()} | {"sum": sum(rows.values()) / GIB}
 
 
-def write_table(parts: Parts, besides: int) -> str:
-    columns = [(1, False), (8, False), (8, True), (64, False), (64, True)]
-    found = [per_gpu(parts, besides, num_gpus, 2, shard) for num_gpus, shard in columns]
-    heads = [f"{n} GPU{'s' * (n > 1)}{', teacher divided' * shard}" for n, shard in columns]
-    lines = [f"| GiB per GPU | {' | '.join(heads)} |", "| --- " * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(f'{rows[name]:.2f}' for rows in found)} |" for name in found[0]]
-    return "\n".join(lines)
+def write_table(columns: Mapping[str, Mapping[str, float]]) -> str:
+    names = dict.fromkeys(name for column in columns.values() for name in column if name != "sum")
+    return markdown_table(
+        [
+            {"GiB per GPU": name, **{head: f"{column.get(name, 0):.2f}" for head, column in columns.items()}}
+            for name in [*names, "sum"]
+        ]
+    )
 
 
-def main(args: Arguments) -> None:
-    # Tiny, three times: fake, real, and real without the counter
+def count_full_size(clip: tuple[int, ...], gradient_checkpointing: bool) -> tuple[Parts, int]:
+    with FakeTensorMode():
+        full = dict(UNetSpatioTemporalConditionModel(**SVD_CONFIG).config)
+        full = {name: value for name, value in full.items() if not name.startswith("_")}
+        parts = Parts(full, torch.bfloat16, gradient_checkpointing)
+        with norms_in_float32():
+            return parts, peak_besides(parts, draw(clip, full["cross_attention_dim"]), True)
+
+
+def check_count(batch_size: int) -> str:
+    """Of a tiny step, three times: fake, real, and real without the counter."""
     config = UNetSpatioTemporalConditionModel.load_config(I2V_TEACHER / "unet")
     tiny = {name: value for name, value in config.items() if not name.startswith("_")}
-    shape = (args.tiny_batch_size, tiny["num_frames"], 4, tiny["sample_size"], tiny["sample_size"])
+    shape = (batch_size, tiny["num_frames"], 4, tiny["sample_size"], tiny["sample_size"])
     with FakeTensorMode():
         fake = peak_besides(Parts(tiny, torch.float32, True), draw(shape, tiny["cross_attention_dim"]), False)
     parts, inputs = Parts(tiny, torch.float32, True), draw(shape, tiny["cross_attention_dim"])
@@ -160,24 +271,29 @@ def main(args: Arguments) -> None:
     parts.student.zero_grad()
     real = peak_besides(parts, inputs, False)
     grown -= 4 * num_values(parts.student)  # its gradients, which the count leaves out
-    print(
-        f"demo teacher, {args.tiny_batch_size} clips: counted {fake / 2**20:.1f} MiB of fake and"
-        f" {real / 2**20:.1f} MiB of real tensors; the process grew by {grown / 2**20:.1f} MiB"
+    return (
+        f"demo teacher, {batch_size} clips: counted {fake / 2**20:.1f} MiB of fake and {real / 2**20:.1f} MiB of real"
+        f" tensors; the process grew by {grown / 2**20:.1f} MiB"
     )
 
-    shape = (args.train_batch_size, args.num_frames, 4, args.height // 8, args.width // 8)
-    for gradient_checkpointing in (True, False):
-        with FakeTensorMode():
-            full = dict(UNetSpatioTemporalConditionModel(**SVD_CONFIG).config)
-            full = {name: value for name, value in full.items() if not name.startswith("_")}
-            parts = Parts(full, torch.bfloat16, gradient_checkpointing)
-            besides = peak_besides(parts, draw(shape, full["cross_attention_dim"]), True)
-        print(
-            f"\nSVD, {args.train_batch_size} clips of {args.num_frames} x {args.height} x {args.width} a GPU, bf16,"
-            f" gradient checkpointing {'on' if gradient_checkpointing else 'off'}\n\n{write_table(parts, besides)}",
-            flush=True,
-        )
+
+def main(args: Arguments) -> None:
+    recipes = [read_recipe(file) for file in args.recipes]  # all, before anything is counted
+    print(check_count(args.tiny_batch_size), flush=True)
+    columns = {}
+    for recipe in recipes:
+        parts, besides = count_full_size(recipe.clip, recipe.gradient_checkpointing)
+        columns[recipe.name] = of_recipe(recipe, parts, besides)
+        print(f"{recipe.name}: {columns[recipe.name]['sum']:.2f} GiB per GPU", flush=True)
+    print(f"\nSVD, by recipe\n\n{write_table(columns)}", flush=True)
+    if args.divided:
+        parts, besides = count_full_size((1, 14, 4, 56, 72), True)
+        columns = {}
+        for num_gpus, shard in ((1, False), (8, False), (8, True), (64, False), (64, True)):
+            head = f"{num_gpus} GPU{'s' * (num_gpus > 1)}{', teacher divided' * shard}"
+            columns[head] = of_divided(parts, besides, num_gpus, shard)
+        print(f"\nSVD, a clip of 14 x 448 x 576 a GPU, gradient checkpointing\n\n{write_table(columns)}")
 
 
 if __name__ == "__main__":
-    run(lambda: main(*parse_arguments((Arguments,))))
+    run(lambda: main(*parse_arguments((Arguments,), (__doc__ or "").partition("\n")[0])))

@@ -21,7 +21,7 @@ The bare commands are the paper's runs. A YAML file with settings may be the fir
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vdmini_diffusers.cli.script import parse_arguments, peek_argument, run
 from vdmini_diffusers.families import find_trainable_family
@@ -33,6 +33,8 @@ TASKS = {"i2v": "single_step", "t2v": "consistency", "t2v_hy": "flow_matching"}
 
 @dataclass
 class ModelArguments:
+    help_part: ClassVar[str] = "models"
+
     pretrained_teacher_model_name_or_path: str = field(
         metadata={"help": "Pipeline folder or Hub id of the unpruned teacher: SF-V, T2V-Turbo-v2, HunyuanVideo."}
     )

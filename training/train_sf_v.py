@@ -11,6 +11,7 @@ and the data are the critic's real samples.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import VideoDataArguments
@@ -21,6 +22,8 @@ from vdmini_diffusers.trainers.single_step import SingleStepPair
 
 @dataclass
 class ModelArguments:
+    help_part: ClassVar[str] = "models"
+
     pretrained_model_name_or_path: str = field(
         metadata={"help": "Pipeline folder or Hub id of the multi-step model, e.g. Stable Video Diffusion."}
     )

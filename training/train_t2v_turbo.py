@@ -10,6 +10,7 @@ The student is the model itself with a new embedding of the guidance weight; the
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import TextToVideoDataArguments
@@ -26,6 +27,8 @@ from vdmini_diffusers.trainers.distill import train_denoiser
 
 @dataclass
 class ModelArguments:
+    help_part: ClassVar[str] = "models"
+
     pretrained_model_name_or_path: str = field(
         metadata={"help": "Pipeline folder or Hub id of a model that is guided at run time, e.g. VideoCrafter2."}
     )

@@ -10,6 +10,7 @@ run.yaml`.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import VideoDataArguments
@@ -19,6 +20,8 @@ from vdmini_diffusers.trainers.vae_decoder import train_vae_decoder
 
 @dataclass
 class ModelArguments:
+    help_part: ClassVar[str] = "models"
+
     pretrained_vae_model_name_or_path: str = field(
         metadata={
             "help": "Folder or Hub id of a VAE that conversion/prune_vae_decoder.py wrote, or of a pipeline with one."

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from scripts_run import command_of, logged_losses, run
+from tiny import tiny_image
 from written_latents import write_latents
 
 from vdmini_diffusers import distill
@@ -210,6 +211,30 @@ def test_without_a_multi_step_model_training_is_refused_before_it_begins(teacher
     none = {"lambda_mca": 0.0, "lambda_data_critic": 0.0}  # no critic needs it
     distill(teacher_folder, student, tmp_path / "out", precomputed_data_dir=str(latents), **FEW, **none)
     assert not (tmp_path / "out" / DISCRIMINATOR).exists()
+
+
+def test_a_run_with_gradient_checkpointing_ends_bit_equal_and_shows_videos(distilled, tmp_path):
+    """Critics on a network of their own, of which the down blocks are kept; encoders rest between validations."""
+    _, teacher, student, latents = distilled
+    tiny_image().save(tmp_path / "image.png")
+    settings = {
+        **FEW,
+        "max_train_steps": 2,
+        "precomputed_data_dir": str(latents),
+        "discriminator_width": 32,
+        "mca_start_step": 0,
+        "validation_steps": 2,
+        "validation_images": [tmp_path / "image.png"],
+        "learning_rate": 1e-3,
+    }
+    ends = []
+    for again in (False, True):
+        out = distill(teacher, student, tmp_path / str(again), gradient_checkpointing=again, **settings)
+        assert (out / "validation" / "step-000002-0.gif").is_file()
+        ends.append(load_file(out / "unet" / "diffusion_pytorch_model.safetensors"))
+    before = load_file(student / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in before)
+    assert not any(torch.equal(ends[0][name], before[name]) for name in before if name.startswith("down_blocks"))
 
 
 def test_heads_that_learned_on_another_backbone_are_not_resumed(distilled, tmp_path):

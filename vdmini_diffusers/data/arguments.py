@@ -26,6 +26,7 @@ class VideoDataArguments:
         ValueError: if a value makes no sense, or not exactly one source of training data is named.
     """
 
+    help_part: ClassVar[str] = "data"
     needs_captions: ClassVar[bool] = False  # whether a video without a caption is of no use
 
     dataset_name: str | None = field(

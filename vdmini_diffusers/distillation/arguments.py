@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 
 # For each kind of bound, its words and what it demands of a value.
@@ -90,6 +90,27 @@ class Settings:
 class RunArguments(Settings):
     """Settings of every training script."""
 
+    help_part: ClassVar[str] = "optimisation"
+    help_parts: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("optimizer", "mixed_precision", "gradient_checkpointing", "shard_teacher", "rank"), "memory and precision"
+        ),
+        **dict.fromkeys(
+            (
+                *("output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"),
+                *("push_to_hub", "hub_model_id"),
+            ),
+            "checkpoints and the result",
+        ),
+        **dict.fromkeys(
+            (
+                *("validation_steps", "validation_images", "validation_prompts"),
+                *("logging_steps", "report_to", "dry_run"),
+            ),
+            "logging and validation",
+        ),
+    }
+
     output_dir: Path = field(
         default=Path("vdmini"), metadata={"help": "Folder for checkpoints and the finished pipeline."}
     )
@@ -120,7 +141,8 @@ class RunArguments(Settings):
         " accelerate is configured for.",
     )
     gradient_checkpointing: bool = setting(
-        False, "Save memory by computing the student's activations again in the backward pass."
+        False,
+        "Save memory by computing activations of the student and of the critics' backbone again in backward passes.",
     )
     checkpointing_steps: int = setting(500, "A checkpoint is saved every so many steps.", least=1)
     checkpoints_total_limit: int | None = setting(
@@ -167,6 +189,8 @@ class TrainingArguments(DenoiserTrainingArguments):
 @dataclass
 class CriticArguments(Settings):
     """Settings of the critics: MCA's (Eq. 5), and SF-V's own."""
+
+    help_part: ClassVar[str] = "critics"
 
     discriminator_learning_rate: float = setting(1e-5, "Learning rate of the critics' heads (section 4.2).", above=0)
     discriminator_adam_beta1: float = setting(0.5, "First beta of the heads' optimiser (SF-V).", least=0, below=1)
@@ -261,6 +285,8 @@ class UNetCriticArguments(CriticArguments):
 @dataclass
 class ICMDArguments(Settings):
     """Settings of Eq. 4 to 6."""
+
+    help_part: ClassVar[str] = "losses"
 
     lambda_icd: float = setting(0.1, "Weight of ICD (section 4.2); 0 turns it off.", least=0)
     icd_reduction: Literal["sum", "mean"] = setting("sum", "Reduction over the plan's pairs of features (Eq. 4: sum).")

@@ -1,6 +1,8 @@
 """Settings of training a text-to-video U-Net. Defaults are T2V-Turbo-v2's where the paper does not print its own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from vdmini_diffusers.distillation.arguments import DenoiserTrainingArguments, ICMDArguments, Settings, setting
 
@@ -36,6 +38,11 @@ class TextToVideoICMDArguments(ICMDArguments):
 class ConsistencyArguments(Settings):
     """Settings of Eq. 3."""
 
+    help_part: ClassVar[str] = "losses"
+    help_parts: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("ode_teacher_model_name_or_path", "ode_teacher_variant"), "models"
+    )
+
     ode_teacher_model_name_or_path: str | None = setting(
         None,
         "Pipeline whose U-Net solves the ODE: VideoCrafter2 for T2V-Turbo, by guidance at run time (T2V-Turbo-v2's own"
@@ -62,6 +69,8 @@ class ConsistencyArguments(Settings):
 @dataclass
 class RewardArguments(Settings):
     """Settings of the mixture of rewards; without `--image_rewards` and `--video_rewards` there is none."""
+
+    help_part: ClassVar[str] = "rewards"
 
     image_rewards: list[str] = field(
         default_factory=list,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vdmini_diffusers.distillation.arguments import RunArguments, Settings, setting
 
@@ -37,6 +37,8 @@ class DecoderTrainingArguments(RunArguments):
 @dataclass
 class DecoderLossArguments(Settings):
     """Weights and kinds of the decoder's losses."""
+
+    help_part: ClassVar[str] = "losses"
 
     min_num_frames: int = setting(
         14,

@@ -1,7 +1,7 @@
 """Settings of training a video transformer. The defaults are FastVideo's, which the paper follows (appendix D)."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vdmini_diffusers.distillation.arguments import (
     CriticArguments,
@@ -71,6 +71,8 @@ class FlowMatchingICMDArguments(ICMDArguments):
 @dataclass
 class FlowMatchingArguments(Settings):
     """Settings of the velocity that is predicted."""
+
+    help_part: ClassVar[str] = "losses"
 
     flow_shift: float = setting(
         1.0,

@@ -125,6 +125,7 @@ class UNetFamily(TrainableFamily):
         critic_taps: modules of a teacher's denoiser whose outputs the critics receive, in the order in which they run:
             its down blocks (`"blocks"`), or the last layers of these before they downsample (`"before_downsampling"`).
         critic_channels: the number of channels of each of them, given the denoiser's config.
+        recomputed_layers: classes of the denoiser's layers, which keep their inputs only with gradient checkpointing.
         add_guidance: `(denoiser, *widths)`: the denoiser with embeddings of guidance, if the family has them.
     """
 
@@ -132,6 +133,7 @@ class UNetFamily(TrainableFamily):
     teacher_tags: tuple[str, ...]
     critic_taps: Mapping[Literal["blocks", "before_downsampling"], tuple[str, ...]]
     critic_channels: Callable[[Mapping[str, Any]], tuple[int, ...]]
+    recomputed_layers: tuple[type[torch.nn.Module], ...]
     add_guidance: Callable[..., Any] | None = None
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models.resnet import SpatioTemporalResBlock
+from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import ImageOps
@@ -176,6 +178,7 @@ SVD = UNetFamily(
         ),
     },
     critic_channels=lambda config: tuple(config["block_out_channels"]),
+    recomputed_layers=(SpatioTemporalResBlock, TransformerSpatioTemporalModel),
     sample_tensors=("latents", "image_latents", "image_embeds", "added_time_ids"),
     exact_tensors=("added_time_ids",),
     encode=encode_image_to_video,

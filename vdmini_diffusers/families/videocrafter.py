@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from diffusers import UNet3DConditionModel
+from diffusers import Transformer2DModel, UNet3DConditionModel
+from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
@@ -189,6 +191,7 @@ VIDEOCRAFTER = UNetFamily(
         ),
     },
     critic_channels=lambda config: tuple(config["block_out_channels"]),
+    recomputed_layers=(ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemporalModel),
     sample_tensors=("latents", "prompt_embeds", "pooled_prompt_embeds", "fps"),
     exact_tensors=("fps",),
     encode=encode_text_to_video,

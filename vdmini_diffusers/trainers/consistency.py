@@ -66,6 +66,9 @@ class ConsistencyPair(UNetPair):
         named = self.consistency_args.ode_teacher_model_name_or_path not in (None, "teacher")
         return self.ode_source if named else super().multi_step_model()
 
+    def trained_with(self) -> set[str]:
+        return super().trained_with() | ({"vae"} if self.rewards is not None else set())
+
     def load_critic_backbone(self, source: ModelSource, dtype: torch.dtype) -> nn.Module:
         return self.ode_teacher.unet if source == self.ode_source else super().load_critic_backbone(source, dtype)
 

@@ -204,6 +204,8 @@ def train_denoiser(
         teacher_channels = plan.feature_channels if plan is not None else {}
 
         dataset, encode = open_data(pair, args, data_args, accelerator)
+        if encode is None:
+            pair.rest_encoders()
         dataset, held_out = split_held_out(dataset, critic_args.num_held_out_clips, args.train_batch_size)
         dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers)
         task = pair.make_task(denoiser, critic_args, encode)
@@ -303,8 +305,8 @@ def load_backbone(
     if source is None:
         return None
     backbone: Any = pair.load_critic_backbone(source, DTYPES[accelerator.mixed_precision])
-    if args.gradient_checkpointing and pair.checkpoints_critic_backbone:
-        backbone.enable_gradient_checkpointing()
+    if args.gradient_checkpointing:  # else its activations are the most of all that a step holds
+        pair.checkpoint_activations(backbone)
     if backbone is not pair.teacher_denoiser:
         backbone.to(accelerator.device).eval().requires_grad_(False)
         if args.shard_teacher:
@@ -323,7 +325,7 @@ def load_models(
     if args.shard_teacher and not is_sharded(pair.teacher_denoiser):
         shard_blocks(pair.teacher_denoiser)
     if args.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
+        pair.checkpoint_activations(denoiser)
     if args.rank is not None:
         add_lora(denoiser, lora_config(args.rank, pair.lora_targets))
     return denoiser, plan

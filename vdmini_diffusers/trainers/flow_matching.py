@@ -56,7 +56,6 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
     """
 
     task = "flow_matching"
-    checkpoints_critic_backbone = True  # else its activations are the most of all that a step holds, by far
     student_name: str
 
     def __init__(

@@ -58,8 +58,6 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
     """
 
     task: ClassVar[str]  # the objective of the families that this class trains
-    # Whether gradient checkpointing is for the critics' backbone as well, which then runs to its end.
-    checkpoints_critic_backbone: ClassVar[bool] = False
     family: FamilyT
     companions: Mapping[str, Path]
     card: str
@@ -136,6 +134,13 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
         if source == self.teacher_source:
             return self.teacher_denoiser
         return self.load_denoiser(source, dtype)[0]
+
+    def checkpoint_activations(self, model: Any) -> None:
+        """Let a student, or the critics' backbone, compute activations again in the backward pass."""
+        model.enable_gradient_checkpointing()
+
+    def rest_encoders(self) -> None:
+        """Free the device of what only encodes clips or shows videos. To be called where clips are encoded already."""
 
     def load_denoiser(self, source: ModelSource, dtype: torch.dtype) -> tuple[Any, Any]:
         """The denoiser of another pipeline of the family, with the pipeline's scheduler.
