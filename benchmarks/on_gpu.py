@@ -57,12 +57,12 @@ TINY_BATCHES = "--num_workers 0 --train_batch_size 2 --vae_batch_size 4 --num_cl
 TINY_STAGES = "--num_feature_clips 2 --inner_steps 1 --num_pairs 2 --num_pair_steps 2 --one_step_steps 1"
 ITEMS = (
     Item("gpu_tests", 240, TESTS),
-    Item("a1_bf16", 90, f"{LATENCY} --table A1 --dtype bf16 --pipeline --rounds 5"),
-    Item("a3_bf16", 90, f"{LATENCY} --table A3 --dtype bf16 --pipeline --rounds 5"),
+    Item("a1_bf16", 90, f"{LATENCY} --table A1 --dtype bf16 --pipeline --optimize --rounds 5"),
+    Item("a3_bf16", 90, f"{LATENCY} --table A3 --dtype bf16 --pipeline --optimize --rounds 5"),
     Item("a1_bf16_compiled", 180, f"{LATENCY} --table A1 --dtype bf16 --compile --rounds 5"),
     Item("a3_bf16_compiled", 180, f"{LATENCY} --table A3 --dtype bf16 --compile --rounds 5"),
-    Item("a1_fp16", 90, f"{LATENCY} --table A1 --dtype fp16 --pipeline --rounds 5"),
-    Item("a3_fp16", 90, f"{LATENCY} --table A3 --dtype fp16 --pipeline --rounds 5"),
+    Item("a1_fp16", 90, f"{LATENCY} --table A1 --dtype fp16 --pipeline --optimize --rounds 5"),
+    Item("a3_fp16", 90, f"{LATENCY} --table A3 --dtype fp16 --pipeline --optimize --rounds 5"),
     Item(
         "teacher_i2v",
         420,
