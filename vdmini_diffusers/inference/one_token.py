@@ -95,8 +95,7 @@ def attend_over_frames(attention: Attention, x: torch.Tensor, num_frames: int) -
     )
     backend = getattr(attention.processor, "_attention_backend", None)
     videos = [dispatch_attention_fn(*video, backend=backend) for video in zip(query, key, value, strict=True)]
-    outputs = [video.flatten(2).transpose(0, 1) for video in videos]
-    output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    output = torch.cat([video.flatten(2).transpose(0, 1) for video in videos])
     for layer in attention.to_out:
         output = layer(output)
     return output
