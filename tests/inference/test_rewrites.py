@@ -183,7 +183,7 @@ class TestOriginalParameters:
         before = {name: (type(module), set(vars(module))) for name, module in unet.named_modules()}
         state = unet.state_dict()
         optimize(optimize(unet))
-        assert len(rewritten(unet)) == 7
+        assert len(rewritten(unet)) == 8
         assert all(torch.equal(tensor, state[name]) for name, tensor in unet.state_dict().items())
         restore(unet)
         assert {name: (type(module), set(vars(module))) for name, module in unet.named_modules()} == before

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
 from diffusers.models.autoencoders.vae import Encoder
 from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer
@@ -65,6 +66,7 @@ INDICATOR = torch.zeros(1, 4)
 STAGES = ("DownEncoderBlock2D",) * 2
 # Of the width and size that a stage has at 4 frames of 256 x 384 pixels, or at half of it: module and inputs.
 CASES: dict[type[nn.Module], Callable[[], tuple[Any, ...]]] = {
+    GEGLU: lambda: (GEGLU(320, 1280), torch.randn(1, 6144, 320)),
     nn.Conv2d: lambda: (nn.Conv2d(1280, 1280, 3, padding=1), torch.randn(4, 1280, 4, 6)),
     nn.Conv3d: lambda: (nn.Conv3d(256, 256, (3, 1, 1), padding=(1, 0, 0)), clip(256, 4, 48, 64)),
     Upsample2D: lambda: (Upsample2D(256, use_conv=True), frames(2, 256, 32, 48)),

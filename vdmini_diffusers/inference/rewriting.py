@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 from diffusers import DiffusionPipeline
+from diffusers.models.activations import GEGLU
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer
@@ -11,6 +12,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from vdmini_diffusers.inference.convolutions import FewPositionsConv2d, SubPixelUpsample2D, TemporalConv3d
+from vdmini_diffusers.inference.feed_forward import SplitGEGLU
 from vdmini_diffusers.inference.group_norm import ChannelsLastClipGroupNorm, ChannelsLastGroupNorm
 from vdmini_diffusers.inference.one_token import OneTokenTransformerSpatioTemporalModel
 from vdmini_diffusers.inference.res_blocks import (
@@ -31,6 +33,7 @@ REWRITE_OF: dict[type[nn.Module], Any] = {
     ClipGroupNorm: ChannelsLastClipGroupNorm,
     Decoder: ChannelsLastDecoder,
     Encoder: ChannelsLastEncoder,
+    GEGLU: SplitGEGLU,
     ResnetBlock2D: InPlaceResnetBlock2D,
     SpatioTemporalResBlock: BlendedSpatioTemporalResBlock,
     TemporalConvLayer: InPlaceTemporalConvLayer,
