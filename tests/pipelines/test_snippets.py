@@ -149,7 +149,7 @@ def test_the_blocks_of_the_pipelines_readme_run_in_their_order(folders, tmp_path
         "path/to/svd": "deep-svd",
     }
     snippets = blocks((ROOT / "pipelines" / "README.md").read_text("utf-8"))
-    assert len(snippets) == 5
+    assert len(snippets) == 6
     for snippet in map(without_gpu, snippets):
         # The decoder's fields are those of SVD's four stages; the tiny VAE has two.
         snippet = snippet.replace("=(128, 256, 512, 512)", "=(32, 32)").replace("=(256, 512, 512)", "=(32,)")
@@ -160,5 +160,7 @@ def test_the_blocks_of_the_pipelines_readme_run_in_their_order(folders, tmp_path
                 assert video.n_frames == len(variables["frames"])
         elif "org/vdmini-t2v-hy" in snippet:
             assert isinstance(variables["pipe"], VDMiniHunyuanVideoPipeline)
+        elif "svd" in variables:
+            assert isinstance(variables["svd"], StableVideoDiffusionPipeline)
         elif "pipe" in variables:
             assert variables["pipe"].vae.use_tiling

@@ -44,7 +44,7 @@ def student(teacher):
 def test_the_unet_is_the_one_that_was_pruned_in_memory(teacher, student):
     pruned = randomise(tiny_svd_pipeline().unet.from_config(CONFIG)).eval().half().float()
     prune_unet_channels(pruned, NUM_PARAMETERS, CRITERIA["magnitude_l2"])
-    opened = VDMiniI2VPipeline.from_pretrained(student, dtype=torch.float32).unet.eval()
+    opened = VDMiniI2VPipeline.from_pretrained(student, dtype=torch.float32, optimize=False).unet.eval()
     assert type(opened) is VDMiniUNetSpatioTemporalConditionModel
     assert abs(count_parameters(opened) / NUM_PARAMETERS - 1) < 0.01
     assert torch.equal(output_of(opened), output_of(pruned))
