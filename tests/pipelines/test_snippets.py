@@ -146,6 +146,7 @@ def test_the_blocks_of_the_pipelines_readme_run_in_their_order(folders, tmp_path
         "org/vdmini-t2v": "t2v",
         "org/vdmini-t2v-hy": "t2v-hy",
         "path/to/vdmini-vae": "i2v-vae",
+        "path/to/stable-video-diffusion": "svd",
         "path/to/svd": "deep-svd",
     }
     snippets = blocks((ROOT / "pipelines" / "README.md").read_text("utf-8"))
