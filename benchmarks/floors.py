@@ -91,7 +91,7 @@ class Arguments:
     height: int | None = field(default=None, metadata={"help": "Pixels; default: the paper's."})
     width: int | None = field(default=None, metadata={"help": "Pixels; default: the paper's."})
     rounds: int = field(default=2, metadata={"help": "Measured rounds, in each of which all have a turn."})
-    name: str = field(default="floors", metadata={"help": "Of the files in benchmarks/results: .md and .json."})
+    name: str = field(default="floors", metadata={"help": "Name of the two files in benchmarks/results, without .md and .json."})
 
     def __post_init__(self):
         if strangers := set(self.pipelines) - set(SIZES):
@@ -308,7 +308,7 @@ class Pass:
 
 @torch.no_grad()
 def passes_of(pipeline: str, component: Component, args: Arguments) -> list[Pass]:
-    """Of each network, and of it rewritten if that changes its kernels."""
+    """A pass of each network, and one of it rewritten if that changes its kernels."""
     dtype = DTYPES[args.dtype]
     inputs: dict[tuple[int, ...], torch.Tensor] = {}
 

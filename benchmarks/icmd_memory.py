@@ -260,7 +260,7 @@ def count_full_size(clip: tuple[int, ...], gradient_checkpointing: bool) -> tupl
 
 
 def check_count(batch_size: int) -> str:
-    """Of a tiny step, three times: fake, real, and real without the counter."""
+    """What a tiny step takes, measured in three ways: fake, real, and real without the counter."""
     config = UNetSpatioTemporalConditionModel.load_config(I2V_TEACHER / "unet")
     tiny = {name: value for name, value in config.items() if not name.startswith("_")}
     shape = (batch_size, tiny["num_frames"], 4, tiny["sample_size"], tiny["sample_size"])

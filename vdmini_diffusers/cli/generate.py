@@ -53,14 +53,14 @@ def generate(
         Option(
             min=0,
             max=2**32 - 1,
-            help="Of the noise. Several clips have seeds from it and their names.",
+            help="Seed of the noise. Several clips have seeds from it and their names.",
             rich_help_panel=VIDEO,
         ),
     ] = 0,
     model: Annotated[
         str | None, Option(help="Folder or Hub id of a pipeline. Default: the demo model.", rich_help_panel=MODEL)
     ] = None,
-    variant: Annotated[str | None, Option(help="Of the weight files, e.g. fp16.", rich_help_panel=MODEL)] = None,
+    variant: Annotated[str | None, Option(help="Variant of the weight files, e.g. fp16.", rich_help_panel=MODEL)] = None,
     revision: Annotated[str | None, Option(help="Branch, tag or commit.", rich_help_panel=MODEL)] = None,
     trust_remote_code: Annotated[
         bool,

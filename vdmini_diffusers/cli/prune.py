@@ -17,7 +17,7 @@ def prune(
         bool, Option("--dry-run", help="Print what would be removed; write nothing.", rich_help_panel="Pruning")
     ] = False,
     variant: Annotated[
-        str | None, Option(help="Of the teacher's weight files, e.g. fp16.", rich_help_panel="Teacher")
+        str | None, Option(help="Variant of the teacher's weight files, e.g. fp16.", rich_help_panel="Teacher")
     ] = None,
     revision: Annotated[str | None, Option(help="Branch, tag or commit.", rich_help_panel="Teacher")] = None,
     overwrite: Annotated[

@@ -20,11 +20,11 @@ def score(
         int, Option(min=2, help="Made without each part; the paper makes 1,200.", rich_help_panel="Input")
     ] = 64,
     steps: Annotated[int | None, Option(min=1, help="Denoising steps.", rich_help_panel="Input")] = None,
-    seed: Annotated[int, Option(min=0, help="Of the noise.", rich_help_panel="Input")] = 0,
+    seed: Annotated[int, Option(min=0, help="Seed of the noise.", rich_help_panel="Input")] = 0,
     fvd: Annotated[
         bool, Option("--fvd", help="By FVD as well; needs --real-videos.", rich_help_panel="Input")
     ] = False,
-    variant: Annotated[str | None, Option(help="Of the weight files, e.g. fp16.", rich_help_panel="Model")] = None,
+    variant: Annotated[str | None, Option(help="Variant of the weight files, e.g. fp16.", rich_help_panel="Model")] = None,
 ) -> None:
     """Remove one part of a model after the other, and score the videos that it makes without it.
 

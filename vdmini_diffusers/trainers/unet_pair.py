@@ -38,7 +38,7 @@ class UNetPair(TeacherAndStudent[UNetFamily]):
         return dict(zip(taps, self.family.critic_channels(config), strict=True))
 
     def load_critic_backbone(self, source: ModelSource, dtype: torch.dtype) -> nn.Module:
-        """Of a network for the critics alone, the down blocks are kept, which are all that they see.
+        """A network that is for the critics alone keeps its down blocks only, which are all that they see.
 
         Where it is divided, it runs to its end, and is kept whole.
         """
