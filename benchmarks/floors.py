@@ -91,7 +91,7 @@ class Arguments:
     height: int | None = field(default=None, metadata={"help": "Pixels; default: the paper's."})
     width: int | None = field(default=None, metadata={"help": "Pixels; default: the paper's."})
     rounds: int = field(default=2, metadata={"help": "Measured rounds, in each of which all have a turn."})
-    name: str = field(default="floors", metadata={"help": "Name of the two files in benchmarks/results, without .md and .json."})
+    name: str = field(default="floors", metadata={"help": "Name of the results' files, without .md and .json."})
 
     def __post_init__(self):
         if strangers := set(self.pipelines) - set(SIZES):

@@ -14,7 +14,9 @@ def evaluate(
         str | None,
         Option(help="Image-to-video pipeline that makes a clip from each first frame.", rich_help_panel="Model"),
     ] = None,
-    variant: Annotated[str | None, Option(help="Variant of its weight files, e.g. fp16.", rich_help_panel="Model")] = None,
+    variant: Annotated[
+        str | None, Option(help="Variant of its weight files, e.g. fp16.", rich_help_panel="Model")
+    ] = None,
     steps: Annotated[int, Option(min=1, help="Its denoising steps.", rich_help_panel="Model")] = 1,
     num_clips: Annotated[int, Option(min=2, help="Clips of each set.", rich_help_panel="Protocol")] = 2048,
     num_frames: Annotated[int, Option(min=2, help="Frames of a clip.", rich_help_panel="Protocol")] = 16,

@@ -60,7 +60,9 @@ def generate(
     model: Annotated[
         str | None, Option(help="Folder or Hub id of a pipeline. Default: the demo model.", rich_help_panel=MODEL)
     ] = None,
-    variant: Annotated[str | None, Option(help="Variant of the weight files, e.g. fp16.", rich_help_panel=MODEL)] = None,
+    variant: Annotated[
+        str | None, Option(help="Variant of the weight files, e.g. fp16.", rich_help_panel=MODEL)
+    ] = None,
     revision: Annotated[str | None, Option(help="Branch, tag or commit.", rich_help_panel=MODEL)] = None,
     trust_remote_code: Annotated[
         bool,

@@ -24,7 +24,9 @@ def score(
     fvd: Annotated[
         bool, Option("--fvd", help="By FVD as well; needs --real-videos.", rich_help_panel="Input")
     ] = False,
-    variant: Annotated[str | None, Option(help="Variant of the weight files, e.g. fp16.", rich_help_panel="Model")] = None,
+    variant: Annotated[
+        str | None, Option(help="Variant of the weight files, e.g. fp16.", rich_help_panel="Model")
+    ] = None,
 ) -> None:
     """Remove one part of a model after the other, and score the videos that it makes without it.
 
