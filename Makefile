@@ -13,10 +13,15 @@ TORCH := $(shell sed -n 's/^torch==//p' $(CONSTRAINTS))
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 OUTPUT_DIR ?= outputs/quickstart
 
-.PHONY: quickstart test test-slow test-newest test-oldest test-wheel quality style lock wheel clean
+.PHONY: quickstart docs test test-slow test-newest test-oldest test-wheel quality style lock wheel clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m vdmini_diffusers.quickstart --output_dir $(OUTPUT_DIR)
+
+# The reference of the Python interface, from docstrings; a warning of pdoc ends it.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -W error::UserWarning:pdoc -m pdoc --docformat google --no-include-undocumented \
+	  --output-directory outputs/api vdmini_diffusers '!vdmini_diffusers.__main__'
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
@@ -86,6 +91,10 @@ $(VENV)/.installed: setup.py $(VENV)/.torch
 
 $(VENV)/.installed-test: setup.py $(VENV)/.torch
 	$(INSTALL_HERE) '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: setup.py $(VENV)/.torch
+	$(INSTALL_HERE) '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-quality: setup.py $(VENV)/.torch
