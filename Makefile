@@ -18,10 +18,8 @@ OUTPUT_DIR ?= outputs/quickstart
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m vdmini_diffusers.quickstart --output_dir $(OUTPUT_DIR)
 
-# The reference of the Python interface, from docstrings; a warning of pdoc ends it.
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -W error::UserWarning:pdoc -m pdoc --docformat google --no-include-undocumented \
-	  --output-directory outputs/api vdmini_diffusers '!vdmini_diffusers.__main__'
+	$(BIN)/python docs/build_reference.py outputs/api
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
