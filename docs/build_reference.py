@@ -19,17 +19,14 @@ import vdmini_diffusers
 def module_specs() -> list[str]:
     """All modules, each once: pdoc takes those in a package along, but not where its `__all__` leaves them out."""
     specs = [vdmini_diffusers.__name__]
-    added_by_pdoc: set[str] = set()
+    whole: set[str] = set()  # packages whose modules pdoc takes along
     for found in pkgutil.walk_packages(vdmini_diffusers.__path__, f"{vdmini_diffusers.__name__}."):
-        parent = found.name.rpartition(".")[0]
         if found.name.endswith("__main__"):
             continue
-        if parent in added_by_pdoc:
-            added_by_pdoc.add(found.name)
-        else:
+        if found.name.rpartition(".")[0] not in whole:
             specs.append(found.name)
         if found.ispkg and not hasattr(importlib.import_module(found.name), "__all__"):
-            added_by_pdoc.add(found.name)
+            whole.add(found.name)
     return specs
 
 
