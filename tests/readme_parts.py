@@ -13,10 +13,10 @@ from vdmini_diffusers.families.stock import PIPELINES, stock_family
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.families.temporal_attention import TEMPORAL_ATTENTION
 from vdmini_diffusers.generation.pipeline_call import call_parameters
-from vdmini_diffusers.publishing.network_picture import TitledNetwork, network_png
-from vdmini_diffusers.publishing.network_sketch import sketch_network
 from vdmini_diffusers.pruning import PLANS
 from vdmini_diffusers.pruning.survey import survey_denoiser
+from vdmini_diffusers.publishing.network_picture import TitledNetwork, network_png
+from vdmini_diffusers.publishing.network_sketch import sketch_network
 
 
 README = ROOT / "README.md"

@@ -1,4 +1,4 @@
-"""The notebooks in `docs/notebooks` run from their first cell to their last, and are stored without what they print."""
+"""The notebooks in `docs/notebooks` run from first cell to last, and are stored without what they print."""
 
 import json
 
