@@ -65,7 +65,7 @@ def picture_of_removed(folder: Path) -> bytes:
     """Stable Video Diffusion's U-Net and what the plan `vdmini` leaves of it, from its config alone."""
     (folder / "config.json").write_text(json.dumps({"_class_name": UNetSpatioTemporalConditionModel.__name__}))
     survey = survey_denoiser(folder, PLANS["vdmini"], SVD.denoisers["unet"])
-    sketch = sketch_network(survey.student.config, PLANS["vdmini"], survey.dropped_blocks)
+    sketch = sketch_network(survey.student.config, survey.plan, survey.dropped_blocks)
     assert sketch is not None
     sizes = f"{survey.num_teacher_parameters:,} to {survey.num_student_parameters:,} parameters, plan vdmini"
     return network_png([TitledNetwork("The U-Net of Stable Video Diffusion, and what is removed", sizes, sketch)])
