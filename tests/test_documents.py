@@ -81,6 +81,17 @@ def test_targets_of_make_exist():
         assert set(filter(None, chain.from_iterable(code))) <= targets, relative(path)
 
 
+def test_extras_that_are_named_are_there():
+    extras = set(
+        re.findall(r'^    "(\w+)": \[|^EXTRAS\["(\w+)"\]', (ROOT / "setup.py").read_text("utf-8"), re.MULTILINE)
+    )
+    known = set(filter(None, chain.from_iterable(extras)))
+    assert {"video", "docs", "dev"} <= known
+    for path in DOCUMENTS:
+        named = re.findall(r"'\.\[([\w,]+)\]'|extras: ([\w, ]+)", path.read_text(encoding="utf-8"))
+        assert {name.strip() for both in named for name in "".join(both).split(",")} <= known, relative(path)
+
+
 def test_nothing_says_that_the_package_can_be_had_from_an_index():
     sources = [
         path
