@@ -13,10 +13,13 @@ TORCH := $(shell sed -n 's/^torch==//p' $(CONSTRAINTS))
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 OUTPUT_DIR ?= outputs/quickstart
 
-.PHONY: quickstart test test-slow test-newest test-oldest test-wheel quality style lock wheel clean
+.PHONY: quickstart docs test test-slow test-newest test-oldest test-wheel quality style lock wheel clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m vdmini_diffusers.quickstart --output_dir $(OUTPUT_DIR)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/build_reference.py outputs/api
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
@@ -86,6 +89,10 @@ $(VENV)/.installed: setup.py $(VENV)/.torch
 
 $(VENV)/.installed-test: setup.py $(VENV)/.torch
 	$(INSTALL_HERE) '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: setup.py $(VENV)/.torch
+	$(INSTALL_HERE) '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-quality: setup.py $(VENV)/.torch

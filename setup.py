@@ -27,6 +27,8 @@ EXTRAS = {
     "lpips": ["lpips>=0.1.4"],
     "prune": ["torch-pruning>=1.6"],
     "plot": ["matplotlib>=3.8"],
+    # The reference of the Python interface, and what runs the notebooks.
+    "docs": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "pdoc>=15"],
     "test": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6"],
     "quality": ["pyright>=1.1.400", "ruff>=0.17", "uv>=0.8"],
 }

@@ -2,20 +2,15 @@
 
 import ast
 import importlib
-import json
 import re
 from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from printed_commands import DOCUMENTS, ROOT
-from tiny import student_of, tiny_image, tiny_svd_pipeline
-from tiny_text_to_video import tiny_t2v_pipeline
-from written_latents import write_latents
-
-from vdmini_diffusers import VDMiniI2VPipeline
-from vdmini_diffusers.pruning import VDMINI_UNET
+from tiny import tiny_image
 
 
 def relative(path: Path) -> str:
@@ -41,46 +36,19 @@ def test_snippets_are_python_and_what_they_import_is_there(path):
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """What the README's snippets name, tiny: a teacher in SVD's layout, and students of both kinds."""
-    folder = tmp_path_factory.mktemp("readme")
-    teacher = tiny_svd_pipeline()
-    teacher.save_pretrained(folder / "teacher", variant="fp16")
-    teacher.save_pretrained(folder / "sf-v")
-    origin = {"teacher": "teacher", "teacher_variant": "fp16", "student": None}  # as `train_sf_v.py` writes it
-    (folder / "sf-v" / "training.json").write_text(json.dumps(origin))
-    components = teacher.components | {"unet": student_of(teacher.unet, VDMINI_UNET)}
-    VDMiniI2VPipeline(**components).save_pretrained(folder / "i2v", variant="fp16")
-    tiny_t2v_pipeline().save_pretrained(folder / "t2v", variant="fp16")
-    write_latents(folder / "latents", num_samples=2)
-    tiny_image().save(folder / "first_frame.png")
-    return folder
-
-
-def test_the_snippets_of_the_readme_run_one_after_the_other(folders, monkeypatch):
-    monkeypatch.chdir(folders)
-    code = "".join(python_snippets(ROOT / "README.md"))
-    few = "max_train_steps=1, gradient_accumulation_steps=1, discriminator_width=32"
-    tiny = {
-        '"org/vdmini-i2v"': '"i2v"',
-        '"org/vdmini-t2v"': '"t2v"',
-        '"stabilityai/stable-video-diffusion-img2vid"': '"teacher"',
-        '"path/to/sf-v"': '"sf-v"',
-        'train_data_dir="path/to/videos"': f'precomputed_data_dir="latents", {few}',
-        '.to("cuda")': "",
-        "num_inference_steps=25": "num_inference_steps=2",
-        "num_inference_steps=16": "num_inference_steps=2, num_frames=2",
-        "torch.float16": "torch.float32",
-    }
-    for printed, substitute in tiny.items():
+def test_the_snippet_of_the_readme_makes_a_video_of_the_demo_teacher_s_student(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_image().save("photo.jpg")
+    (code,) = python_snippets(ROOT / "README.md")
+    fewer = {"num_clips=64": "num_clips=4", '"max_train_steps": 40': '"max_train_steps": 1'}
+    fewer['"critic_warmup_steps": 8'] = '"critic_warmup_steps": 0, "gradient_accumulation_steps": 1'
+    for printed, substitute in fewer.items():
         assert printed in code
         code = code.replace(printed, substitute)
     with torch.random.fork_rng():
         exec(compile(code, "README.md", "exec"), {})
-    made = {"video.gif", "vdmini-i2v/model_index.json", "vdmini-i2v-distilled/model_index.json"}
-    assert {name for name in made if not (folders / name).is_file()} == set()
-    assert (folders / "svd-milder" / "unet" / "pruning_plan.json").is_file()
+    with Image.open("video.gif") as video:
+        assert video.size == (64, 64) and video.n_frames == 8
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
@@ -98,7 +66,7 @@ def test_links_lead_to_files_and_to_headings(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
 def test_paths_of_the_repository_exist(path):
     tops = "conversion|training|benchmarks|pipelines|tests|model_cards|vdmini_diffusers"
-    parts = "analysis|cli|data|demo|distillation|evaluation|families|models|pruning|publishing|serialization"
+    parts = "analysis|cli|data|demo|docs|distillation|evaluation|families|models|pruning|publishing|serialization"
     parts += "|t2v_turbo|trainers"
     text = path.read_text(encoding="utf-8")
     named = re.findall(rf"(?<![\w/.<-])((?:{tops}|{parts})/[\w./-]*[\w/])", text)
@@ -111,6 +79,17 @@ def test_targets_of_make_exist():
     for path in DOCUMENTS:
         code = re.findall(r"`make ([a-z][\w-]*)|^make ([a-z][\w-]*)", path.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(filter(None, chain.from_iterable(code))) <= targets, relative(path)
+
+
+def test_extras_that_are_named_are_there():
+    extras = set(
+        re.findall(r'^    "(\w+)": \[|^EXTRAS\["(\w+)"\]', (ROOT / "setup.py").read_text("utf-8"), re.MULTILINE)
+    )
+    known = set(filter(None, chain.from_iterable(extras)))
+    assert {"video", "docs", "dev"} <= known
+    for path in DOCUMENTS:
+        named = re.findall(r"'\.\[([\w,]+)\]'|extras: ([\w, ]+)", path.read_text(encoding="utf-8"))
+        assert {name.strip() for both in named for name in "".join(both).split(",")} <= known, relative(path)
 
 
 def test_nothing_says_that_the_package_can_be_had_from_an_index():
