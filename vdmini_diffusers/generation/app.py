@@ -6,6 +6,8 @@ Gradio is imported inside the functions: it comes with the extra `app`.
 import atexit
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import threading
 from collections import defaultdict
@@ -18,7 +20,7 @@ from PIL import Image
 from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.generation.clip_files import write_clip
 from vdmini_diffusers.generation.memory import GIB
-from vdmini_diffusers.generation.opened_model import MadeClip, OpenedModel, ClipStoppedError
+from vdmini_diffusers.generation.opened_model import ClipStoppedError, MadeClip, OpenedModel
 from vdmini_diffusers.generation.production import ModelToOpen, say_what_fitting_does
 from vdmini_diffusers.version import __version__
 
@@ -75,6 +77,8 @@ def launch(app: "gr.Blocks", host: str | None = None, port: int | None = None, w
         prevent_thread_lock=True,
     )
     if wait:
+        # Whoever ends a service sends SIGTERM, which would leave the temporary files behind.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         print(f"It is at {address} (Ctrl-C ends it).", flush=True)
         app.block_thread()
     return address
@@ -97,13 +101,13 @@ def build_page(tabs: Mapping[str, Mapping[str, OpenedModel]]) -> "gr.Blocks":
         ValueError: if the models of a tab do not take the same.
     """
     gr = import_gradio()
-    folder = _temporary_folder()
+    _keep_files_apart()
     stops = Stops()
     with gr.Blocks(title="VDMini", analytics_enabled=False, delete_cache=(KEPT // 6, KEPT), fill_width=True) as page:
         gr.Markdown("# VDMini\nPruned and distilled video diffusion models, beside their teachers.")
         for name, models in tabs.items():
             with gr.Tab(name) if len(tabs) > 1 else gr.Column():
-                _build_tab(f"_{name.lower()}" if len(tabs) > 1 else "", models, stops, folder)
+                _build_tab(f"_{name.lower()}" if len(tabs) > 1 else "", models, stops)
 
         def leave(request: gr.Request) -> None:
             stops.stop(request.session_hash)
@@ -164,7 +168,7 @@ def check_number(name: str, value: Any, low: int, high: int) -> int:
     return int(value)
 
 
-def _build_tab(suffix: str, models: Mapping[str, OpenedModel], stops: Stops, folder: Path) -> None:
+def _build_tab(suffix: str, models: Mapping[str, OpenedModel], stops: Stops) -> None:
     gr = import_gradio()
     first = next(iter(models.values()))
     takes = first.takes_image, first.needs_image, first.takes_prompt
@@ -191,13 +195,14 @@ def _build_tab(suffix: str, models: Mapping[str, OpenedModel], stops: Stops, fol
                 run = gr.Button("Generate", variant="primary")
                 halt = gr.Button("Stop")
             note = gr.Markdown()
-        steps, outputs = [], []
+        steps, videos, outputs = [], [], []
         for label, model in models.items():
             with gr.Column(scale=1, min_width=280):
                 video = gr.Video(
                     label=f"{label}: {model.name}", height=320, autoplay=True, loop=True, interactive=False,
                     buttons=["download"],
                 )  # fmt: skip
+                videos.append(video)
                 outputs += [video, gr.Markdown(f"{_weights(model)} of weights, on {model.device}")]
                 steps.append(gr.Number(model.num_steps, label="Steps", precision=0, minimum=1, maximum=MAX_STEPS))
 
@@ -241,8 +246,8 @@ def _build_tab(suffix: str, models: Mapping[str, OpenedModel], stops: Stops, fol
                     lambda step, num_steps, label=label: progress((step, num_steps), desc=label, unit="steps"),
                 )  # fmt: skip
                 # Gradio copies the file to its own folder before it asks for the next of these results.
-                with tempfile.TemporaryDirectory(dir=folder) as made:
-                    path = Path(made) / f"{label.lower()}_seed{seed}.mp4"
+                with tempfile.TemporaryDirectory(prefix="vdmini-clip-") as made:
+                    path = Path(made) / f"{label.lower().replace(' ', '_')}_seed{seed}.mp4"
                     write_clip(clip.frames, path, model.fps, _record(model, clip, seed, prompt))
                     shown[2 * i : 2 * i + 2] = [str(path), _measured(model, clip)]
                     yield [said, *shown]
@@ -262,7 +267,7 @@ def _build_tab(suffix: str, models: Mapping[str, OpenedModel], stops: Stops, fol
     # Gradio has checked by then that the path is that of an upload.
     running = run.click(
         generate, [picture, prompt, seed, frames, width, height, *steps], [note, *outputs], preprocess=False,
-        concurrency_limit=1, concurrency_id="models", api_name=f"generate{suffix}",
+        concurrency_limit=1, concurrency_id="models", show_progress_on=videos, api_name=f"generate{suffix}",
     )  # fmt: skip
     halt.click(halt_running, queue=False, cancels=[running], api_visibility="private")
 
@@ -317,12 +322,8 @@ def _in_words(num_bytes: int) -> str:
     return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.1f} MiB"
 
 
-def _temporary_folder() -> Path:
-    """Where Gradio keeps uploads and clips, deleted when the process ends; that of the environment stays."""
+def _keep_files_apart() -> None:
+    """Give Gradio a folder for uploads and clips that is deleted when the process ends."""
     if "GRADIO_TEMP_DIR" not in os.environ:
-        folder = tempfile.mkdtemp(prefix="vdmini-app-")
-        os.environ["GRADIO_TEMP_DIR"] = folder
+        os.environ["GRADIO_TEMP_DIR"] = folder = tempfile.mkdtemp(prefix="vdmini-app-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    folder = Path(os.environ["GRADIO_TEMP_DIR"])
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
