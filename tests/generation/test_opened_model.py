@@ -65,15 +65,12 @@ def test_a_size_that_does_not_fit_is_refused_with_the_largest_that_do(opened):
     opened.check_fits(3, 16, 16)
     with pytest.raises(ValueError, match="200 frames of 128 x 128 pixels need about") as refused:
         opened.make(0, {"num_frames": 200, "height": 128, "width": 128}, tiny_image())
-    print(refused.value)
     fewer, frames, width, height = map(int, re.findall(
         r"What fits: (\d+) frames? of that size, or (\d+) frames of (\d+) x (\d+)\.", str(refused.value)
     )[0])  # fmt: skip
     free = SHARE * 0.1 * GIB
     assert opened.need(fewer, 128, 128) <= free < opened.need(fewer + 1, 128, 128)
     assert frames == 200 and opened.need(200, height, width) <= free < opened.need(200, height + 16, width + 16)
-    with pytest.raises(ValueError, match="Ask for fewer frames and fewer pixels"):
-        opened.check_fits(1000, 8192, 8)
 
 
 def test_a_pipeline_that_makes_no_videos_is_refused(tmp_path):

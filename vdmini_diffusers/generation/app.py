@@ -238,20 +238,19 @@ def _build_tab(suffix: str, models: Mapping[str, OpenedModel], stops: Stops) -> 
             said = "" if image is None else _said_of(image, size)
             shown: list[Any] = [None, ""] * len(models)
             yield [said, *shown]
-            for i, ((label, model), n) in enumerate(zip(models.items(), each, strict=True)):
-                progress((0, n), desc=label, unit="steps")
-                call = size if n is None else {**size, "num_inference_steps": n}
-                clip = model.make(
-                    seed, call, image, prompt, stop,
-                    lambda step, num_steps, label=label: progress((step, num_steps), desc=label, unit="steps"),
-                )  # fmt: skip
-                # Gradio copies the file to its own folder before it asks for the next of these results.
-                with tempfile.TemporaryDirectory(prefix="vdmini-clip-") as made:
+            # Gradio copies each file to its own folder before it asks for what comes next.
+            with tempfile.TemporaryDirectory(prefix="vdmini-clip-") as made:
+                for i, ((label, model), n) in enumerate(zip(models.items(), each, strict=True)):
+                    progress((0, n), desc=label, unit="steps")
+                    call = size if n is None else {**size, "num_inference_steps": n}
+                    clip = model.make(
+                        seed, call, image, prompt, stop,
+                        lambda step, num_steps, label=label: progress((step, num_steps), desc=label, unit="steps"),
+                    )  # fmt: skip
                     path = Path(made) / f"{label.lower().replace(' ', '_')}_seed{seed}.mp4"
                     write_clip(clip.frames, path, model.fps, _record(model, clip, seed, prompt))
                     shown[2 * i : 2 * i + 2] = [str(path), _measured(model, clip)]
                     yield [said, *shown]
-                    shown[2 * i] = gr.skip()
         except ClipStoppedError:
             yield ["Stopped.", *[gr.skip()] * len(outputs)]
         except (ValueError, OSError) as error:

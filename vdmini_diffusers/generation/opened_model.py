@@ -142,8 +142,7 @@ class OpenedModel:
         if size not in self._counted:
             call = {**self.options, **dict(zip(SIZE, size, strict=True))}
             # Weights that stay on the device are no longer free there.
-            loaded = not self.saving.offload
-            need = count_call(self.pipe, self.family, call, on_cpu=loaded)
+            need = count_call(self.pipe, self.family, call, on_cpu=not self.saving.offload)
             self._counted[size] = peak_bytes(need, self.saving)
         return self._counted[size]
 
@@ -155,13 +154,15 @@ class OpenedModel:
         step = math.gcd(self.options["height"], self.options["width"], 64)
 
         def scaled(part: int) -> tuple[int, int]:
+            """Height and width of 64ths of the sides, in steps that the model's own are multiples of."""
             return height * part // 64 // step * step, width * part // 64 // step * step
 
-        fewer = _largest(num_frames, lambda n: self.need(n, height, width) <= free)
-        part = _largest(64, lambda part: 0 in scaled(part) or self.need(num_frames, *scaled(part)) <= free)
+        fewer = _large_that_fits(1, num_frames, 1, lambda n: self.need(n, height, width), free)
+        least = -(-64 * step // min(height, width))
+        part = _large_that_fits(least, 64, 2, lambda part: self.need(num_frames, *scaled(part)), free)
         fitting = [f"{fewer} frame{'s' * (fewer > 1)} of that size"] if fewer else []
-        if 0 not in (smaller := scaled(part)):
-            fitting.append(f"{num_frames} frames of {smaller[1]} x {smaller[0]}")
+        if part:
+            fitting.append(f"{num_frames} frames of {scaled(part)[1]} x {scaled(part)[0]}")
         advice = f"What fits: {', or '.join(fitting)}." if fitting else "Ask for fewer frames and fewer pixels."
         needed = self.need(num_frames, height, width) / GIB
         raise ValueError(
@@ -228,10 +229,15 @@ class OpenedModel:
         return None
 
 
-def _largest(above: int, fits: Callable[[int], bool]) -> int:
-    """The largest whole number below `above` that fits, or 0; what is smaller than one that fits fits too."""
-    low, high = 0, above
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+def _large_that_fits(least: int, above: int, power: int, need: Callable[[int], int], free: int) -> int:
+    """A number from `least` to below `above` that fits, or 0; close to the largest where `need` grows as that power.
+
+    A count takes a second, so that a bisection would take many.
+    """
+    if least >= above or need(least) > free:
+        return 0
+    share = (free - need(least)) / (need(above) - need(least))
+    number = int((least**power + share * (above**power - least**power)) ** (1 / power))
+    while number > least and need(number) > free:
+        number = max(least, number * 9 // 10)
+    return number
