@@ -258,6 +258,7 @@ def browser_page(served):
 def shot(page, name):
     """A picture of the page to look at, in the folder that VDMINI_SCREENSHOTS names."""
     if folder := os.environ.get("VDMINI_SCREENSHOTS"):
+        page.wait_for_timeout(700)  # messages glide in
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
@@ -324,7 +325,9 @@ def test_in_a_browser_stop_ends_the_work_after_a_step_and_so_does_leaving(served
             page.wait_for_timeout(1000)
             assert len(steps) == stopped_at < 30, leave
             if not leave:
+                page.get_by_text("Stopped.").wait_for()
                 shot(page, "stopped")
+                assert page.evaluate("document.querySelectorAll('video').length") == 1  # the student's is there
                 page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
     finally:
         pipe.scheduler.step = step

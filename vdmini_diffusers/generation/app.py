@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -133,8 +134,12 @@ class Stops:
             del self.running[session]
 
     def stop(self, session: str | None) -> None:
-        for event in list(self.running.get(session, ())):
+        """Stop them, and return when they have ended."""
+        events = list(self.running.get(session, ()))
+        for event in events:
             event.set()
+        while any(event in self.running.get(session, ()) for event in events):
+            time.sleep(0.05)
 
 
 def check_picture(path: str | None) -> Image.Image:
@@ -194,15 +199,14 @@ def _build_tab(suffix: str, models: Mapping[str, OpenedModel], stops: Stops) -> 
             with gr.Row():
                 run = gr.Button("Generate", variant="primary")
                 halt = gr.Button("Stop")
-            note = gr.Markdown()
-        steps, videos, outputs = [], [], []
+            note = gr.Markdown(min_height=100)
+        steps, outputs = [], []
         for label, model in models.items():
             with gr.Column(scale=1, min_width=280):
                 video = gr.Video(
                     label=f"{label}: {model.name}", height=320, autoplay=True, loop=True, interactive=False,
                     buttons=["download"],
                 )  # fmt: skip
-                videos.append(video)
                 outputs += [video, gr.Markdown(f"{_weights(model)} of weights, on {model.device}")]
                 steps.append(gr.Number(model.num_steps, label="Steps", precision=0, minimum=1, maximum=MAX_STEPS))
 
@@ -266,9 +270,11 @@ def _build_tab(suffix: str, models: Mapping[str, OpenedModel], stops: Stops) -> 
     # Gradio has checked by then that the path is that of an upload.
     running = run.click(
         generate, [picture, prompt, seed, frames, width, height, *steps], [note, *outputs], preprocess=False,
-        concurrency_limit=1, concurrency_id="models", show_progress_on=videos, api_name=f"generate{suffix}",
+        concurrency_limit=1, concurrency_id="models", show_progress_on=note, api_name=f"generate{suffix}",
     )  # fmt: skip
-    halt.click(halt_running, queue=False, cancels=[running], api_visibility="private")
+    # Work that runs has ended, with what was made so far, when that which still waits is taken out of the queue.
+    halting = halt.click(halt_running, queue=False, api_visibility="private")
+    halting.then(None, cancels=[running], api_visibility="private")
 
 
 def _check_prompt(prompt: Any) -> str:
