@@ -195,6 +195,24 @@ def test_models_that_do_not_take_the_same_are_not_compared(served):
         build_app(str(folder / "student"), ModelToOpen(str(folder / "t2v"), device="cpu"))
 
 
+def test_the_file_of_a_space_is_the_same_page(served, tmp_path):
+    text = (ROOT / "pipelines" / "README.md").read_text(encoding="utf-8").split("## A Space")[1]
+    code = text.split("```python\n")[1].split("```")[0]
+    for printed, name in {
+        "org/vdmini-i2v": "student",
+        "stabilityai/stable-video-diffusion-img2vid": "teacher",
+    }.items():
+        assert printed in code
+        code = code.replace(printed, str(served[2] / name))
+    code = code.replace("launch(build_app(", "address = launch(wait=False, app=build_app(")
+    names: dict[str, str] = {}
+    exec(compile(code, "app.py", "exec"), names)
+    client = Client(names["address"], verbose=False, download_files=tmp_path)
+    given = handle_file(served[2] / "photo.png")
+    made = client.predict(given, "", 0, 2, 16, 16, 1, 1, api_name="/generate")
+    assert [Path(made[i]).name for i in (1, 3)] == ["student_seed0.mp4", "teacher_seed0.mp4"]
+
+
 def test_what_was_asked_for_in_vain_leaves_no_file(served):
     assert not list(Path(tempfile.gettempdir()).glob("vdmini-clip-*"))
 

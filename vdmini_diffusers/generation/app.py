@@ -33,6 +33,11 @@ MAX_UPLOAD = "50mb"
 MAX_PIXELS = 2**26  # of a picture, above the 64 megapixels of phones: several people's are read in one process
 MAX_STEPS, MAX_FRAMES, MAX_SIDE, MAX_PROMPT = 200, 1000, 8192, 2000
 QUEUE = 32  # people who wait; further ones are told that it is full
+STOP_HINT = "Stop ends the work after the step that runs."
+HINT = {
+    True: f"The picture is scaled until it covers the video, and cut around its centre. {STOP_HINT}",
+    False: STOP_HINT,
+}
 KEPT = 3600  # seconds that uploads and clips are kept
 
 
@@ -199,7 +204,7 @@ def _build_tab(suffix: str, models: Mapping[str, OpenedModel], stops: Stops) -> 
             with gr.Row():
                 run = gr.Button("Generate", variant="primary")
                 halt = gr.Button("Stop")
-            note = gr.Markdown(min_height=100)
+            note = gr.Markdown(HINT[first.takes_image], min_height=100, container=True)
         steps, outputs = [], []
         for label, model in models.items():
             with gr.Column(scale=1, min_width=280):
