@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,14 +111,14 @@ def build_page(tabs: Mapping[str, Mapping[str, OpenedModel]]) -> "gr.Blocks":
     stops = Stops()
     with gr.Blocks(title="VDMini", analytics_enabled=False, delete_cache=(KEPT // 6, KEPT), fill_width=True) as page:
         gr.Markdown("# VDMini\nPruned and distilled video diffusion models, beside their teachers.")
-        for name, models in tabs.items():
-            with gr.Tab(name) if len(tabs) > 1 else gr.Column():
-                _build_tab(f"_{name.lower()}" if len(tabs) > 1 else "", models, stops)
 
-        def leave(request: gr.Request) -> None:
+        def stop_running(request: gr.Request) -> None:  # pyright: ignore[reportInvalidTypeForm] - Gradio reads it
             stops.stop(request.session_hash)
 
-        page.unload(leave)
+        for name, models in tabs.items():
+            with gr.Tab(name) if len(tabs) > 1 else gr.Column():
+                _build_tab(f"_{name.lower()}" if len(tabs) > 1 else "", models, stops, stop_running)
+        page.unload(stop_running)
     return page
 
 
@@ -178,7 +178,9 @@ def check_number(name: str, value: Any, low: int, high: int) -> int:
     return int(value)
 
 
-def _build_tab(suffix: str, models: Mapping[str, OpenedModel], stops: Stops) -> None:
+def _build_tab(
+    suffix: str, models: Mapping[str, OpenedModel], stops: Stops, stop_running: Callable[..., None]
+) -> None:
     gr = import_gradio()
     first = next(iter(models.values()))
     takes = first.takes_image, first.needs_image, first.takes_prompt
@@ -226,7 +228,8 @@ def _build_tab(suffix: str, models: Mapping[str, OpenedModel], stops: Stops) -> 
 
     # Gradio fills in the first two, by annotation and default, and the rest in the order of the event's inputs.
     def generate(
-        request: gr.Request, progress: Any = shown_progress, given: Any = None, prompt: Any = None, seed: Any = 0,
+        request: gr.Request,  # pyright: ignore[reportInvalidTypeForm]
+        progress: Any = shown_progress, given: Any = None, prompt: Any = None, seed: Any = 0,
         frames: Any = None, width: Any = None, height: Any = None, *num_steps: Any,
     ) -> Iterator[list[Any]]:  # fmt: skip
         session = request.session_hash
@@ -267,9 +270,6 @@ def _build_tab(suffix: str, models: Mapping[str, OpenedModel], stops: Stops) -> 
         finally:
             stops.end(session, stop)
 
-    def halt_running(request: gr.Request) -> None:
-        stops.stop(request.session_hash)
-
     picture.upload(check_upload, picture, note, preprocess=False, concurrency_limit=1, api_name=f"check{suffix}")
     # `preprocess=False` leaves reading the picture to `check_picture`, which has a word for each thing that is wrong.
     # Gradio has checked by then that the path is that of an upload.
@@ -278,7 +278,7 @@ def _build_tab(suffix: str, models: Mapping[str, OpenedModel], stops: Stops) -> 
         concurrency_limit=1, concurrency_id="models", show_progress_on=note, api_name=f"generate{suffix}",
     )  # fmt: skip
     # Work that runs has ended, with what was made so far, when that which still waits is taken out of the queue.
-    halting = halt.click(halt_running, queue=False, api_visibility="private")
+    halting = halt.click(stop_running, queue=False, api_visibility="private")
     halting.then(None, cancels=[running], api_visibility="private")
 
 
