@@ -276,7 +276,7 @@ def browser_page(served):
 def shot(page, name):
     """A picture of the page to look at, in the folder that VDMINI_SCREENSHOTS names."""
     if folder := os.environ.get("VDMINI_SCREENSHOTS"):
-        page.wait_for_timeout(700)  # messages glide in
+        page.wait_for_timeout(2000)  # messages glide in, over a large picture late
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 

@@ -42,7 +42,7 @@ def app(
         Option(min=1, max=65535, help="Default: the first that is free from 7860 on.", rich_help_panel=SERVER),
     ] = None,
 ) -> None:
-    """Open a page that makes videos: a student and its teacher side by side, with time and memory.
+    """Open a page in the browser: a student beside its teacher.
 
     Example: vdmini app --model org/vdmini-i2v --variant fp16 --teacher stabilityai/stable-video-diffusion-img2vid
 
