@@ -190,7 +190,7 @@ def _build_tab(
                 f"{first.name} and {other.name} do not take the same: {type(first.pipe).__name__} and"
                 f" {type(other.pipe).__name__} cannot be compared on one input."
             )
-    own = first.options
+    own, hint = first.options, HINT[first.takes_image]
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             picture = gr.Image(
@@ -206,7 +206,7 @@ def _build_tab(
             with gr.Row():
                 run = gr.Button("Generate", variant="primary")
                 halt = gr.Button("Stop")
-            note = gr.Markdown(HINT[first.takes_image], min_height=100, container=True)
+            note = gr.Markdown(hint, min_height=100, container=True)
         steps, outputs = [], []
         for label, model in models.items():
             with gr.Column(scale=1, min_width=280):
@@ -220,7 +220,7 @@ def _build_tab(
     def check_upload(given: Any) -> str:
         """What is wrong with a picture is said when it is chosen, not after everything else was filled in."""
         try:
-            return _said_of(check_picture((given or {}).get("path")), own)
+            return _said_of(check_picture((given or {}).get("path")), own) or hint
         except ValueError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
 
@@ -247,7 +247,7 @@ def _build_tab(
             image = check_picture((given or {}).get("path")) if needed else None
             for model in models.values():
                 model.check_fits(**size)
-            said = "" if image is None else _said_of(image, size)
+            said = hint if image is None else _said_of(image, size) or hint
             shown: list[Any] = [None, ""] * len(models)
             yield [said, *shown]
             # Gradio copies each file to its own folder before it asks for what comes next.
@@ -270,7 +270,15 @@ def _build_tab(
         finally:
             stops.end(session, stop)
 
-    picture.upload(check_upload, picture, note, preprocess=False, concurrency_limit=1, api_name=f"check{suffix}")
+    picture.upload(
+        check_upload,
+        picture,
+        note,
+        preprocess=False,
+        concurrency_limit=1,
+        show_progress="hidden",
+        api_name=f"check{suffix}",
+    )
     # `preprocess=False` leaves reading the picture to `check_picture`, which has a word for each thing that is wrong.
     # Gradio has checked by then that the path is that of an upload.
     running = run.click(
