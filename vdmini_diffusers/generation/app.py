@@ -249,20 +249,22 @@ def _build_tab(
                 model.check_fits(**size)
             said = hint if image is None else _said_of(image, size) or hint
             shown: list[Any] = [None, ""] * len(models)
-            yield [said, *shown]
+            yield ["", *shown]  # progress is shown there
             # Gradio copies each file to its own folder before it asks for what comes next.
             with tempfile.TemporaryDirectory(prefix="vdmini-clip-") as made:
                 for i, ((label, model), n) in enumerate(zip(models.items(), each, strict=True)):
-                    progress((0, n), desc=label, unit="steps")
+                    progress(0, desc=label)
                     call = size if n is None else {**size, "num_inference_steps": n}
                     clip = model.make(
                         seed, call, image, prompt, stop,
-                        lambda step, num_steps, label=label: progress((step, num_steps), desc=label, unit="steps"),
+                        lambda step, num_steps, label=label: progress(
+                            step / num_steps, desc=f"{label}, step {step} of {num_steps}"
+                        ),
                     )  # fmt: skip
                     path = Path(made) / f"{label.lower().replace(' ', '_')}_seed{seed}.mp4"
                     write_clip(clip.frames, path, model.fps, _record(model, clip, seed, prompt))
                     shown[2 * i : 2 * i + 2] = [str(path), _measured(model, clip)]
-                    yield [said, *shown]
+                    yield [said if i == len(models) - 1 else "", *shown]
         except ClipStoppedError:
             yield ["Stopped.", *[gr.skip()] * len(outputs)]
         except (ValueError, OSError) as error:
