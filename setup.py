@@ -17,6 +17,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vdmini_diffusers" / "versi
 # Never here: torchvision and what pulls it in (lpips), except in an extra of its own. Where torchvision does not match
 # torch, it breaks the import of diffusers and transformers as well.
 EXTRAS = {
+    "app": ["gradio>=6.31"],  # the page of `vdmini app`; it wants pillow<13
     "video": ["av>=18.1"],  # older ones ignore the tags of a video's colours when they convert it
     "train": [
         "datasets>=4.0",  # before it, videos were decoded by decord
@@ -32,6 +33,7 @@ EXTRAS = {
     "test": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6"],
     "quality": ["pyright>=1.1.400", "ruff>=0.17", "uv>=0.8"],
 }
+EXTRAS["app"] += EXTRAS["video"]
 EXTRAS["train"] += EXTRAS["video"]
 EXTRAS["test"] += EXTRAS["train"] + EXTRAS["teacher"] + EXTRAS["prune"] + EXTRAS["evaluate"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["quality"]

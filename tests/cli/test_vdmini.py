@@ -20,7 +20,7 @@ from vdmini_diffusers.cli.command_errors import one_line
 from vdmini_diffusers.generation.clip_files import read_record
 
 
-COMMANDS = ("generate", "prune", "score", "evaluate")
+COMMANDS = ("generate", "app", "prune", "score", "evaluate")
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_each_command_has_an_example_that_it_takes_and_short_help(command):
 
 
 def test_every_printed_command_is_one_that_vdmini_takes():
-    names = "generate|prune|score|evaluate|publish|info"
+    names = "generate|app|prune|score|evaluate|publish|info"
     printed = re.compile(rf"(?:^|`)vdmini ((?:{names}) [^`\n]*)", re.MULTILINE)
     texts = [re.sub(r"\\\n *", "", path.read_text(encoding="utf-8")) for path in DOCUMENTS]  # one line each
     lines = [line for text in texts for line in printed.findall(text)]
@@ -139,11 +139,18 @@ def test_an_error_is_one_line_and_a_traceback_only_when_asked_for(vdmini, tmp_pa
         (["generate", "--dtype", "float8"], "float8"),
         (["nosuch"], "No such command"),
         (["prune", "x"], "Missing option '--out'"),
+        (["app", "--port", "0"], "Invalid value for '--port'"),
     ],
 )
 def test_a_wrong_command_line_ends_with_its_usage(vdmini, arguments, message):
     status, printed = vdmini(*arguments)
     assert status == 2 and "Usage: vdmini" in printed and message in printed
+
+
+def test_the_app_says_what_it_lacks(vdmini, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    status, printed = vdmini("app", "--model", "org/none")
+    assert status == 2 and "Error: The page needs Gradio" in printed
 
 
 def test_errors_in_plain_words():

@@ -2,6 +2,7 @@
 
 import typer
 
+from vdmini_diffusers.cli.app import app as serve_app
 from vdmini_diffusers.cli.command_errors import run_command
 from vdmini_diffusers.cli.evaluate import evaluate
 from vdmini_diffusers.cli.generate import generate
@@ -21,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command(rich_help_panel="Use a model")(generate)
+app.command(rich_help_panel="Use a model")(serve_app)
 app.command(rich_help_panel="Use a model")(info)
 app.command(rich_help_panel="Make a model")(prune)
 app.command(rich_help_panel="Make a model")(score)

@@ -43,3 +43,8 @@ def demo_model(given: str) -> DemoModel:
         f" python -m vdmini_diffusers.quickstart --task {task}, and then --model outputs/quickstart/vdmini-{task}",
         defaults,
     )
+
+
+def demo_teacher(given: str) -> Path:
+    """The folder of the demo teacher that makes a video from an `"image"` or a `"text"`."""
+    return I2V_TEACHER if given == "image" else T2V_TEACHER

@@ -1,5 +1,6 @@
 """What making a clip takes of memory, counted from a pipeline's networks before anything is computed."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,17 @@ from vdmini_diffusers.generation.pipeline_call import call_parameters
 # pruned ones take less; the second for one of equal widths.
 TENSORS_IN, TENSORS_OUT = 4, 7
 DECODER_CHANNELS = (128, 256)  # where the config does not say
+GUIDANCE = ("guidance_scale", "max_guidance_scale")
+
+
+def count_call(pipe: Any, family: Family | None, call: Mapping[str, Any], on_cpu: bool) -> MemoryNeed:
+    """What a pipeline's call with these options takes, which have `height` and `width`. See `count_need`."""
+    parameters = call_parameters(type(pipe))
+    num_frames = call.get("num_frames") or parameters["num_frames"].default
+    num_frames = num_frames or pipe.unet.config.num_frames  # Stable Video Diffusion's default
+    scales = [call.get(name, parameters[name].default) for name in GUIDANCE if name in parameters]
+    guided = any(scale is None or scale > 1 for scale in scales)  # None is for the pipeline to decide
+    return count_need(pipe, family, num_frames, call["height"], call["width"], guided, on_cpu)
 
 
 def count_need(

@@ -15,7 +15,7 @@ from vdmini_diffusers.families import Family
 from vdmini_diffusers.generation.clip_files import check_writable, write_clip
 from vdmini_diffusers.generation.jobs import Job, Request, unfinished
 from vdmini_diffusers.generation.memory import GIB, choose_saving, free_bytes, save_memory
-from vdmini_diffusers.generation.memory_count import count_need
+from vdmini_diffusers.generation.memory_count import count_call
 from vdmini_diffusers.generation.opening import choose_device, choose_dtype, open_pipeline, recognise
 from vdmini_diffusers.generation.pipeline_call import (
     call_parameters,
@@ -28,7 +28,6 @@ from vdmini_diffusers.version import __version__
 
 
 ENLARGED, CUT = 4, 0.5  # a picture scaled up that many times, or that share of it cut away, is worth a word
-GUIDANCE = ("guidance_scale", "max_guidance_scale")
 
 Say = Callable[[str], object]
 
@@ -170,13 +169,8 @@ def _fit_into_memory(
     pipe: Any, family: Family | None, call: Mapping[str, Any], device: str, memory: float | None, say: Say
 ) -> dict[str, int]:
     """Move the pipeline to the device with what saves enough memory, and say so; what its calls take for that."""
-    parameters = call_parameters(type(pipe))
-    num_frames = call.get("num_frames") or parameters["num_frames"].default
-    num_frames = num_frames or pipe.unet.config.num_frames  # Stable Video Diffusion's default
-    scales = [call.get(name, parameters[name].default) for name in GUIDANCE if name in parameters]
-    guided = any(scale is None or scale > 1 for scale in scales)  # None is for the pipeline to decide
     on_cpu = device == "cpu"
-    need = count_need(pipe, family, num_frames, call["height"], call["width"], guided, on_cpu)
+    need = count_call(pipe, family, call, on_cpu)
     free = free_bytes(device) if memory is None else round(memory * GIB)
     saving = choose_saving(need, free, can_offload=not on_cpu)
     dtype, known_by = str(pipe.dtype).removeprefix("torch."), "free" if memory is None else "allowed"
