@@ -31,7 +31,7 @@ from transformers import CLIPImageProcessor, CLIPTokenizer
 from vdmini_diffusers import VDMiniI2VPipeline, VDMiniT2VPipeline
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.demo.image_to_video_networks import build_i2v_scheduler
+from vdmini_diffusers.demo.networks import build_i2v_scheduler
 from vdmini_diffusers.demo.teachers import T2V_TEACHER
 from vdmini_diffusers.evaluation.latency import build_network, count_tmacs, time_in_turns
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes

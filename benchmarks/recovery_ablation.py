@@ -33,7 +33,8 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
 from vdmini_diffusers.demo.measures import HeldOutImages, HeldOutPrompts, Videos
-from vdmini_diffusers.demo.training_latents import write_scene_latents
+from vdmini_diffusers.demo.teachers import T2V_DISTILLATION, T2V_SAMPLING
+from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.demo.training_runs import complete_run, recipe_flags
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.evaluation.paired import paired_difference
@@ -49,12 +50,7 @@ RANDOM_MCA = Path(__file__).with_name("train_with_random_mca.py")
 # Named before the first look: the share of clips that go the way that their image allows, or their caption says.
 PRIMARY = "right_way"
 MEASURES = (PRIMARY, "moves", "speed", "sharpness", "flicker", "object", "place", "motion_cosine", "psnr_to_teacher")
-# A demo teacher's guidance is weaker than that of T2V-Turbo's (5 to 15), and its grid coarser (200).
-W_RANGE, NUM_DDIM_STEPS = (0.0, 2.0), 20
-SAMPLING: dict[str, dict[str, Any]] = {
-    "i2v": {"num_inference_steps": 1},
-    "t2v": {"num_inference_steps": 4, "guidance_scale": 1.0},
-}
+SAMPLING: dict[str, dict[str, Any]] = {"i2v": {"num_inference_steps": 1}, "t2v": T2V_SAMPLING}
 RATE_SEED = 1000  # of the runs that choose the learning rate; their scenes have it as well
 TEMPORAL = ("temporal", "time_mixer", "time_pos_embed", "temp_conv", "temp_attention", "transformer_in")
 
@@ -155,7 +151,7 @@ class Ablation:
         self.rows = rows_of(args.task)
         self.family: TrainableFamily = find_trainable_family(str(args.teacher))
         self.keep_settings()
-        self.latents = write_scene_latents(self.folder / "latents", args.teacher, args.num_train_clips)
+        self.latents = write_training_latents(self.folder / "latents", args.teacher, args.num_train_clips)
         self.students = {"pruned": self.folder / "pruned", "still": self.folder / "still"}
         if not self.students["pruned"].exists():
             prune_pipeline(args.teacher, self.students["pruned"])
@@ -196,7 +192,7 @@ class Ablation:
         of_task: dict[str, object] = {}
         if args.task == "t2v":
             of_task = {"task": "t2v", "ode_teacher_model_name_or_path": args.ode_teacher, "temporal_dropout": 0.0}
-            of_task |= {"num_ddim_steps": NUM_DDIM_STEPS, "w_min": W_RANGE[0], "w_max": W_RANGE[1]}
+            of_task |= T2V_DISTILLATION
         recipe = recipe_flags(
             teacher=args.teacher,
             student=self.students[self.rows[job.row].student],

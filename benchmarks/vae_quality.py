@@ -29,7 +29,7 @@ from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.vae_clips import decode_clips, encode_for_decoder
 from vdmini_diffusers.data.video_dataset import VideoDataset, load_video_dataset
-from vdmini_diffusers.demo.held_out import held_out_clips
+from vdmini_diffusers.demo.measures import HeldOutImages
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.distillation.decoder_losses import lpips_distance
 from vdmini_diffusers.evaluation.frame_quality import frame_quality
@@ -57,7 +57,7 @@ class Arguments:
 def load_clips(args: Arguments) -> list[np.ndarray]:
     """Each uint8 `(frames, height, width, 3)`."""
     if args.data_dir is None:
-        return [clip.frames for clip in held_out_clips(args.num_clips, args.seed)]
+        return list(HeldOutImages(args.num_clips, args.seed).real.frames)
     data_args = VideoDataArguments(
         train_data_dir=args.data_dir,
         num_frames=args.num_frames,

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder
 from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.demo.moving_pictures import load_photos
+from vdmini_diffusers.demo.scenes import load_photo
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.models.autoencoder_kl_vdmini import Span, tile_spans
 
@@ -56,7 +56,7 @@ class Arguments:
 
 def camera_movement(name: str, args: Arguments) -> Tensor:
     """`(num_frames, 3, height, width)` in `[-1, 1]`."""
-    (photo,) = load_photos((name,)).values()
+    photo = load_photo(name)
     frames = []
     for index in range(args.num_frames):
         corner = 10 + 4 * index, 10 + 2 * index

@@ -397,19 +397,9 @@ def defined_names(path: Path) -> set[str]:
     return {n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")}
 
 
-# Modules of the demo teachers that ship, which leave together with their weights: those that draw other clips, train
-# other networks and measure both stand beside them until the new weights are good enough.
-LEAVING = {
-    *("captioned_clips.py", "held_out.py", "image_to_video_networks.py", "moving_pictures.py"),
-    *("sprite_recognition.py", "text_to_video_networks.py", "training_state.py"),
-}
-
-
 def test_no_two_modules_define_a_public_name():
     homes: dict[str, list[str]] = {}
     for path in source_files():
-        if path.parent.name == "demo" and path.name in LEAVING:
-            continue
         # A function that is a command of `vdmini` has the name that people type.
         is_command = path.parent == PACKAGE / "cli"
         for name in defined_names(path) - ({path.stem} if is_command else set()):

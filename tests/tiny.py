@@ -21,7 +21,7 @@ from vdmini_diffusers import (
     VDMiniUNet3DConditionModel,
     VDMiniUNetSpatioTemporalConditionModel,
 )
-from vdmini_diffusers.demo.image_to_video_networks import build_i2v_scheduler
+from vdmini_diffusers.demo.networks import build_i2v_scheduler
 from vdmini_diffusers.pruning import DecoderPruningPlan, UNetPruningPlan
 
 

@@ -12,6 +12,7 @@ the same command goes on. The pipeline folder appears in `OUTPUT_DIR/pipeline` w
 `train_sf_v.py` or `train_t2v_turbo.py` continues from it. Data: `vdmini_diffusers.demo.scenes` (extra `teacher`).
 """
 
+import json
 import logging
 import math
 from collections.abc import Callable
@@ -57,6 +58,7 @@ from vdmini_diffusers.demo.vae_training import (
 from vdmini_diffusers.distillation.losses import pseudo_huber_loss
 from vdmini_diffusers.distillation.noise import SIGMA_MAX, edm_coefficients, per_sample
 from vdmini_diffusers.pipelines import VDMiniT2VPipeline
+from vdmini_diffusers.serialization.atomic import write_file
 
 
 logger = logging.getLogger(__name__)
@@ -393,7 +395,11 @@ class ImageToVideo(Teacher):
             scheduler=networks.build_i2v_scheduler(),
             feature_extractor=CLIPImageProcessor(),
         )
-        pipeline.save_pretrained(self.args.output_dir / "pipeline")
+        folder = self.args.output_dir / "pipeline"
+        pipeline.save_pretrained(folder)
+        # As distillation records what it made a few-step model of, so that critics find the multi-step one.
+        origin = {"teacher": ".", "teacher_variant": MULTI_STEP, "student": None}
+        write_file(folder / "training.json", (json.dumps(origin, indent=2) + "\n").encode())
 
 
 class TextToVideo(Teacher):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the held-out clips that ship as `vdmini_diffusers/demo/examples`: strips of eight frames.
+"""Write the held-out clips that ship as `vdmini_diffusers/demo/examples`: strips of 16 frames.
 
 pip install -e '.[teacher]' && python training/write_demo_examples.py
 """
@@ -12,16 +12,16 @@ import numpy as np
 from PIL import Image
 
 from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.demo.moving_pictures import DEFAULT_MOTION_BUCKET_ID, MovingPictures
+from vdmini_diffusers.demo.scenes import Scene, draw_clip, draw_view
 from vdmini_diffusers.demo.teachers import EXAMPLES
 
 
-# Chosen among the first draws of each photograph and kind for being easy to see, before any model was run on them.
+# One for each kind of motion, before any model was run on them.
 CHOSEN = {
-    "flower.png": ("flower.jpg", "push-in", 3),
-    "coffee.png": ("coffee", "push-in", 0),
-    "blue_car.png": ("flower.jpg", "drive", 4),
-    "balloon.png": ("coffee", "drive", 0),
+    "car.png": Scene("car", "flower.jpg", "moves right", "quickly"),
+    "pizza.png": Scene("pizza", "coffee", "turns left", "quickly"),
+    "ball.png": Scene("ball", "flower.jpg", "bounces", "quickly"),
+    "zoom.png": Scene(None, "coffee", "zooms in", "quickly"),
 }
 
 
@@ -34,14 +34,11 @@ class Arguments:
 
 def main(args: Arguments) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    described = {}
-    for name, (photo, kind, draw) in CHOSEN.items():
-        rng = np.random.default_rng((photo == "coffee", kind == "drive", draw))
-        clip = MovingPictures((photo,)).clip(rng, DEFAULT_MOTION_BUCKET_ID, kind)
-        Image.fromarray(np.concatenate(list(clip.frames), axis=1)).save(args.output_dir / name, optimize=True)
-        described[name] = [clip.caption, clip.motion_bucket_id]
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in described.items())
-    (args.output_dir / "examples.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    for i, (name, scene) in enumerate(CHOSEN.items()):
+        frames = draw_clip(scene, draw_view(np.random.default_rng(i), scene.place, recolour=False))
+        Image.fromarray(np.concatenate(list(frames), axis=1)).save(args.output_dir / name, optimize=True)
+    captions = {name: scene.caption for name, scene in CHOSEN.items()}
+    (args.output_dir / "examples.json").write_text(json.dumps(captions, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,28 +10,21 @@ from typing import Literal
 
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_TEACHER
-from vdmini_diffusers.demo.training_latents import (
-    write_captioned_latents,
-    write_decoder_clips,
-    write_scene_latents,
-    write_training_latents,
-)
+from vdmini_diffusers.demo.training_latents import write_decoder_clips, write_training_latents
 
 
 WRITERS = {
     "image_to_video": (write_training_latents, I2V_TEACHER),
-    "text_to_video": (write_captioned_latents, T2V_TEACHER),
+    "text_to_video": (write_training_latents, T2V_TEACHER),
     "vae_decoder": (write_decoder_clips, I2V_TEACHER),
-    "scenes": (write_scene_latents, I2V_TEACHER),
 }
 
 
 @dataclass
 class Arguments:
     output_dir: Path = field(metadata={"help": "Folder of the shards. An interrupted run continues there."})
-    latents_for: Literal["image_to_video", "text_to_video", "vae_decoder", "scenes"] = field(
-        default="image_to_video",
-        metadata={"help": "What the latents will train. scenes: a teacher that train_demo_teacher.py made."},
+    latents_for: Literal["image_to_video", "text_to_video", "vae_decoder"] = field(
+        default="image_to_video", metadata={"help": "What the latents will train."}
     )
     num_clips: int = field(default=1024, metadata={"help": "Clips to draw."})
     seed: int = field(default=0, metadata={"help": "Seed of the clips."})

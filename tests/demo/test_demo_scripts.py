@@ -13,12 +13,10 @@ from vdmini_diffusers.demo.teachers import EXAMPLES
 @pytest.mark.parametrize(
     "script",
     [
-        "train_demo_i2v_teacher.py",
-        "train_demo_t2v_teacher.py",
         "train_demo_teacher.py",
         "write_demo_examples.py",
         "write_demo_latents.py",
-        "write_demo_t2v_teachers.py",
+        "write_demo_teachers.py",
     ],
 )
 def test_help_is_printed_and_nothing_is_written(tmp_path, script):

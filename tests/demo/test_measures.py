@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vdmini_diffusers.demo.measures import HeldOutImages, HeldOutPrompts, change_cosine, gradients, jerks
+from vdmini_diffusers.demo.measures import HeldOutImages, HeldOutPrompts, change_cosine, jerks
 
 
 @pytest.fixture(scope="module", params=[HeldOutImages, HeldOutPrompts], ids=["images", "prompts"])
@@ -60,13 +60,10 @@ def test_the_same_seed_gives_the_same_scenes_and_another_seed_others():
         first.distances(first.real)
 
 
-def test_sharpness_flicker_and_changes_of_known_clips():
+def test_flicker_and_changes_of_known_clips():
     clip = np.zeros((1, 3, 4, 4, 3), np.uint8)
     clip[0, 1] = 10  # on and off again: second difference -20
     assert jerks(clip) == [20]
-    assert gradients(clip) == [0]
-    clip[0, :, :, 2:] = 30  # a vertical edge
-    assert gradients(clip)[0] == pytest.approx((30 + 20 + 30) / 3 / 3)
     a = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
     assert change_cosine(a, a) == pytest.approx(1)
     assert change_cosine(a, np.repeat(a[:1], 3, axis=0)) == 0

@@ -24,15 +24,16 @@ def test_the_first_command_of_the_readme_writes_pictures_and_a_report(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "4/4" in run.stderr  # progress is shown
     models = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
-    assert set(models) == {"teacher", "pruned", "distilled", "first frame repeated"}
+    assert set(models) == {"teacher", "pruned", "distilled"}
+    assert models["distilled"]["psnr_to_teacher_db"] > 0
     for measure in ("unet_parameters", "unet_macs_per_step"):
         assert models["distilled"][measure] == models["pruned"][measure] < models["teacher"][measure]
     assert f"{models['pruned']['unet_parameters']:,}" in (tmp_path / "out" / "report.md").read_text()
     for name in ("teacher", "pruned", "distilled"):
         with Image.open(tmp_path / "out" / f"{name}.gif") as gif:
-            assert gif.n_frames == 8
+            assert gif.n_frames == 16
     with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
-        assert sheet.width == 8 * 64 * SCALE
+        assert sheet.width == 16 * 64 * SCALE
     pruned, distilled = (tmp_path / "out" / name / "model_index.json" for name in ("pruned", "vdmini-i2v"))
     assert pruned.is_file() and distilled.is_file()
 
@@ -45,7 +46,6 @@ def test_a_picture_of_ones_own_is_animated_and_earlier_results_are_replaced(tmp_
         quickstart.main(Arguments(output_dir=tmp_path / "out", image=picture, max_train_steps=0))
     models = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
     assert set(models) == {"teacher", "pruned"}  # without distillation
-    assert "psnr_to_real_db" not in models["teacher"]  # nothing real came after that picture
 
 
 def test_a_picture_is_cut_to_its_centre_square(tmp_path):
@@ -93,13 +93,15 @@ def test_macs_count_attention_which_grows_with_the_square_of_the_picture():
 
 @pytest.mark.slow  # four steps a video, with two teachers to load
 def test_text_to_video_is_pruned_distilled_and_shown_as_well(tmp_path):
-    quickstart.main(Arguments(output_dir=tmp_path, task="t2v", prompts=["a bus moves left past a cat"], **SHORT))
+    quickstart.main(
+        Arguments(output_dir=tmp_path, task="t2v", prompts=["a car moves left slowly in front of a cat"], **SHORT)
+    )
     models = json.loads((tmp_path / "report.json").read_text())["models"]
     assert set(models) == {"teacher", "pruned", "distilled"}
     assert models["distilled"]["unet_macs_per_step"] == models["pruned"]["unet_macs_per_step"]
     assert models["pruned"]["unet_macs_per_step"] < models["teacher"]["unet_macs_per_step"]
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
-        assert sheet.width == 8 * 64 * SCALE
+        assert sheet.width == 16 * 64 * SCALE
     assert (tmp_path / "vdmini-t2v" / "model_index.json").is_file()
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vdmini_diffusers.evaluation.continuation import motion_cosine, motion_ratio, psnr
+from vdmini_diffusers.evaluation.continuation import gradients, motion_cosine, motion_ratio, psnr, sharpness_ratio
 
 
 @pytest.fixture
@@ -48,3 +48,10 @@ def test_a_constant_error_of_reconstruction_is_not_motion(clip):
 def test_flicker_counts_as_too_much_motion(clip):
     noise = np.random.default_rng(1).integers(0, 30, clip.shape)
     assert motion_ratio(np.clip(clip.astype(int) + noise, 0, 255), clip) > 1.5
+
+
+def test_sharpness_is_the_mean_step_between_pixels(clip):
+    edge = np.zeros((2, 3, 4, 4, 3), np.uint8)
+    edge[1, :, :, 2:] = 30  # of three steps across, one
+    assert gradients(edge) == pytest.approx([0, 10])
+    assert sharpness_ratio(clip // 2, clip) == pytest.approx(0.5, abs=0.02)

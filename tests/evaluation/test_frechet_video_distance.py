@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vdmini_diffusers.demo.moving_pictures import TRAIN_PHOTOS, MovingPictures
+from vdmini_diffusers.demo.scenes import draw_hidden_clip
 from vdmini_diffusers.evaluation import frechet_video_distance
 from vdmini_diffusers.evaluation.frechet_video_distance import (
     frechet_distance,
@@ -181,8 +181,7 @@ def test_the_real_network_tells_spoilt_clips_from_real_ones():
     except FileNotFoundError as error:
         pytest.skip(str(error))
     n, rng = 24, np.random.default_rng(0)
-    pictures = MovingPictures(TRAIN_PHOTOS)
-    real, other = (np.stack([pictures.clip(rng).frames for _ in range(n)]) for _ in range(2))
+    real, other = (np.stack([draw_hidden_clip(rng)[0] for _ in range(n)]) for _ in range(2))
     detector = load_i3d()
     real_features = i3d_features(real, detector)
 
@@ -190,8 +189,8 @@ def test_the_real_network_tells_spoilt_clips_from_real_ones():
         return frechet_distance(i3d_features(clips, detector), real_features)
 
     # The same clips, spoilt: against other ones, the few clips' floor would cover the smaller differences.
-    shuffled = fvd(np.stack([clip[rng.permutation(8)] for clip in real]))
-    frozen = fvd(real[:, :1].repeat(8, axis=1))
+    shuffled = fvd(np.stack([clip[rng.permutation(16)] for clip in real]))
+    frozen = fvd(real[:, :1].repeat(16, axis=1))
     noisy = fvd(np.clip(real + rng.normal(0, 25, real.shape), 0, 255).astype(np.uint8))
     assert frozen > 1.2 * shuffled > 50
     assert noisy > 1.5 * fvd(other)

@@ -22,6 +22,7 @@ from vdmini_diffusers.trainers.critics import (
     DISCRIMINATOR,
     ModelSource,
     find_discriminator,
+    find_multi_step_model,
     make_critics,
     read_origin,
 )
@@ -71,6 +72,19 @@ class TestTheMultiStepModelOfATeacher:
 
     def test_or_other_weights_of_the_same_pipeline_as_those_of_the_demo_teacher(self):
         assert read_origin(ModelSource(str(I2V_TEACHER))) == ModelSource(str(I2V_TEACHER), "multi_step")
+
+    def test_at_the_start_of_the_line_where_the_teacher_was_made_in_several_turns(self, tmp_path):
+        multi_step = record(tmp_path, teacher=".", teacher_variant="multi_step")
+        (tmp_path / "again").mkdir()
+        (tmp_path / "sf-v").rename(tmp_path / "regressed")
+        teacher = record(tmp_path, teacher="regressed")
+        assert find_multi_step_model(teacher) == ModelSource(str(tmp_path / "regressed"), "multi_step")
+        assert find_multi_step_model(multi_step._replace(name=str(tmp_path / "again"))) is None
+
+    def test_of_two_that_name_each_other_ends_at_the_other(self, tmp_path):
+        (tmp_path / "svd").mkdir()
+        (tmp_path / "svd" / "training.json").write_text(json.dumps({"teacher": "sf-v", "student": None}))
+        assert find_multi_step_model(record(tmp_path)) == ModelSource(str(tmp_path / "svd"))
 
     @pytest.mark.parametrize("name", ["../svd", "/etc", "..", "a/b/c", "svd/..", "", 7, None, "a\0b", "https://x.y/z"])
     def test_and_never_a_path(self, tmp_path, name):

@@ -25,7 +25,7 @@ from vdmini_diffusers.demo.scenes import (
     draw_hidden_scene,
     draw_view,
 )
-from vdmini_diffusers.evaluation.continuation import psnr
+from vdmini_diffusers.evaluation.continuation import gradients, psnr
 from vdmini_diffusers.evaluation.frechet_video_distance import frechet_distance, i3d_features, kernel_distance
 from vdmini_diffusers.evaluation.i3d import I3D
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline
@@ -237,13 +237,6 @@ class HeldOutPrompts(HeldOut):
             )[0]
 
         return self.look_at(self._sample(pipe, call, 1000 * self.seed))
-
-
-def gradients(clips: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of neighbouring pixels, `(n,)`."""
-    values = clips.astype(np.float32)
-    across, down = (np.abs(np.diff(values, axis=axis)).mean(axis=(1, 2, 3, 4)) for axis in (3, 2))
-    return across + down
 
 
 def jerks(clips: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ Nothing else knows what these models are asked for by default.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_TEACHER
+from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_SAMPLING, T2V_TEACHER
 
 
 I2V_STUDENT = Path(__file__).parent / "i2v_student"
@@ -27,14 +27,10 @@ class DemoModel(NamedTuple):
 
 def demo_model(given: str) -> DemoModel:
     """The model that makes a video from an `"image"` or a `"text"`."""
-    # Imported here, as what it is from imports transformers and diffusers, and only one of the two kinds needs it.
-    from vdmini_diffusers.demo.text_to_video_networks import GUIDANCE_SCALE
-
     if given == "image":
         student, teacher, task, defaults = I2V_STUDENT, I2V_TEACHER, "i2v", {}
     else:
-        student, teacher, task = T2V_STUDENT, T2V_TEACHER, "t2v"
-        defaults = {"num_frames": 8, "num_inference_steps": 4, "guidance_scale": GUIDANCE_SCALE}
+        student, teacher, task, defaults = T2V_STUDENT, T2V_TEACHER, "t2v", T2V_SAMPLING
     if (student / "model_index.json").is_file():
         return DemoModel(student, "No --model: the distilled student of the demo teacher makes it.", defaults)
     return DemoModel(

@@ -11,15 +11,9 @@ from tqdm.auto import tqdm
 
 from vdmini_diffusers.data.latents import LatentShards
 from vdmini_diffusers.data.vae_clips import encode_for_decoder
-from vdmini_diffusers.demo.captioned_clips import FPS as CAPTIONED_FPS
-from vdmini_diffusers.demo.captioned_clips import CaptionedClips
-from vdmini_diffusers.demo.moving_pictures import FPS, TRAIN_PHOTOS, MovingPictures
 from vdmini_diffusers.demo.scenes import draw_captioned_clip, draw_hidden_clip
 from vdmini_diffusers.evaluation.i3d import weights_sha256
 from vdmini_diffusers.families import find_trainable_family
-from vdmini_diffusers.families.svd import encode_image_to_video
-from vdmini_diffusers.families.videocrafter import encode_text_to_video
-from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline
 from vdmini_diffusers.pruning.vae_folder import find_vae
 
 
@@ -30,46 +24,8 @@ Sample = tuple[str, dict[str, torch.Tensor]]  # caption, and tensors of a batch 
 def write_training_latents(
     folder: str | os.PathLike, teacher: str | os.PathLike, num_clips: int, seed: int = 0
 ) -> Path:
-    """Draw clips, encode them with the teacher's VAE and image encoder, and return the folder, for
-    `--precomputed_data_dir`. Shards that are there from an earlier start are kept.
-
-    Raises:
-        ImportError: without the packages that the photographs come with (extra `teacher`).
-        ValueError: if the folder holds latents of other encoders, another number or seed.
-    """
-    pipe = VDMiniI2VPipeline.from_pretrained(teacher, unet=None, dtype=torch.float32)
-    pictures = MovingPictures(TRAIN_PHOTOS, recolour=True)
-
-    def draw(rng: np.random.Generator, index: int) -> Sample:
-        clip = pictures.clip(rng)
-        batch = {"pixel_values": as_values(clip.frames), "fps": [FPS], "motion_bucket_id": [clip.motion_bucket_id]}
-        generators = [torch.Generator().manual_seed(index)]
-        return clip.caption, encode_image_to_video(batch, pipe, generators)
-
-    encoders = [weights_sha256(model) for model in (pipe.vae, pipe.image_encoder)]
-    return _write(folder, {"num_clips": num_clips, "seed": seed, "encoders": encoders}, draw)
-
-
-def write_captioned_latents(
-    folder: str | os.PathLike, teacher: str | os.PathLike, num_clips: int, seed: int = 0
-) -> Path:
-    """The same for text to video: clips with captions, none of which is held out."""
-    pipe = VDMiniT2VPipeline.from_pretrained(teacher, unet=None, dtype=torch.float32)
-    pictures = CaptionedClips()
-
-    def draw(rng: np.random.Generator, index: int) -> Sample:
-        scene = pictures.scene(rng)
-        frames = pictures.frames(scene, rng)
-        batch = {"pixel_values": as_values(frames), "caption": [scene.caption], "fps": [CAPTIONED_FPS]}
-        encoded = encode_text_to_video(batch, pipe, generators=[torch.Generator().manual_seed(index)])
-        return encoded.pop("caption")[0], encoded
-
-    encoders = [weights_sha256(model) for model in (pipe.vae, pipe.text_encoder)]
-    return _write(folder, {"num_clips": num_clips, "seed": seed, "encoders": encoders}, draw)
-
-
-def write_scene_latents(folder: str | os.PathLike, teacher: str | os.PathLike, num_clips: int, seed: int = 0) -> Path:
-    """Draw clips of `demo.scenes`, for image or text to video as the teacher is, and encode them with its encoders.
+    """Draw clips, encode them as the teacher is trained on them (by its VAE and image or text encoder), and return the
+    folder, for `--precomputed_data_dir`. Shards that are there from an earlier start are kept. No scene is held out.
 
     Raises:
         ImportError: without the packages that the photographs come with (extra `teacher`).
@@ -95,11 +51,10 @@ def write_scene_latents(folder: str | os.PathLike, teacher: str | os.PathLike, n
 def write_decoder_clips(folder: str | os.PathLike, teacher: str | os.PathLike, num_clips: int, seed: int = 0) -> Path:
     """The same for fine-tuning a VAE's decoder: clips, and their latents by the teacher's VAE."""
     vae = find_vae(str(teacher)).load()
-    pictures = MovingPictures(TRAIN_PHOTOS, recolour=True)
 
     def draw(rng: np.random.Generator, index: int) -> Sample:
-        clip = pictures.clip(rng)
-        return clip.caption, encode_for_decoder({"pixel_values": as_values(clip.frames)}, vae)
+        frames, caption = draw_hidden_clip(rng)
+        return caption, encode_for_decoder({"pixel_values": as_values(frames)}, vae)
 
     return _write(folder, {"num_clips": num_clips, "seed": seed, "encoders": [weights_sha256(vae)]}, draw)
 

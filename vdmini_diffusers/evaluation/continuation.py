@@ -32,3 +32,15 @@ def motion_cosine(generated: np.ndarray, real: np.ndarray) -> float:
     if not all(norms):
         raise ValueError("The motion of a still clip has no direction.")
     return float(changes[0] @ changes[1] / (norms[0] * norms[1]))
+
+
+def sharpness_ratio(generated: np.ndarray, real: np.ndarray) -> float:
+    """Mean absolute difference of neighbouring pixels, generated over real: below 1 is blur, above it noise."""
+    return float(gradients(generated).mean() / gradients(real).mean())
+
+
+def gradients(clips: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of neighbouring pixels, across and down, of each clip."""
+    values = clips.astype(np.float32)
+    across, down = (np.abs(np.diff(values, axis=axis)).mean(axis=(-4, -3, -2, -1)) for axis in (-2, -3))
+    return across + down

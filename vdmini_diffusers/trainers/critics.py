@@ -62,7 +62,7 @@ class FoundDiscriminator:
 
 
 def read_origin(teacher: ModelSource) -> ModelSource | None:
-    """The multi-step model that a few-step teacher was made of, as its `training.json` names it; None without one.
+    """The model that a few-step teacher was trained from, as its `training.json` names it; None without one.
 
     Raises:
         CheckpointError: if the file is damaged.
@@ -84,6 +84,23 @@ def read_origin(teacher: ModelSource) -> ModelSource | None:
         beside = Path(teacher.name).resolve().parent / name
         return ModelSource(str(beside), variant) if beside.is_dir() and not beside.samefile(teacher.name) else None
     return ModelSource(name, variant, revision) if re.fullmatch(f"{NAME}/{NAME}", name) else None
+
+
+def find_multi_step_model(teacher: ModelSource) -> ModelSource | None:
+    """The model at the start of the line of models that a few-step teacher was made of; None if it names none.
+
+    Of those on this disk: for one on the Hub, whose record may not be in the cache where its weights are, nothing more
+    is asked.
+
+    Raises:
+        Exception: as `read_origin`.
+    """
+    line = [teacher]
+    while (origin := read_origin(line[-1])) is not None and origin not in line:
+        line.append(origin)
+        if not Path(origin.name).is_dir():
+            break
+    return line[-1] if len(line) > 1 else None
 
 
 def find_discriminator(teacher: ModelSource, args: CriticArguments) -> FoundDiscriminator | None:

@@ -22,7 +22,7 @@ from vdmini_diffusers.distillation.tasks.base import Encode, Generators, Task
 from vdmini_diffusers.families import ClipShape, TokenGrid, TrainableFamily, find_trainable_family
 from vdmini_diffusers.pruning import PruningPlan
 from vdmini_diffusers.pruning.student_folder import check_student, read_plan
-from vdmini_diffusers.trainers.critics import DISCRIMINATOR, ModelSource, read_origin
+from vdmini_diffusers.trainers.critics import DISCRIMINATOR, ModelSource, find_multi_step_model
 from vdmini_diffusers.trainers.trained_pipeline import (
     clone_with_weights,
     finished_files,
@@ -122,8 +122,10 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
         return source
 
     def multi_step_model(self) -> ModelSource | None:
-        """The multi-step model that the teacher was made of, if it is known. Without a student, the teacher itself."""
-        return self.teacher_source if self.student_name is None else read_origin(self.teacher_source)
+        """The multi-step model that the teacher was made of, if it is known. A model that names none, and becomes a
+        few-step teacher here, is one itself."""
+        found = find_multi_step_model(self.teacher_source)
+        return self.teacher_source if found is None and self.student_name is None else found
 
     def load_critic_backbone(self, source: ModelSource, dtype: torch.dtype) -> nn.Module:
         """Load the network that carries the critics' features, if it is not loaded. To be called after `load_teacher`.
