@@ -18,10 +18,10 @@ from vdmini_diffusers.demo.teachers import EXAMPLES
 
 # One for each kind of motion, before any model was run on them.
 CHOSEN = {
-    "car.png": Scene("car", "flower.jpg", "moves right", "quickly"),
-    "pizza.png": Scene("pizza", "coffee", "turns left", "quickly"),
-    "ball.png": Scene("ball", "flower.jpg", "bounces", "quickly"),
-    "zoom.png": Scene(None, "coffee", "zooms in", "quickly"),
+    "car.png": Scene("car", "astronaut", "moves right", "quickly"),
+    "octopus.png": Scene("octopus", "retina", "moves up", "slowly"),
+    "pizza.png": Scene("pizza", "china.jpg", "turns left", "quickly"),
+    "ball.png": Scene("ball", "coffee", "bounces", "quickly"),
 }
 
 
@@ -35,7 +35,7 @@ class Arguments:
 def main(args: Arguments) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for i, (name, scene) in enumerate(CHOSEN.items()):
-        frames = draw_clip(scene, draw_view(np.random.default_rng(i), scene.place, recolour=False))
+        frames = draw_clip(scene, draw_view(np.random.default_rng(i), scene.place))
         Image.fromarray(np.concatenate(list(frames), axis=1)).save(args.output_dir / name, optimize=True)
     captions = {name: scene.caption for name, scene in CHOSEN.items()}
     (args.output_dir / "examples.json").write_text(json.dumps(captions, indent=2) + "\n", encoding="utf-8")

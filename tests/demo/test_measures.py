@@ -33,7 +33,7 @@ def test_still_clips_do_not_move_and_shuffled_ones_flicker(measure):
     assert still["moves"] == still["right_way"] == still["speed"] == still["flicker"] == still["motion_cosine"] == 0
     rng = np.random.default_rng(0)
     shuffled = np.stack([clip[[0, *(1 + rng.permutation(15))]] for clip in real])
-    assert means(measure, shuffled)["flicker"] > 2
+    assert means(measure, shuffled)["flicker"] > 1.2
 
 
 def test_clips_of_other_scenes_are_not_what_the_captions_say():

@@ -8,20 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vdmini_diffusers.demo.scenes import (
+    ALL_WAYS,
     CAMERA_WAYS,
     DIRECTIONS,
-    HELD_OUT_PHOTOS,
     HIDDEN_WAYS,
     OBJECT_WAYS,
     OBJECTS,
+    PHOTOS,
     PLACES,
     SPEEDS,
-    TRAIN_PHOTOS,
+    STARTS,
     Scene,
     all_captioned_scenes,
-    draw_captioned_scene,
     draw_clip,
-    draw_hidden_scene,
+    draw_hidden_clip,
+    draw_scene,
+    draw_varied_view,
     draw_view,
     load_objects,
     middle_view,
@@ -53,9 +55,9 @@ def test_a_clip_is_sixteen_colour_frames_of_64_pixels_and_the_same_each_time(vie
 @pytest.mark.parametrize("way", DIRECTIONS)
 def test_an_object_moves_where_its_caption_says_at_its_speed(view, way, speed):
     scene = Scene("car", "retina", way, speed)
-    frames = draw_clip(scene, replace(view, size=20.0))
-    path = centre_of_object(scene, view, frames[-1]) - centre_of_object(scene, view, frames[0])
-    assert path == pytest.approx(np.array(DIRECTIONS[way]) * 15 * SPEEDS[speed], abs=1.2)
+    frames = draw_clip(scene, view)
+    path = centre_of_object(scene, view, frames[10]) - centre_of_object(scene, view, frames[0])
+    assert path == pytest.approx(np.array(DIRECTIONS[way]) * 10 * SPEEDS[speed], abs=1.2)
 
 
 def test_an_object_that_turns_stays_and_two_that_turn_apart_meet_only_at_first(view):
@@ -95,10 +97,8 @@ def test_the_camera_goes_where_its_caption_says():
 @given(seed=st.integers(0, 10**6), way=st.sampled_from(CAMERA_WAYS), speed=st.sampled_from(list(SPEEDS)))
 def test_the_camera_stays_inside_the_photograph_from_any_view(seed, way, speed):
     rng = np.random.default_rng(seed)
-    place = str(rng.choice((*TRAIN_PHOTOS, *HELD_OUT_PHOTOS)))
-    views = [draw_view(rng, place, recolour=True)]
-    views += [draw_view(rng, place, recolour=False, varied=False)] if place in PLACES else []
-    for view in views:
+    place = str(rng.choice(PHOTOS))
+    for view in (draw_varied_view(rng, place), draw_view(rng, place)):
         draw_clip(Scene(None, place, way, speed), view)  # Pillow refuses a box that leaves the picture
 
 
@@ -108,19 +108,33 @@ def test_no_first_frame_tells_way_or_speed():
         view = middle_view("coffee")
         firsts = [draw_clip(Scene(thing, "coffee", way, speed), view)[0] for way in ways for speed in SPEEDS]
         assert all(np.array_equal(first, firsts[0]) for first in firsts)
-    drawn = [draw_hidden_scene(np.random.default_rng(i), TRAIN_PHOTOS) for i in range(300)]
+    drawn = [draw_scene(np.random.default_rng(i), HIDDEN_WAYS) for i in range(300)]
     assert {(scene.object, scene.way) for scene in drawn} == {
         (thing, way) for thing, ways in HIDDEN_WAYS.items() for way in ways
     }
 
 
-def test_scenes_to_train_on_are_never_those_that_are_held_out():
+@pytest.mark.parametrize("ways", [ALL_WAYS, HIDDEN_WAYS], ids=["captions", "images"])
+def test_scenes_to_train_on_are_never_those_that_are_held_out(ways):
     rng = np.random.default_rng(0)
-    drawn = {draw_captioned_scene(rng) for _ in range(600)}
-    held_out = {draw_captioned_scene(rng, held_out=True) for _ in range(200)}
+    drawn = {draw_scene(rng, ways) for _ in range(600)}
+    held_out = {draw_scene(rng, ways, held_out=True) for _ in range(200)}
     assert not drawn & held_out
     assert drawn | held_out <= set(all_captioned_scenes())
     assert {(scene.object, scene.place) for scene in held_out} == set(zip(OBJECTS, PLACES, strict=True))
+
+
+def test_nor_does_a_varied_background_show_a_held_out_pair():
+    captions = {draw_hidden_clip(np.random.default_rng(i))[1] for i in range(600)}
+    held_out = {scene.caption for scene in all_captioned_scenes() if scene.is_held_out}
+    assert not captions & held_out
+    assert any(caption.endswith("gravel") for caption in captions)  # a photograph that no fixed view shows
+
+
+def test_objects_start_on_the_grid_of_the_latents():
+    rng = np.random.default_rng(0)
+    starts = {(view.x, view.y) for view in (draw_view(rng, "coffee") for _ in range(200))}
+    assert starts == {(x, y) for x in STARTS for y in STARTS}
 
 
 def test_captions_are_sentences_and_no_two_scenes_share_one():
@@ -142,5 +156,5 @@ def test_the_sheet_holds_one_square_for_each_object():
 def test_recolouring_gives_other_colours_in_every_view():
     scene = Scene(None, "grass", "pans left", "slowly")
     rng = np.random.default_rng(0)
-    means = [draw_clip(scene, draw_view(rng, "grass", recolour=True)).mean(axis=(0, 1, 2)) for _ in range(6)]
+    means = [draw_clip(scene, draw_varied_view(rng, "grass")).mean(axis=(0, 1, 2)) for _ in range(6)]
     assert np.ptp(np.stack(means), axis=0).min() > 15

@@ -16,13 +16,12 @@ from tqdm.auto import tqdm
 
 from vdmini_diffusers.demo.recognition import STANDS_STILL, Motion, MotionCandidates, Recogniser
 from vdmini_diffusers.demo.scenes import (
-    HELD_OUT_PHOTOS,
+    ALL_WAYS,
     HIDDEN_WAYS,
     NUM_FRAMES,
     Scene,
-    draw_captioned_scene,
     draw_clip,
-    draw_hidden_scene,
+    draw_scene,
     draw_view,
 )
 from vdmini_diffusers.evaluation.continuation import gradients, psnr
@@ -148,8 +147,8 @@ class HeldOutImages(HeldOut):
         scenes, frames, candidates = [], [], []
         for i in range(num_clips):
             rng = np.random.default_rng((seed, 3, i))
-            scene = draw_hidden_scene(rng, HELD_OUT_PHOTOS)
-            view = draw_view(rng, scene.place, recolour=False)
+            scene = draw_scene(rng, HIDDEN_WAYS, held_out=True)
+            view = draw_view(rng, scene.place)
             scenes.append(scene)
             frames.append(draw_clip(scene, view))
             if seed == self.seed:
@@ -205,8 +204,8 @@ class HeldOutPrompts(HeldOut):
         scenes, frames = [], []
         for i in range(num_clips):
             rng = np.random.default_rng((seed, 4, i))
-            scenes.append(draw_captioned_scene(rng, held_out=True))
-            frames.append(draw_clip(scenes[-1], draw_view(rng, scenes[-1].place, recolour=False, varied=False)))
+            scenes.append(draw_scene(rng, ALL_WAYS, held_out=True))
+            frames.append(draw_clip(scenes[-1], draw_view(rng, scenes[-1].place)))
         return scenes, np.stack(frames)
 
     def _motion(self, index: int, clip: np.ndarray) -> tuple[Motion, tuple[str, str]]:

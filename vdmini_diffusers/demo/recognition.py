@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vdmini_diffusers.demo.scenes import (
     CAMERA_WAYS,
+    OBJECT_SIZE,
     OBJECT_WAYS,
     OBJECTS,
     PLACES,
@@ -27,9 +28,8 @@ from vdmini_diffusers.demo.scenes import (
 )
 
 
-DISTANCES = (5.25, 10.5, 16.5, 22.5)  # pixels; the scenes' are the second and the last
+DISTANCES = (5.25, 11.25, 16.5, 22.5)  # pixels; the scenes' are the second and the last
 FRAME_STEP = 2  # every other frame suffices to recognise a motion
-OBJECT_SIZES = (20, 22, 24, 26)  # pixels
 
 
 class Motion(NamedTuple):
@@ -83,36 +83,26 @@ class Recogniser:
     """Finds objects and places in clips of captioned scenes, whose places are seen from about the middle."""
 
     def __init__(self) -> None:
-        self.names = [(name, size) for name in OBJECTS for size in OBJECT_SIZES]
-        largest = max(OBJECT_SIZES)
-        self.colours = torch.zeros(len(self.names), 3, largest, largest)
-        self.masks = torch.zeros(len(self.names), 1, largest, largest)
-        for i, (name, size) in enumerate(self.names):
-            sprite = load_objects()[name].resize((size, size), Image.Resampling.BOX)
-            rgba = torch.from_numpy(np.asarray(sprite, dtype=np.float32) / 255).movedim(-1, 0)
-            self.colours[i, :, :size, :size], self.masks[i, :, :size, :size] = rgba[:3], rgba[3:]
+        size = OBJECT_SIZE, OBJECT_SIZE
+        sprites = [np.asarray(load_objects()[name].resize(size, Image.Resampling.BOX)) for name in OBJECTS]
+        rgba = torch.from_numpy(np.stack(sprites)).movedim(-1, 1).float() / 255
+        self.colours, self.masks = rgba[:, :3], rgba[:, 3:]
         self.places = {place: empty_place(place) for place in PLACES}
 
     def __call__(self, clip: np.ndarray, scene: Scene) -> Found:
         """Look at a clip, uint8 `(16, 64, 64, 3)`, for what `scene` names."""
         place = min(self.places, key=lambda name: np.median(np.abs(clip.astype(float) - self.places[name])))
         explained, corners = self._fit(clip[::3], self.places[place])
-        name, _ = self.names[int(explained.sum(dim=0).argmax())]
         view = middle_view(scene.place)
         if scene.object is not None:
-            named = torch.tensor([name == scene.object for name, _ in self.names])
-            i = int(torch.where(named, explained[0], -torch.inf).argmax())
-            size = self.names[i][1]
-            x, y = (float(corner) + size / 2 for corner in corners[0, i])
-            view = replace(view, x=x, y=y, size=size)
-        return Found(name, place, view)
+            x, y = (float(corner) + OBJECT_SIZE / 2 for corner in corners[0, OBJECTS.index(scene.object)])
+            view = replace(view, x=x, y=y)
+        return Found(OBJECTS[int(explained.sum(dim=0).argmax())], place, view)
 
     def _fit(self, frames: np.ndarray, background: np.ndarray) -> tuple[Tensor, Tensor]:
         """`(frames, sprites)`: how much of the squared distance to the background each sprite explains at its best
         position; and `(frames, sprites, 2)`: the left upper corners there, x and y."""
         pixels, behind = (torch.from_numpy(x).movedim(-1, -3).float() / 255 for x in (frames, background))
-        margin = max(OBJECT_SIZES) - min(OBJECT_SIZES)  # the smallest sprites reach the border as well
-        pixels, behind = (F.pad(x, (0, margin, 0, margin)) for x in (pixels, behind))
         # Opaque pixels add: (I - B)^2 - (I - S)^2 = B^2 - S^2 - 2 I (B - S)
         masks, coloured = self.masks.expand(-1, 3, -1, -1), self.masks * self.colours
         explained = F.conv2d(behind**2 - 2 * pixels * behind, masks) + 2 * F.conv2d(pixels, coloured)

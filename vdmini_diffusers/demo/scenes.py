@@ -6,15 +6,17 @@ OpenVid-1M and UCF-101, cannot be shipped. 16 frames of 64 x 64 pixels, of two k
 - an *object* in front of a photograph that is out of focus moves to a side, turns, or bounces;
 - the *camera* pans over a photograph, or zooms.
 
-A [`Scene`] is what the caption says, a [`View`] what it leaves open: position, size, crop, colours. Views are drawn
-independently of the way and the speed, so that **the first frame does not tell the future**: an object of
-`HIDDEN_WAYS` may go either way at either speed. One number, the distance covered, places everything in a frame, so
-that the motion of a generated clip can be measured by comparing it with clips drawn at known distances.
+A [`Scene`] is what the caption says, a [`View`] what it leaves open: where the object starts, and which part of the
+photograph is seen in which colours. Views are drawn independently of the way and the speed, so that **the first frame
+does not tell the future**: an object of `HIDDEN_WAYS` may go either way at either speed. One number, the distance
+covered, places everything in a frame, so that the motion of a generated clip can be measured by comparing it with
+clips drawn at known distances. Objects have one size and start on a grid of the VAE's 8 pixels: what a small model has
+to learn is how they move.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -31,17 +33,21 @@ OBJECT_SHEET = Path(__file__).parent / "objects.png"
 OBJECT_WAYS = ("moves left", "moves right", "moves up", "moves down", "turns left", "turns right", "bounces")
 CAMERA_WAYS = ("pans left", "pans right", "zooms in", "zooms out")
 DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
-HIDDEN_WAYS: Mapping[str | None, tuple[str, ...]] = {  # what an object does in image-to-video clips
+Ways = Mapping[str | None, tuple[str, ...]]  # of each object, and of the camera
+ALL_WAYS: Ways = {**dict.fromkeys(OBJECTS, OBJECT_WAYS), None: CAMERA_WAYS}
+HIDDEN_WAYS: Ways = {  # in image-to-video clips
     **dict.fromkeys(("car", "penguin"), ("moves left", "moves right")),
     **dict.fromkeys(("ghost", "octopus"), ("moves up", "moves down")),
     **dict.fromkeys(("star", "pizza"), ("turns left", "turns right")),
     **dict.fromkeys(("ball", "frog"), ("bounces",)),
     None: CAMERA_WAYS,
 }
-SPEEDS = {"slowly": 0.7, "quickly": 1.5}  # pixels a frame
-TURN_PER_PIXEL = 8.0  # degrees: about a quarter of a turn slowly, half a turn quickly
+OBJECT_SIZE = 24  # pixels
+STARTS = (24.0, 32.0, 40.0)  # pixels, of an object's centre
+SPEEDS = {"slowly": 0.75, "quickly": 1.5}  # pixels a frame
+TURN_PER_PIXEL = 8.0  # degrees: a quarter of a turn slowly, half a turn quickly
 BOUNCE_HEIGHT, BOUNCE_LENGTH = 14.0, 11.25  # pixels: one bounce slowly, two quickly
-ZOOM_PER_PIXEL = 1.02  # factor of scale: 1.23 slowly, 1.56 quickly
+ZOOM_PER_PIXEL = 1.02  # factor of scale: 1.25 slowly, 1.56 quickly
 
 PLACES = {  # photographs as `load_photos` names them, in words
     "astronaut": "an astronaut",
@@ -53,12 +59,11 @@ PLACES = {  # photographs as `load_photos` names them, in words
     "coffee": "a cup of coffee",
     "flower.jpg": "a flower",
 }
-TRAIN_PHOTOS = (
-    *("astronaut", "chelsea", "hubble_deep_field", "immunohistochemistry", "retina", "rocket", "china.jpg"),
-    *("brick", "camera", "coins", "grass", "gravel"),  # grey
-)
-HELD_OUT_PHOTOS = ("coffee", "flower.jpg")
+PHOTOS = (*PLACES, "immunohistochemistry", *("brick", "camera", "coins", "grass", "gravel"))  # the last five are grey
 CAMERA_SHARE = 0.3
+# Of the clips for image to video, so that the first frame is copied and not guessed: with few photographs, a model
+# otherwise learns their palettes, and turns the colours of new pictures into those.
+VARIED_SHARE = 0.25
 OBJECT_BLUR, CAMERA_BLUR = 2.5, 0.8  # standard deviations in pixels: an object is before what is out of focus
 
 
@@ -87,7 +92,7 @@ class Scene:
     @property
     def is_held_out(self) -> bool:
         """Each object is held out on one of `PLACES`, and each of these with one object."""
-        return self.object is not None and list(PLACES).index(self.place) == OBJECTS.index(self.object)
+        return (self.object, self.place) in zip(OBJECTS, PLACES, strict=True)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,6 @@ class View:
         mirrored: whether the photograph is mirrored.
         colours: RGB to RGB as Pillow takes it, or `None` for the photograph's own colours.
         x, y: centre of the object in the first frame, pixels.
-        size: of the object, pixels.
     """
 
     left: float
@@ -109,7 +113,6 @@ class View:
     colours: tuple[float, ...] | None
     x: float
     y: float
-    size: float
 
 
 @cache
@@ -138,19 +141,18 @@ def load_objects() -> dict[str, Image.Image]:
     return {name: sheet.crop((i * side, 0, (i + 1) * side, side)) for i, name in enumerate(OBJECTS)}
 
 
-def draw_hidden_scene(rng: np.random.Generator, photos: tuple[str, ...]) -> Scene:
-    """A scene for image to video: the object decides among which ways, the first frame does not decide which."""
-    thing = None if rng.random() < CAMERA_SHARE else str(rng.choice(OBJECTS))
-    return Scene(thing, str(rng.choice(photos)), str(rng.choice(HIDDEN_WAYS[thing])), str(rng.choice(list(SPEEDS))))
+def draw_scene(
+    rng: np.random.Generator, ways: Ways, held_out: bool = False, places: Sequence[str] = tuple(PLACES)
+) -> Scene:
+    """A scene to train on, or a held-out one.
 
-
-def draw_captioned_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
-    """A scene for text to video, to train on or a held-out one: any object on any of `PLACES` in any way."""
+    Args:
+        ways: `HIDDEN_WAYS` for image to video, `ALL_WAYS` for text to video.
+    """
     while True:
         camera = not held_out and rng.random() < CAMERA_SHARE
         thing = None if camera else str(rng.choice(OBJECTS))
-        way = str(rng.choice(CAMERA_WAYS if thing is None else OBJECT_WAYS))
-        scene = Scene(thing, str(rng.choice(list(PLACES))), way, str(rng.choice(list(SPEEDS))))
+        scene = Scene(thing, str(rng.choice(places)), str(rng.choice(ways[thing])), str(rng.choice(list(SPEEDS))))
         if scene.is_held_out == held_out:
             return scene
 
@@ -162,50 +164,45 @@ def all_captioned_scenes() -> list[Scene]:
 
 def draw_hidden_clip(rng: np.random.Generator) -> tuple[np.ndarray, str]:
     """A clip to train image to video on, uint8 `(16, 64, 64, 3)`, and its caption."""
-    scene = draw_hidden_scene(rng, TRAIN_PHOTOS)
-    return draw_clip(scene, draw_view(rng, scene.place, recolour=True)), scene.caption
+    if rng.random() < VARIED_SHARE:
+        scene = draw_scene(rng, HIDDEN_WAYS, places=PHOTOS)
+        return draw_clip(scene, draw_varied_view(rng, scene.place)), scene.caption
+    scene = draw_scene(rng, HIDDEN_WAYS)
+    return draw_clip(scene, draw_view(rng, scene.place)), scene.caption
 
 
 def draw_captioned_clip(rng: np.random.Generator) -> tuple[np.ndarray, str]:
     """The same for text to video."""
-    scene = draw_captioned_scene(rng)
-    return draw_clip(scene, draw_view(rng, scene.place, recolour=False, varied=False)), scene.caption
+    scene = draw_scene(rng, ALL_WAYS)
+    return draw_clip(scene, draw_view(rng, scene.place)), scene.caption
 
 
-def draw_view(rng: np.random.Generator, place: str, recolour: bool, varied: bool = True) -> View:
-    """Draw what a caption leaves open. Zooming out and panning stay inside the photograph from any view.
-
-    Args:
-        recolour: give the photograph other colours. With few photographs to train on, a model otherwise learns their
-            palettes, and turns the colours of new pictures into those.
-        varied: draw the square of the photograph anywhere and of many sizes, not near the photograph's centre.
-    """
-    photo = load_photo(place)
-    width, height = (length / min(photo.size) for length in photo.size)
-    side = rng.uniform(0.3, 0.5) if varied else rng.uniform(0.5, 0.54)
-    margin = 0.36 * side  # the furthest pan goes 0.352
-    left, top = (
-        rng.uniform(margin, length - side - margin) if varied else 0.5 * (length - side) + rng.uniform(-0.02, 0.02)
-        for length in (width, height)
-    )
-    return View(
-        left=left,
-        top=top,
-        side=side,
-        mirrored=varied and rng.random() < 0.5,
-        colours=random_colour_matrix(rng) if recolour else None,
-        x=rng.uniform(0.375, 0.625) * SIZE,
-        y=rng.uniform(0.375, 0.625) * SIZE,
-        size=rng.uniform(20, 26),
-    )
+def draw_view(rng: np.random.Generator, place: str) -> View:
+    """The middle of the photograph, and an object that starts anywhere on the grid."""
+    return replace(middle_view(place), x=float(rng.choice(STARTS)), y=float(rng.choice(STARTS)))
 
 
 def middle_view(place: str) -> View:
-    """The mean of the views that are not `varied`."""
     photo = load_photo(place)
     side = 0.52
     left, top = (0.5 * (length / min(photo.size) - side) for length in photo.size)
-    return View(left, top, side, mirrored=False, colours=None, x=0.5 * SIZE, y=0.5 * SIZE, size=23)
+    return View(left, top, side, mirrored=False, colours=None, x=0.5 * SIZE, y=0.5 * SIZE)
+
+
+def draw_varied_view(rng: np.random.Generator, place: str) -> View:
+    """Any part of the photograph, in other colours. Zooming out and panning stay inside it from any view."""
+    photo = load_photo(place)
+    width, height = (length / min(photo.size) for length in photo.size)
+    side = rng.uniform(0.3, 0.5)
+    margin = 0.36 * side  # the furthest pan goes 0.352
+    return replace(
+        draw_view(rng, place),
+        left=rng.uniform(margin, width - side - margin),
+        top=rng.uniform(margin, height - side - margin),
+        side=side,
+        mirrored=rng.random() < 0.5,
+        colours=random_colour_matrix(rng),
+    )
 
 
 def random_colour_matrix(rng: np.random.Generator) -> tuple[float, ...]:
@@ -266,7 +263,7 @@ def _paste(
     background: Image.Image, sprite: Image.Image, view: View, dx: float, dy: float, angle: float
 ) -> Image.Image:
     """The sprite is resampled once, at its exact place, size and angle."""
-    zoom, radians = sprite.width / view.size, math.radians(angle)
+    zoom, radians = sprite.width / OBJECT_SIZE, math.radians(angle)
     cos, sin = zoom * math.cos(radians), zoom * math.sin(radians)
     x, y, centre = view.x + dx, view.y + dy, sprite.width / 2
     # From pixels of the frame to pixels of the sprite, which is drawn twice as large and halved against aliasing.
