@@ -100,8 +100,9 @@ def main(args: Arguments) -> None:
     figures = rows["teacher"]
     gates = {f"sharpness at least {LEAST_SHARPNESS} of real": figures["sharpness"] >= LEAST_SHARPNESS}
     if for_images:
+        ways_only = HeldOutImages(args.num_clips, args.seed)  # without I3D
         share = share_of_images_with_both_ways(
-            measure, lambda noise_seed: measure.generate(args.teacher, noise_seed=noise_seed, **settings)
+            ways_only, lambda noise_seed: ways_only.generate(args.teacher, noise_seed=noise_seed, **settings)
         )
         gates[f"two ways over {NUM_NOISES} noises in most images ({share:.2f})"] = share > 0.5
     else:
