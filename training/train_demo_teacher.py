@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, StableVideoDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -143,6 +144,8 @@ class Teacher:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.mixed_precision)
 
     def prepared(self, network: nn.Module) -> Any:
+        if self.device.type == "cpu" and hasattr(network, "set_attn_processor"):
+            network.set_attn_processor(AttnProcessor())  # a fifth of a step faster than the products of PyTorch's own
         if self.args.compile:
             network.compile()
         return network.to(self.device)
