@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from vdmini_diffusers.analysis.parts import Part, plain_config, removable_parts, removed
+from vdmini_diffusers.analysis.parts import MEASURED_KINDS, Part, plain_config, removable_parts, removed
 from vdmini_diffusers.analysis.pictures import first_and_last_frames, png
 from vdmini_diffusers.analysis.scores import Clips, Score, notes_on
 from vdmini_diffusers.evaluation.continuation import psnr
@@ -275,15 +275,16 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def select_parts(parts: Mapping[str, Part], wanted: Iterable[str]) -> dict[str, Part]:
-    """Parts by their kinds or their names.
+    """Parts by their kinds or their names. Kinds that this denoiser has no parts of are passed over.
 
     Raises:
-        ImportanceError: for what is neither.
+        ImportanceError: for what is neither, or if nothing is left.
     """
     wanted = list(wanted)
-    kinds = {part.kind for part in parts.values()}
-    if unknown := [name for name in wanted if name not in kinds and name not in parts]:
-        raise ImportanceError(
-            f"{unknown[0]!r} is no part of this denoiser, and no kind of its parts: {sorted(kinds)}."
-        )
-    return {name: part for name, part in parts.items() if name in wanted or part.kind in wanted}
+    kinds = list(dict.fromkeys(part.kind for part in parts.values()))
+    if unknown := [name for name in wanted if name not in MEASURED_KINDS and name not in parts]:
+        raise ImportanceError(f"{unknown[0]!r} is no part of this denoiser, and no kind of its parts: {kinds}.")
+    selected = {name: part for name, part in parts.items() if name in wanted or part.kind in wanted}
+    if not selected:
+        raise ImportanceError(f"This denoiser has no {' and no '.join(wanted) or 'parts'}; it has parts of {kinds}.")
+    return selected
