@@ -1,4 +1,4 @@
-"""What a pipeline encodes before it denoises: each prompt and picture once, however often videos are made from them."""
+"""What a pipeline encodes before it denoises: each prompt and picture once, however many videos are made from it."""
 
 import hashlib
 from collections.abc import Callable, Iterator

@@ -83,11 +83,17 @@ class ImportanceTable:
     @classmethod
     def read(cls, file: Path) -> "ImportanceTable":
         """Raises `ImportanceError` for a file that `measure_importance` has not written."""
-        fields = _read(file)
         try:
-            return cls(**{**fields, "notes": tuple(fields.get("notes", ()))})
-        except TypeError as error:
+            fields = read_json(file)
+            table = cls(**{**fields, "notes": tuple(fields.get("notes", ()))})
+            for name, scores in {UNPRUNED: table.unpruned, **table.parts}.items():
+                if missing := [
+                    each for each in table.higher_is_better if not isinstance(scores.get(each), float | int)
+                ]:
+                    raise TypeError(f"the score {missing[0]} of {name} is no number")
+        except (AttributeError, TypeError, ValueError) as error:
             raise ImportanceError(f"{file} is no table of importance: {error}.") from error
+        return table
 
 
 @dataclass(frozen=True)
