@@ -22,7 +22,7 @@ from vdmini_diffusers.analysis.importance import (
 from vdmini_diffusers.analysis.parts import removable_parts, removed
 from vdmini_diffusers.analysis.pictures import bars, first_and_last_frames, sheet
 from vdmini_diffusers.analysis.scores import MAX_PSNR, content_and_motion_error, standard_scores
-from vdmini_diffusers.cli.importance_command import ImportanceArguments, _digest, importance_command
+from vdmini_diffusers.cli.importance_command import ImportanceArguments, digest_of_inputs, importance_command
 
 
 PARTS = ["M", "D.0.R-A.0", "U.3.R.1.RB-T"]
@@ -201,7 +201,7 @@ def test_what_is_missing_is_said_before_the_pipeline_is_loaded(pipe, tmp_path):
 def test_results_of_other_clips_under_the_same_path_are_others():
     clips = np.zeros((1, 2, 4, 4, 3), np.uint8)
     found = {
-        _digest(inputs)
+        digest_of_inputs(inputs)
         for inputs in (
             [{"prompt": "a"}, {"real": clips}],
             [{"prompt": "b"}, {"real": clips}],

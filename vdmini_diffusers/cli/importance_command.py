@@ -97,7 +97,7 @@ def importance_command(args: ImportanceArguments) -> None:
     generate, real = _videos_of(args, pipe, family.pipeline_tag == "image-to-video")
     parts = select_parts(removable_parts(denoiser), args.parts)
     settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "offload", "parts")}
-    settings["inputs_sha256"] = _digest([*generate.inputs, {"real": real}])
+    settings["inputs_sha256"] = digest_of_inputs([*generate.inputs, {"real": real}])
     if detector is not None:
         settings["detector_sha256"] = detector.sha256
     measurement = Measurement(
@@ -167,7 +167,7 @@ def _videos_of(args: ImportanceArguments, pipe: Any, from_image: bool) -> tuple[
     )
 
 
-def _digest(inputs: Sequence[Mapping[str, Any]]) -> str:
+def digest_of_inputs(inputs: Sequence[Mapping[str, Any]]) -> str:
     """Of prompts and pixels: other files under the same path are other inputs."""
     digest = hashlib.sha256()
     for name, value in ((name, value) for given in inputs for name, value in given.items()):

@@ -72,7 +72,7 @@ def _levels(confidence: float) -> list[float]:
 
 
 def _counts(num_a: int, num_b: int, num_resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each clip is in each resample, float64 `(num_resamples, n)`. None is of one clip alone, without pairs."""
+    """How often each clip is in each resample, float64 `(resamples, n)`. None is of one clip, without pairs."""
     rng = np.random.default_rng(seed)
 
     def draw(n: int) -> np.ndarray:
