@@ -271,8 +271,8 @@ def differences(results: Results) -> list[dict[str, Any]]:
             continue
         line: dict[str, Any] = {"row": f"{name}, less {OURS}", "seeds": len(seeds)}
         for measure in MEASURES:
-            pair = ([runs[seed][measure] for seed in seeds] for runs in (by_seed, own))
-            line[measure] = str(paired_difference(*pair))
+            theirs, ours = ([runs[seed][measure] for seed in seeds] for runs in (by_seed, own))
+            line[measure] = str(paired_difference(theirs, ours))
         lines.append(line)
     return lines
 
