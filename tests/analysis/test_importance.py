@@ -22,6 +22,7 @@ from vdmini_diffusers.analysis.importance import (
 from vdmini_diffusers.analysis.parts import removable_parts, removed
 from vdmini_diffusers.analysis.pictures import bars, first_and_last_frames, sheet
 from vdmini_diffusers.analysis.scores import MAX_PSNR, content_and_motion_error, standard_scores
+from vdmini_diffusers.cli.importance_command import ImportanceArguments, digest_of_inputs, importance_command
 
 
 PARTS = ["M", "D.0.R-A.0", "U.3.R.1.RB-T"]
@@ -169,9 +170,53 @@ def test_other_weights_are_noticed(pipe, done, tmp_path):
     assert not (folder / "parts" / "M.json").exists()
 
 
+def test_parts_of_all_kinds_are_measured_by_default(pipe):
+    wanted = ImportanceArguments("model", "out").parts
+    for denoiser in (pipe.unet, tiny_transformer("HunyuanVideoTransformer3DModel")):
+        assert select_parts(removable_parts(denoiser), wanted) == removable_parts(denoiser)
+
+
+def test_what_is_missing_is_said_before_the_pipeline_is_loaded(pipe, tmp_path):
+    teacher, videos = tmp_path / "teacher", tmp_path / "videos"
+    pipe.save_pretrained(teacher)
+    for weights in teacher.rglob("*.safetensors"):
+        weights.unlink()
+    (videos / "a").mkdir(parents=True)
+    tiny_image().save(videos / "a" / "0.png")
+
+    def command(**kwargs):
+        importance_command(ImportanceArguments(str(teacher), str(tmp_path / "out"), num_videos=2, **kwargs))
+
+    with pytest.raises(ValueError, match="`component` is one of unet"):
+        command(component="vae")
+    with pytest.raises(ValueError, match="`--real_videos` is needed"):
+        command()
+    with pytest.raises(ValueError, match="has 1 videos, and 4 are needed"):
+        command(real_videos=str(videos), fvd=True)
+    with pytest.raises(ValueError, match="`num_frames` is 3 at least"):
+        command(num_frames=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_of_other_clips_under_the_same_path_are_others():
+    clips = np.zeros((1, 2, 4, 4, 3), np.uint8)
+    found = {
+        digest_of_inputs(inputs)
+        for inputs in (
+            [{"prompt": "a"}, {"real": clips}],
+            [{"prompt": "b"}, {"real": clips}],
+            [{"prompt": "a"}, {"real": clips + 1}],
+            [{"image": tiny_image()}, {"real": None}],
+        )
+    }
+    assert len(found) == 4
+
+
 def test_bad_requests(pipe):
     with pytest.raises(ImportanceError, match=r"'D\.9' is no part of this denoiser"):
         select_parts(removable_parts(pipe.unet), ["D.9"])
+    with pytest.raises(ImportanceError, match=r"has no stream; it has parts of \['stage', 'layer', 'block', 'half'\]"):
+        select_parts(removable_parts(pipe.unet), ["stream"])
     with pytest.raises(ValueError, match="takes no `prompt`"):
         FixedVideos(pipe, [{"prompt": "x"}])
     with pytest.raises(ValueError, match="no inputs"):

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import random
 
 import pytest
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from tiny import student_of, tiny_teacher_unet, tiny_unet_inputs
 from tiny_video_transformers import tiny_transformer
 
-from vdmini_diffusers.analysis.cost_table import CostTable, PartCost, costed_parts, count_costs
-from vdmini_diffusers.analysis.importance import ImportanceTable
+from vdmini_diffusers.analysis.cost_table import CostError, CostTable, PartCost, costed_parts, count_costs
+from vdmini_diffusers.analysis.importance import ImportanceError, ImportanceTable
 from vdmini_diffusers.analysis.plan_search import Budget, PlanSearchError, cost_of_plan, plan_from_scores
 from vdmini_diffusers.families.block_lists import BLOCK_LISTS
 from vdmini_diffusers.pruning import (
@@ -119,8 +120,10 @@ def check_best(plans, table, scores, metric, limit, constraints=None):
     weights = {"a": 1.0, "b": 0.5}
     fitting = [plan for plan in plans if cost_by_hand(plan, table, metric) <= limit]
     if not fitting:
-        with pytest.raises(PlanSearchError, match="No plan has"):
+        with pytest.raises(PlanSearchError, match="No plan has") as told:
             plan_from_scores(scores, table, budget=Budget(**{metric: limit}), weights=weights, constraints=constraints)
+        nearest = min((cost_by_hand(plan, table, metric) for plan in plans), default=None)
+        assert nearest is None or str(told.value).endswith(f"that any plan comes to is {nearest:,.6g} {metric}.")
         return None
     plan = plan_from_scores(
         scores, table, budget=Budget(**{metric: limit}), weights=weights, constraints=constraints, name="x"
@@ -250,6 +253,13 @@ def test_parameters_of_a_plan_are_those_of_its_student(tmp_path):
     assert cost_of_plan(searched, table)["num_parameters"] <= table.whole.num_parameters // 2
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_least_memory_is_not_always_that_of_the_fewest_parameters(seed):
+    widths, heads = WIDTHS[0], (1, 1, 1)
+    table, scores = random_tables("AUNet", unet_config(widths, heads), *unet_parts(), seed)
+    assert check_best(unet_plans(widths, heads), table, scores, "memory_bytes", 1) is None
+
+
 def test_scores_are_weighed_apart():
     table, scores = random_tables("AUNet", unet_config((32, 32, 32)), *unet_parts(), 1)
     half = Budget(num_parameters=table.whole.num_parameters // 2)
@@ -259,6 +269,29 @@ def test_scores_are_weighed_apart():
     for score, other in (("a", "b"), ("b", "a")):
         values = {which: value_by_hand(plan, scores, {score: 1.0}) for which, plan in kept.items()}
         assert values[score] > values[other]
+
+
+def test_damaged_tables_are_refused(tmp_path):
+    _, table, scores = unet_tables()
+    file = tmp_path / "table.json"
+
+    def changed(own, **fields):
+        file.write_text(json.dumps(json.loads(own.to_json_string()) | fields))
+        return file
+
+    mid = {"content_mse": "x", "motion_mse": 0.0}
+    for parts, message in (
+        ({**scores.parts, "M": mid}, "the score content_mse of M is no number"),
+        ({**scores.parts, "M": {"motion_mse": 1.0}}, "the score content_mse of M is no number"),
+        ("x", "is no table of importance"),
+    ):
+        with pytest.raises(ImportanceError, match=message):
+            ImportanceTable.read(changed(scores, parts=parts))
+    with pytest.raises(ImportanceError, match=r"nowhere\.json is no table of importance: .* is missing"):
+        ImportanceTable.read(tmp_path / "nowhere.json")
+    whole = json.loads(table.to_json_string())["whole"]
+    with pytest.raises(CostError, match="a cost of whole is no whole number"):
+        CostTable.read(changed(table, whole={**whole, "num_macs": None}))
 
 
 def test_what_does_not_go_together_is_refused():
@@ -277,5 +310,8 @@ def test_what_does_not_go_together_is_refused():
         plan_from_scores(scores, table, budget=Budget(milliseconds=1.0))
     with pytest.raises(PlanSearchError, match="one limit or several, each above 0"):
         Budget()
+    for weights in ({}, {"content_mse": float("nan")}):
+        with pytest.raises(PlanSearchError, match="Give one finite weight or more"):
+            plan_from_scores(scores, table, budget=budget, weights=weights)
     with pytest.raises(PlanSearchError, match="`constraints` are for transformers"):
         plan_from_scores(scores, table, budget=budget, constraints=DepthConstraints())

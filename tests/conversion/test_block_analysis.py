@@ -48,3 +48,20 @@ def test_from_a_teacher_to_a_plan(tmp_path):
     assert plan.name == "searched" and len(plan.down) <= 4
     run([*search, 5], tmp_path / "nearest.log", fails=True)
     assert "The nearest that any plan comes to is" in (tmp_path / "nearest.0.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--rounds", 0), "`--rounds` is 1 at least"),
+        (("--num_frames", 0), "`--num_frames` is 1 at least"),
+        (("--height", 17, "--width", 16), "`--height` is a multiple of 8"),
+        (("--measure_on", "gpu"), "`--measure_on` is cpu where there is no CUDA device"),
+    ],
+)
+def test_bad_numbers_for_costs_are_refused_before_anything_is_counted(flags, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    script = ROOT / "conversion" / "measure_block_cost.py"
+    command = [script, "--pretrained_model_name_or_path", "nowhere", "--output_dir", tmp_path / "cost", *flags]
+    assert message in run(command, tmp_path / "cost.log", fails=True)
+    assert not (tmp_path / "cost").exists()

@@ -31,7 +31,8 @@ def prune(folder, model, fails=False, **settings):
     """What the script prints."""
     inputs = folder / ("prompts.txt" if model == "wan" else "pictures")
     settings = {"pretrained_model_name_or_path": folder / model, "inputs": inputs, "alpha": 0.5} | CLIP | settings
-    flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    given = {name: value for name, value in settings.items() if value is not None}
+    flags = [part for name, value in given.items() for part in (f"--{name}", value)]
     process = start([ROOT / "conversion" / "prune_temporal_attention.py", *flags], log=folder / "log.txt")
     process.join()
     printed = (folder / "log.txt").read_text()
@@ -69,6 +70,7 @@ def test_pictures_and_steps_and_whole_blocks(folder, tmp_path):
         ("wan", {"alpha": 1.5}, "`alpha` is a number from 0 to 1"),
         ("wan", {"part": "block"}, "has no temporal blocks of their own"),
         ("svd", {"unit": "step", "num_inference_steps": 1}, "One step cannot be ranked"),
+        ("svd", {"unit": "step", "num_inference_steps": None}, "One step cannot be ranked"),  # the pipeline's own
         ("wan", {"inputs": "nowhere.txt"}, "nowhere.txt must be a text file with one in each line"),
         ("svd", {"inputs": "nowhere.txt"}, "nowhere.txt must be a folder of them"),
     ],

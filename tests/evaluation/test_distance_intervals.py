@@ -32,3 +32,9 @@ def test_it_is_around_the_estimate_and_the_same_again():
 def test_more_clips_make_it_narrower():
     widths = [np.subtract(*frechet_interval(*draws(1, n)[0])[::-1]) for n in (50, 800)]
     assert widths[0] > 2.5 * widths[1] > 0
+
+
+def test_intervals_of_few_clips_are_numbers():
+    """One resample in nine of three clips is one of them thrice, which makes no pair."""
+    ((a, b),) = draws(1, n=3)
+    assert np.isfinite(kernel_interval(a, b)).all() and np.isfinite(frechet_interval(a, b)).all()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdmini_diffusers.data.stored_videos import find_videos
+from vdmini_diffusers.data.stored_videos import StoredVideo, find_videos
 from vdmini_diffusers.data.video_decoding import UnusableVideo, decode_clip
 
 
@@ -20,6 +20,21 @@ def read_prompts(file: str | Path, num_prompts: int) -> list[str]:
     if len(prompts) < num_prompts:
         raise ValueError(f"{file} has {len(prompts)} prompts, and {num_prompts} are needed.")
     return prompts[:num_prompts]
+
+
+def enough_videos(folder: str | Path, num_videos: int) -> list[StoredVideo]:
+    """The first videos of a folder.
+
+    Raises:
+        ValueError: if it has fewer.
+    """
+    videos, _ = find_videos(folder)
+    if len(videos) < num_videos:
+        raise ValueError(
+            f"{folder} has {len(videos)} videos, and {num_videos} are needed: no clip is used twice, and real clips to"
+            " compare with are others than those that videos are made from."
+        )
+    return videos[:num_videos]
 
 
 def read_clips(
@@ -45,14 +60,8 @@ def read_clips(
     Raises:
         ValueError: if the folder has fewer videos, or one of them is damaged or too short.
     """
-    videos, _ = find_videos(folder)
-    if len(videos) < first + num_clips:
-        raise ValueError(
-            f"{folder} has {len(videos)} videos, and {first + num_clips} are needed: no clip is used twice, and real"
-            " clips to compare with are others than those that videos are made from."
-        )
     clips = []
-    for i, video in enumerate(videos[first : first + num_clips], start=first):
+    for i, video in enumerate(enough_videos(folder, first + num_clips)[first:], start=first):
         try:
             if video.is_frames:
                 clips.append(video.read(num_frames, height, width).frames)

@@ -88,6 +88,9 @@ class CostTable:
             fields = read_json(file)
             parts = {name: PartCost(**cost) for name, cost in fields["parts"].items()}
             whole, clip = PartCost(**fields["whole"]), tuple(fields["clip"])
+            for name, cost in {"whole": whole, **parts}.items():
+                if not all(isinstance(value, int) for value in (cost.num_parameters, cost.num_macs, cost.peak_bytes)):
+                    raise TypeError(f"a cost of {name} is no whole number")
             return cls(**{**fields, "parts": parts, "whole": whole, "clip": clip})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CostError(f"{file} is no table of costs: {error}.") from error

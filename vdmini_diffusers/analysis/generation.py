@@ -9,9 +9,13 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from vdmini_diffusers.analysis.encodings import Encodings
+
 
 class FixedVideos:
     """Makes one video for each of `inputs`, whose noise depends on the seed and on its place alone.
+
+    Prompts and pictures are encoded at the first call. Denoising and decoding are done at each.
 
     Args:
         pipe: a video pipeline of diffusers.
@@ -33,7 +37,7 @@ class FixedVideos:
         size: tuple[int, int] | None = None,
     ):
         self.pipe, self.inputs, self.seed, self.settings = pipe, inputs, seed, dict(settings or {})
-        self.size = size
+        self.size, self.encodings = size, Encodings()
         takes = inspect.signature(pipe.__call__).parameters
         if not inputs:
             raise ValueError("There are no inputs to make videos from.")
@@ -49,7 +53,8 @@ class FixedVideos:
         """
         self.pipe.set_progress_bar_config(disable=True)
         inputs = tqdm(self.inputs[:num_videos], description, disable=description is None, unit="video", leave=False)
-        return np.stack([self._video(i, kwargs) for i, kwargs in enumerate(inputs)])
+        with self.encodings.remembered(self.pipe):
+            return np.stack([self._video(i, kwargs) for i, kwargs in enumerate(inputs)])
 
     def _video(self, i: int, kwargs: Mapping[str, Any]) -> np.ndarray:
         generator = torch.Generator().manual_seed(self.seed + i)  # on the CPU, so that it is the same on any device

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from vdmini_diffusers.analysis.parts import Part, plain_config, removable_parts, removed
+from vdmini_diffusers.analysis.parts import MEASURED_KINDS, Part, plain_config, removable_parts, removed
 from vdmini_diffusers.analysis.pictures import first_and_last_frames, png
 from vdmini_diffusers.analysis.scores import Clips, Score, notes_on
 from vdmini_diffusers.evaluation.continuation import psnr
@@ -83,11 +83,17 @@ class ImportanceTable:
     @classmethod
     def read(cls, file: Path) -> "ImportanceTable":
         """Raises `ImportanceError` for a file that `measure_importance` has not written."""
-        fields = _read(file)
         try:
-            return cls(**{**fields, "notes": tuple(fields.get("notes", ()))})
-        except TypeError as error:
+            fields = read_json(file)
+            table = cls(**{**fields, "notes": tuple(fields.get("notes", ()))})
+            for name, scores in {UNPRUNED: table.unpruned, **table.parts}.items():
+                if missing := [
+                    each for each in table.higher_is_better if not isinstance(scores.get(each), float | int)
+                ]:
+                    raise TypeError(f"the score {missing[0]} of {name} is no number")
+        except (AttributeError, TypeError, ValueError) as error:
             raise ImportanceError(f"{file} is no table of importance: {error}.") from error
+        return table
 
 
 @dataclass(frozen=True)
@@ -275,15 +281,16 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def select_parts(parts: Mapping[str, Part], wanted: Iterable[str]) -> dict[str, Part]:
-    """Parts by their kinds or their names.
+    """Parts by their kinds or their names. Kinds that this denoiser has no parts of are passed over.
 
     Raises:
-        ImportanceError: for what is neither.
+        ImportanceError: for what is neither, or if nothing is left.
     """
     wanted = list(wanted)
-    kinds = {part.kind for part in parts.values()}
-    if unknown := [name for name in wanted if name not in kinds and name not in parts]:
-        raise ImportanceError(
-            f"{unknown[0]!r} is no part of this denoiser, and no kind of its parts: {sorted(kinds)}."
-        )
-    return {name: part for name, part in parts.items() if name in wanted or part.kind in wanted}
+    kinds = list(dict.fromkeys(part.kind for part in parts.values()))
+    if unknown := [name for name in wanted if name not in MEASURED_KINDS and name not in parts]:
+        raise ImportanceError(f"{unknown[0]!r} is no part of this denoiser, and no kind of its parts: {kinds}.")
+    selected = {name: part for name, part in parts.items() if name in wanted or part.kind in wanted}
+    if not selected:
+        raise ImportanceError(f"This denoiser has no {' and no '.join(wanted) or 'parts'}; it has parts of {kinds}.")
+    return selected

@@ -18,6 +18,7 @@ from vdmini_diffusers.pruning.plans.block_rules import block_counts, places
 
 
 Forward = Callable[..., Any]
+MEASURED_KINDS = ("stage", "layer", "block", "half", "stream")
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,11 @@ def weighted_importance(
     """The weighted sum of several scores' importances of `parts`, each over the sum of its magnitudes.
 
     Raises:
-        PlanSearchError: if one of the parts has no score, or one that is not finite.
+        PlanSearchError: if one of the parts has no score, or one that is not finite; or likewise a weight.
     """
     parts = list(parts)
+    if not weights or not np.isfinite(list(weights.values())).all():
+        raise PlanSearchError(f"Give one finite weight or more, not {dict(weights)}.")
     total = dict.fromkeys(parts, 0.0)
     for score, weight in weights.items():
         importance = scores.importance(score)
@@ -433,14 +435,25 @@ def _best(space: _Space, objective: Mapping[str, float], more: Sequence[Row]) ->
 
 def _nearest(space: _Space, budget: Budget) -> str:
     """What to say where no plan meets a budget: the least that any plan needs."""
-    least = {}
-    for metric in budget.limits:
-        lightest = _total(space, "num_parameters" if metric == "memory_bytes" else metric)[0]
-        kept = _best(space, lightest, [])
-        if kept is None:
-            return "No plan heeds the constraints, whatever it costs."
-        least[metric] = _student_costs(space, kept, [metric])[metric]
+    least = {metric: _least(space, metric) for metric in budget.limits}
+    if None in least.values():
+        return "No plan heeds the constraints, whatever it costs."
     needs = " and ".join(f"{value:,.6g} {metric}".replace(".0 ", " ") for metric, value in least.items())
     wanted = " and ".join(f"{limit:,.6g} {metric}" for metric, limit in budget.limits.items())
     both = "" if len(least) == 1 else ", each by itself"
     return f"No plan has {wanted} or less. The nearest that any plan comes to is {needs}{both}."
+
+
+def _least(space: _Space, metric: str) -> float | None:
+    """The least that any plan needs of this, or None if there is no plan."""
+    objective = _total(space, "num_parameters" if metric == "memory_bytes" else metric)[0]
+    ceilings = [np.inf]
+    if metric == "memory_bytes":  # the lightest of the plans whose parts stay below each peak
+        ceilings = sorted({space.cost(part).peak_bytes for part in (REST, *space.costing)})
+    found = []
+    for ceiling in ceilings:
+        above = {v for part, v in space.costing.items() if space.cost(part).peak_bytes > ceiling}
+        kept = _best(space, objective, [({variable: 1.0}, -np.inf, 0.0) for variable in above])
+        if kept is not None:
+            found.append(_student_costs(space, kept, [metric])[metric])
+    return min(found, default=None)

@@ -112,7 +112,7 @@ def notes_on(num_clips: int, detector: Detector | None, scores: Collection[str])
     if detector is not None and "fvd" in scores and num_clips <= detector.dimension:
         return [
             f"fvd is computed from {num_clips} clips, and features have {detector.dimension} dimensions:"
-            " their covariance is singular, and fvd far above what many clips would give. Compare it between parts"
-            " only, and with kvd, which is unbiased."
+            " their covariance is singular, and fvd far above what many clips would give. Compare it within this"
+            " table only, and with kvd, which is unbiased."
         ]
     return []

@@ -1,18 +1,21 @@
 """The command line of `conversion/measure_block_importance.py`, and its work, which `vdmini score` shares."""
 
+import hashlib
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from vdmini_diffusers.analysis.clips import read_clips, read_prompts
+from vdmini_diffusers.analysis.clips import enough_videos, read_clips, read_prompts
 from vdmini_diffusers.analysis.generation import FixedVideos, frame_size
 from vdmini_diffusers.analysis.importance import ImportanceTable, Measurement, measure_importance, select_parts
-from vdmini_diffusers.analysis.parts import removable_parts
+from vdmini_diffusers.analysis.parts import MEASURED_KINDS, removable_parts
 from vdmini_diffusers.analysis.pictures import bars, png, sheet
 from vdmini_diffusers.analysis.scores import standard_scores
 from vdmini_diffusers.evaluation.detectors import load_detector
@@ -38,8 +41,8 @@ class ImportanceArguments:
         default=None, metadata={"help": "The denoiser, where a pipeline has two: transformer, transformer_2."}
     )
     parts: list[str] = field(
-        default_factory=lambda: ["stage", "layer", "block", "half", "stream"],
-        metadata={"help": "Names of parts (D.1.R.0), or kinds of parts: stage, layer, block, half, stream."},
+        default_factory=lambda: list(MEASURED_KINDS),
+        metadata={"help": f"Names of parts (D.1.R.0), or kinds of parts: {', '.join(MEASURED_KINDS)}."},
     )
     fvd: bool = field(default=False, metadata={"help": "Score by I3D as well: FVD, KVD and the features' cosine."})
     num_frames: int | None = field(default=None, metadata={"help": "By default the pipeline's."})
@@ -65,6 +68,8 @@ class ImportanceArguments:
     def __post_init__(self) -> None:
         if self.num_videos < 2:
             raise ValueError(f"`num_videos` is 2 at least, as scores compare sets of videos; got {self.num_videos}.")
+        if self.num_frames is not None and self.num_frames < 3:
+            raise ValueError(f"`num_frames` is 3 at least, as scores compare motion; got {self.num_frames}.")
         for one, other in (("height", "width"), ("score_height", "score_width")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 raise ValueError(f"`{one}` and `{other}` go together.")
@@ -73,6 +78,10 @@ class ImportanceArguments:
 def importance_command(args: ImportanceArguments) -> None:
     """Measure the importance of a denoiser's parts, and write tables and plots."""
     family = find_family(args.pretrained_model_name_or_path, args.revision)
+    component = args.component or family.denoiser
+    if component not in family.denoisers:
+        raise ValueError(f"`component` is one of {', '.join(family.denoisers)} for {family.name}, not {component!r}.")
+    _check_inputs(args, family.pipeline_tag)
     state = Accelerator().state
     detector = load_detector("i3d", device=state.device) if args.fvd else None
     pipe = family.pipeline.from_pretrained(
@@ -82,10 +91,13 @@ def importance_command(args: ImportanceArguments) -> None:
         dtype=getattr(torch, args.dtype),
     )
     _place(pipe, args.offload, state.device)
-    denoiser = getattr(pipe, args.component or family.denoiser)
-    generate, real = _videos_of(args, pipe, family.pipeline_tag)
+    denoiser = getattr(pipe, component)
+    if denoiser is None:
+        raise ValueError(f"{args.pretrained_model_name_or_path} has no {component}.")
+    generate, real = _videos_of(args, pipe, family.pipeline_tag == "image-to-video")
     parts = select_parts(removable_parts(denoiser), args.parts)
     settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "offload", "parts")}
+    settings["inputs_sha256"] = digest_of_inputs([*generate.inputs, {"real": real}])
     if detector is not None:
         settings["detector_sha256"] = detector.sha256
     measurement = Measurement(
@@ -116,15 +128,23 @@ def _place(pipe: Any, offload: str, device: torch.device) -> None:
         pipe.to(device)
 
 
-def _videos_of(args: ImportanceArguments, pipe: Any, task: str) -> tuple[FixedVideos, Any]:
-    """The videos to make, and real clips for FVD, or None."""
+def _check_inputs(args: ImportanceArguments, task: str) -> None:
+    """Raises `ValueError` if there is not enough to make videos from, before the pipeline is loaded."""
     if task not in ("image-to-video", "text-to-video"):
         raise ValueError(f"Importance is measured of image-to-video and text-to-video pipelines, not of {task}.")
     from_image = task == "image-to-video"
-    if (from_image or args.fvd) and args.real_videos is None:
-        raise ValueError("`--real_videos` is needed: image to video starts from them, and FVD compares with them.")
+    if from_image or args.fvd:
+        if args.real_videos is None:
+            raise ValueError("`--real_videos` is needed: image to video starts from them, and FVD compares with them.")
+        enough_videos(args.real_videos, args.num_videos * (from_image + args.fvd))
     if not from_image and args.prompts is None:
         raise ValueError("`--prompts` is needed for text to video.")
+    if args.prompts is not None:
+        read_prompts(args.prompts, args.num_videos)
+
+
+def _videos_of(args: ImportanceArguments, pipe: Any, from_image: bool) -> tuple[FixedVideos, Any]:
+    """The videos to make, and real clips for FVD, or None."""
     settings = {name: getattr(args, name) for name in ("num_frames", "height", "width", "num_inference_steps")}
     inputs: list[dict[str, Any]] = [{} for _ in range(args.num_videos)]
     if from_image:
@@ -145,6 +165,15 @@ def _videos_of(args: ImportanceArguments, pipe: Any, task: str) -> tuple[FixedVi
     return generate, read_clips(
         str(args.real_videos), args.num_videos, num_frames, args.fps, height, width, args.seed, first
     )
+
+
+def digest_of_inputs(inputs: Sequence[Mapping[str, Any]]) -> str:
+    """Of prompts and pixels: other files under the same path are other inputs."""
+    digest = hashlib.sha256()
+    for name, value in ((name, value) for given in inputs for name, value in given.items()):
+        content = value.encode() if isinstance(value, str) else b"" if value is None else np.asarray(value).tobytes()
+        digest.update(f"{name} {len(content)} ".encode() + content)
+    return digest.hexdigest()
 
 
 def _draw(table: ImportanceTable, folder: Path) -> None:

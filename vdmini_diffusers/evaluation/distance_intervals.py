@@ -72,10 +72,16 @@ def _levels(confidence: float) -> list[float]:
 
 
 def _counts(num_a: int, num_b: int, num_resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each clip is in each resample, float64 `(num_resamples, n)`."""
+    """How often each clip is in each resample, float64 `(resamples, n)`. None is of one clip, without pairs."""
     rng = np.random.default_rng(seed)
-    of_a, of_b = (rng.multinomial(n, np.full(n, 1 / n), num_resamples) for n in (num_a, num_b))
-    return of_a.astype(float), of_b.astype(float)
+
+    def draw(n: int) -> np.ndarray:
+        counts = rng.multinomial(n, np.full(n, 1 / n), num_resamples)
+        while (alone := counts.max(axis=1) == n).any():
+            counts[alone] = rng.multinomial(n, np.full(n, 1 / n), alone.sum())
+        return counts.astype(float)
+
+    return draw(num_a), draw(num_b)
 
 
 def _moments(features: np.ndarray, counts: np.ndarray, ddof: int) -> tuple[np.ndarray, np.ndarray]:

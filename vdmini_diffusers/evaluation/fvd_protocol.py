@@ -332,14 +332,15 @@ def compare_sets(
     a, b = generated.statistics, real.statistics
     fvd = frechet_distance_of_moments(a.mean, a.covariance(DDOF), b.mean, b.covariance(DDOF))
     warnings = _warnings(generated, real, protocol, detector)
-    has_intervals = num_resamples > 0 and a.has_all_features and b.has_all_features
+    has_all = a.has_all_features and b.has_all_features
+    has_intervals = num_resamples > 0 and has_all and protocol.num_clips > 2  # two clips have one resample
     result: dict[str, Any] = {"fvd": fvd, "kvd": kernel_distance(a.features, b.features)}
     if has_intervals:
         options: Any = {"num_resamples": num_resamples, "confidence": confidence, "seed": protocol.seed}
         result["fvd_interval"] = frechet_interval(a.features, b.features, ddof=DDOF, progress=progress, **options)
         result["kvd_interval"] = kernel_interval(a.features, b.features, **options)
         result["intervals"] = options
-    elif num_resamples > 0:
+    elif not has_all:
         warnings.append(
             f"KVD is that of {len(a.features)} and {len(b.features)} clips drawn from the sets, and there are no"
             " intervals: more features would not fit into the memory that is allowed for them."

@@ -1,0 +1,120 @@
+"""The report of Table 3's rows on made-up results. `baselines.py` itself runs for hours."""
+
+import csv
+import importlib.util
+import json
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from checkout import ROOT
+
+
+@pytest.fixture(scope="module")
+def baselines():
+    spec = importlib.util.spec_from_file_location("baselines", ROOT / "benchmarks" / "baselines.py")
+    module = sys.modules["baselines"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["baselines"]
+
+
+def numbers(fvd):
+    return {"fvd": fvd, "kvd": fvd / 10, "psnr_to_teacher": 20.0}
+
+
+RESULTS = {
+    "teacher": {0: {"fvd": 100.0, "kvd": 10.0}},
+    "VDMini, not trained": {0: numbers(900.0)},
+    "VDMini, ICMD": {0: numbers(200.0), 1: numbers(220.0), 2: numbers(240.0)},
+    "VDMini, without ICD": {0: numbers(300.0)},
+    "DepGraph (L2), ICMD": {2: numbers(260.0), 0: numbers(210.0), 1: numbers(235.0)},
+    "DepGraph (L2), without ICD": {0: numbers(310.0)},
+}
+
+
+def cost(method, ms, *shares):
+    stages = {f"time at 1/{2**level}": share for level, share in enumerate(shares)}
+    return {"method": method, "parameters": 1000, "GMACs": 0.5, "ms": ms, "times the teacher's": ms / 200, **stages}
+
+
+COSTS = [
+    cost("teacher", 200.0, 0.5, 0.2, 0.1),
+    cost("VDMini", 100.0, 0.6, 0.3),
+    cost("DepGraph (L2)", 150.0, 0.5, 0.3, 0.1),
+]
+
+
+def test_levels_are_means_and_deviations_over_seeds_and_columns_keep_their_order(baselines):
+    lines = {line["row"]: line for line in baselines.levels_of(RESULTS)}
+    assert list(lines) == list(RESULTS)
+    assert lines["VDMini, ICMD"]["fvd"] == "220.00 ± 20.00" and lines["VDMini, ICMD"]["seeds"] == 3
+    assert lines["VDMini, without ICD"]["fvd"] == "300.00"
+    assert lines["teacher"]["psnr_to_teacher"] == ""
+    assert len({tuple(line) for line in lines.values()}) == 1
+
+
+def test_methods_are_compared_with_the_paper_s_by_recipe_and_seed(baselines):
+    (line,) = baselines.differences(RESULTS)  # one seed is no pair of them
+    half = 4.302653 * np.std([10, 15, 20], ddof=1) / 3**0.5  # Student's t of two degrees of freedom
+    assert line["row"] == "DepGraph (L2), ICMD, less VDMini" and line["seeds"] == 3
+    assert line["fvd"] == f"+15.000 [{15 - half:+.3f}, {15 + half:+.3f}]"
+
+
+def test_each_method_has_a_colour_and_times_add_up_to_the_whole(baselines):
+    pytest.importorskip("matplotlib")
+    left, right = baselines.plot(RESULTS, COSTS).axes
+    shown = {line.get_color(): line.get_xdata()[0] for line in left.lines if len(line.get_xdata())}
+    assert sorted(shown.values()) == [100, 150, 200] and len(shown) == 3
+    assert sum(len(line.get_xdata()) for line in left.lines) == sum(map(len, RESULTS.values()))
+    names = [text.get_text() for text in left.get_legend().get_texts()]
+    assert len(set(names)) == len(names) == 3 + 3
+    tops = np.array([[bar.get_y() + bar.get_height() for bar in bars] for bars in right.containers])
+    assert tops[-1] == pytest.approx([200, 100, 150])
+    assert all((after >= before).all() for before, after in pairwise(tops))
+    assert right.get_ylim()[1] > 200
+
+
+def test_the_report_is_whole(baselines, tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "plot", lambda results, costs: Picture())
+    args = baselines.Arguments(output_dir=tmp_path, num_clips=16)
+    text = baselines.write_results(args, RESULTS, COSTS, {"fvd": 50.0, "kvd": -1.0}, ["A note."])
+    assert (tmp_path / "table.md").read_text() == text
+    assert "seeds 0, 1, 2; 16 held-out clips; real against real: FVD 50.00, KVD -1.00" in text and "A note." in text
+    assert text.count("\n| VDMini, ICMD |") == 1 and "| DepGraph (L2), ICMD, less VDMini | 3 |" in text
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert [(row["row"], row["seed"], row["ms"]) for row in rows[2:5]] == [
+        ("VDMini, ICMD", str(seed), "100.0") for seed in range(3)
+    ]
+    assert json.loads((tmp_path / "results.json").read_text())["results"]["teacher"]["0"]["fvd"] == 100
+    assert (tmp_path / "plot.png").read_bytes() == b"picture"
+    assert "| VDMini | 0.6 | 0.3 |" in (tmp_path / "stages.md").read_text()
+
+
+class Picture:
+    """In the place of a figure of matplotlib, which need not be there."""
+
+    def savefig(self, file, **kwargs):
+        file.write(b"picture")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seeds": [1, 1]}, "one or more different numbers"),
+        ({"num_clips": 1}, "`--num_clips` is 2 at least"),
+        ({"num_train_clips": 8, "num_calibration_clips": 9}, "between 1 and the 8"),
+        ({"latency_rounds": 0}, "are 1 at least"),
+    ],
+)
+def test_bad_numbers_are_refused_before_anything_runs(baselines, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        baselines.Arguments(**wrong)
+
+
+def test_a_folder_of_other_settings_is_refused(baselines, tmp_path):
+    baselines.keep_settings(baselines.Arguments(output_dir=tmp_path, seeds=[0]))
+    baselines.keep_settings(baselines.Arguments(output_dir=tmp_path, seeds=[0, 1, 2], num_parallel=2))
+    with pytest.raises(ValueError, match="has other settings"):
+        baselines.keep_settings(baselines.Arguments(output_dir=tmp_path, max_train_steps=2))
