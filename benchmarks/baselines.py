@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from vdmini_diffusers.demo.held_out import HeldOutMeasure
+from vdmini_diffusers.demo.measures import HeldOutImages
 
 from vdmini_diffusers.analysis.calibration import reconstruction_losses
 from vdmini_diffusers.analysis.scores import notes_on
@@ -36,7 +36,6 @@ from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.demo.training_runs import complete_run, recipe_flags
-from vdmini_diffusers.evaluation.continuation import psnr
 from vdmini_diffusers.evaluation.detectors import I3DDetector
 from vdmini_diffusers.evaluation.i3d import I3D, load_i3d
 from vdmini_diffusers.evaluation.latency import time_in_turns
@@ -156,15 +155,15 @@ class Judge:
     """Makes videos of held-out clips and measures them. Numbers are kept beside the model."""
 
     def __init__(self, args: Arguments, detector: I3D):
-        self.measure = HeldOutMeasure(args.num_clips, detector=detector)
+        self.measure = HeldOutImages(args.num_clips, detector=detector)
         self.teacher = self.measure.generate(args.teacher, num_inference_steps=1)
 
     def __call__(self, pipeline: Path, file: Path) -> dict[str, float]:
         if not file.exists():
             videos = self.measure.generate(pipeline, num_inference_steps=1)
-            numbers = self.measure.distances(videos)
-            if not np.array_equal(videos.frames, self.teacher.frames):
-                numbers["psnr_to_teacher"] = psnr(videos.frames[:, 1:], self.teacher.frames[:, 1:])
+            is_teacher = np.array_equal(videos.frames, self.teacher.frames)
+            per_clip = self.measure.per_clip(videos, None if is_teacher else self.teacher)
+            numbers = self.measure.distances(videos) | {name: float(each.mean()) for name, each in per_clip.items()}
             write_file(file, json.dumps(numbers).encode())
         return json.loads(file.read_text())
 
@@ -244,7 +243,7 @@ class StageClock:
 Results = dict[str, dict[int, dict[str, float]]]  # by row and seed
 
 
-MEASURES = ("fvd", "kvd", "psnr_to_teacher")
+MEASURES = ("fvd", "kvd", "right_way", "speed", "sharpness", "psnr_to_teacher")
 
 
 def levels_of(results: Results) -> list[dict[str, Any]]:

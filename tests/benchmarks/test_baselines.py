@@ -21,7 +21,8 @@ def baselines():
 
 
 def numbers(fvd):
-    return {"fvd": fvd, "kvd": fvd / 10, "psnr_to_teacher": 20.0}
+    shown = {"right_way": 0.5, "speed": 0.8, "sharpness": 0.9}
+    return {"fvd": fvd, "kvd": fvd / 10, "psnr_to_teacher": 20.0, **shown}
 
 
 RESULTS = {
