@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from vdmini_diffusers.demo.measures import HeldOutImages
 
 from vdmini_diffusers.analysis.calibration import reconstruction_losses
 from vdmini_diffusers.analysis.scores import notes_on
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.latents import PrecomputedLatents
+from vdmini_diffusers.demo.measures import HeldOutImages
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.demo.training_runs import complete_run, recipe_flags
