@@ -15,8 +15,8 @@ from torch.autograd import forward_ad
 class Rewrite:
     """Base of the classes that `optimize` gives to modules: each subclasses a stock class too and adds no state.
 
-    Its forward pass computes where the module is one that it replaces; else that of the stock class does. What keeps
-    a bound forward pass, as hooks that offload layers do, may call it after `restore` as well: then it is the stock one.
+    Its forward pass computes where the module is one that it replaces; else that of the stock class does. Hooks that
+    offload layers keep a bound forward pass: called after `restore`, it is the stock one.
     """
 
     def __init_subclass__(cls) -> None:
@@ -41,7 +41,7 @@ class Rewrite:
 
 
 def is_inference(*modules: nn.Module) -> bool:
-    """No gradients of any kind, no autocast, no `torch.func`, and nothing that watches or replaces what is inside `modules`.
+    """No derivatives, no autocast, no `torch.func`, and nothing that watches or replaces what is inside `modules`.
 
     A rewrite works in place, passes by children and reads their weights; hooks (feature taps, offloading of single
     layers), compiled children and forward passes that were put in a child's place would be missed. Hooks of `modules`
