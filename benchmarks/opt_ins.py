@@ -178,7 +178,7 @@ def decoder_rows(args: Arguments) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def decode_in_this_process(args: Arguments) -> list[dict[str, Any]]:
-    """One row: the process's own time for the second clip, which other work does not lengthen; a hash of the frames."""
+    """One row: the process's own time for a second clip, and a hash of its frames."""
     vae = build_network(VDMiniAutoencoderKLTemporalDecoder, "cpu", torch.float32)
     latents = torch.randn(args.num_frames, 4, args.height // 8, args.width // 8)
     optimize(vae).decode(latents, num_frames=args.num_frames)
