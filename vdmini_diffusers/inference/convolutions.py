@@ -60,9 +60,9 @@ def add_temporal_products(
     """Write the convolution of `x`, `(channels, frames * positions)`, into `y`, which has the output's channels."""
     before, same, after = weights
     if bias is None:
-        torch.mm(same, x, out=y)
-    else:
-        torch.addmm(bias[:, None], same, x, out=y)
+        y.addmm_(same, x, beta=0)
+    else:  # what `torch.addmm(..., out=y)` does, which does not compile for channels-last memory
+        y.copy_(bias[:, None]).addmm_(same, x)
     if x.shape[1] > positions:
         y[:, positions:].addmm_(before, x[:, :-positions])
         y[:, :-positions].addmm_(after, x[:, positions:])
