@@ -100,6 +100,7 @@ setup(
     package_data={
         "vdmini_diffusers": ["py.typed"],
         "vdmini_diffusers.demo": ["*.png", "examples/*", "i2v_teacher/*", "i2v_teacher/*/*", "t2v_*/*", "t2v_*/*/*"],
+        "vdmini_diffusers.evaluation": ["paper_networks.json"],
         "vdmini_diffusers.model_cards": ["*.md"],
     },
 )
