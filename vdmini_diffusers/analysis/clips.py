@@ -49,7 +49,8 @@ def read_clips(
     if len(videos) < first + num_clips:
         raise ValueError(
             f"{folder} has {len(videos)} videos, and {first + num_clips} are needed: no clip is used twice, and real"
-            " clips to compare with are others than those that videos are made from."
+            " clips to compare with are others than those that videos are made from. Give more videos, or a smaller"
+            " --num_videos."
         )
     clips = []
     for i, video in enumerate(videos[first : first + num_clips], start=first):

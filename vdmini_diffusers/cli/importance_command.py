@@ -17,7 +17,8 @@ from vdmini_diffusers.analysis.pictures import bars, png, sheet
 from vdmini_diffusers.analysis.scores import standard_scores
 from vdmini_diffusers.evaluation.detectors import load_detector
 from vdmini_diffusers.families import find_family
-from vdmini_diffusers.serialization.atomic import write_file
+from vdmini_diffusers.generation.opening import open_pipeline
+from vdmini_diffusers.serialization.atomic import check_apart, write_file
 
 
 @dataclass
@@ -72,15 +73,13 @@ class ImportanceArguments:
 
 def importance_command(args: ImportanceArguments) -> None:
     """Measure the importance of a denoiser's parts, and write tables and plots."""
+    check_apart(args.output_dir, {"the model": args.pretrained_model_name_or_path, "the videos": args.real_videos})
     family = find_family(args.pretrained_model_name_or_path, args.revision)
+    _check_inputs(args, family.pipeline_tag)
     state = Accelerator().state
     detector = load_detector("i3d", device=state.device) if args.fvd else None
-    pipe = family.pipeline.from_pretrained(
-        args.pretrained_model_name_or_path,
-        variant=args.variant,
-        revision=args.revision,
-        dtype=getattr(torch, args.dtype),
-    )
+    name, dtype = args.pretrained_model_name_or_path, getattr(torch, args.dtype)
+    pipe = open_pipeline(name, family, dtype, variant=args.variant, revision=args.revision)
     _place(pipe, args.offload, state.device)
     denoiser = getattr(pipe, args.component or family.denoiser)
     generate, real = _videos_of(args, pipe, family.pipeline_tag)
@@ -116,8 +115,8 @@ def _place(pipe: Any, offload: str, device: torch.device) -> None:
         pipe.to(device)
 
 
-def _videos_of(args: ImportanceArguments, pipe: Any, task: str) -> tuple[FixedVideos, Any]:
-    """The videos to make, and real clips for FVD, or None."""
+def _check_inputs(args: ImportanceArguments, task: str) -> None:
+    """Raises `ValueError` unless the arguments say what the videos are made from."""
     if task not in ("image-to-video", "text-to-video"):
         raise ValueError(f"Importance is measured of image-to-video and text-to-video pipelines, not of {task}.")
     from_image = task == "image-to-video"
@@ -125,6 +124,11 @@ def _videos_of(args: ImportanceArguments, pipe: Any, task: str) -> tuple[FixedVi
         raise ValueError("`--real_videos` is needed: image to video starts from them, and FVD compares with them.")
     if not from_image and args.prompts is None:
         raise ValueError("`--prompts` is needed for text to video.")
+
+
+def _videos_of(args: ImportanceArguments, pipe: Any, task: str) -> tuple[FixedVideos, Any]:
+    """The videos to make, and real clips for FVD, or None."""
+    from_image = task == "image-to-video"
     settings = {name: getattr(args, name) for name in ("num_frames", "height", "width", "num_inference_steps")}
     inputs: list[dict[str, Any]] = [{} for _ in range(args.num_videos)]
     if from_image:
