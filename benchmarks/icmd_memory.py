@@ -378,8 +378,8 @@ def check_count(task: str, batch_size: int) -> str:
     real = peak_besides(parts, inputs, False)
     grown -= 4 * num_values(parts.student)  # its gradients, which the count leaves out
     return (
-        f"demo teacher of {task}, {batch_size} clips: counted {fake / 2**20:.1f} MiB of fake and {real / 2**20:.1f} MiB"
-        f" of real tensors; the process grew by {grown / 2**20:.1f} MiB"
+        f"demo teacher of {task}, {batch_size} clips: counted {fake / 2**20:.1f} MiB of fake and"
+        f" {real / 2**20:.1f} MiB of real tensors; the process grew by {grown / 2**20:.1f} MiB"
     )
 
 

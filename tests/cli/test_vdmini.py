@@ -217,8 +217,8 @@ def test_messages_name_the_command_s_flags_and_those_of_the_script_as_such():
         (["prune", "{teacher}", "--out", "{teacher}", "--overwrite"], "is the teacher"),
         (["info", "{teacher}", "--picture", "{tmp}/list.json"], "list.json exists: give another name"),
         (["info", "{teacher}", "--picture", "{tmp}/new.jpg"], "new.jpg should end in .png"),
-        (["generate", "--image", "x", "--fps", "nan"], "nan is no finite number"),
-        (["generate", "--image", "x", "--memory", "inf"], "inf is no finite number"),
+        (["generate", "--image", "x", "--fps", "nan"], "Invalid value for '--fps'"),
+        (["generate", "--image", "x", "--memory", "inf"], "Invalid value for '--memory'"),
         (["generate", "--prompt", "x", "--device", "meta", "--out", "{tmp}/x.gif"], "There is no device 'meta'"),
     ],
 )
