@@ -3,14 +3,11 @@
 import dataclasses
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from checkout import ROOT
 from torch import nn
-
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
