@@ -180,6 +180,7 @@ def test_messages_name_the_command_s_flags_and_those_of_the_script_as_such():
         "--real and --generated: give --pipeline, --num_clips or --detector_weights.", main.app, "evaluate"
     )
     assert shown == "REAL and GENERATED: give --model, --num-clips or --detector_weights of benchmarks/fvd.py."
+    assert with_own_flags("--debug shows where", main.app, "score") == "--debug shows where"
     kept = "give --output_dir, or pip install --no-deps"
     assert with_own_flags(kept, main.app, "generate") == kept
     assert with_own_flags(kept, main.app, "score") == "give --out, or pip install --no-deps"

@@ -72,7 +72,7 @@ def with_own_flags(message: str, app: Any, command: str) -> str:
         return message
     script, renamed = SHARED_WORK[command]
     group: Any = get_command(app)
-    own = {name for parameter in group.commands[command].params for name in parameter.opts}
+    own = {"--debug", "--help", *(name for parameter in group.commands[command].params for name in parameter.opts)}
 
     def own_name(flag: re.Match[str]) -> str:
         dashed = f"--{flag[1].replace('_', '-')}"
