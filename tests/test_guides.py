@@ -117,7 +117,7 @@ def wrong_pictures(tmp_path, monkeypatch):
         "empty.png": b"",
         "notes.jpg": b"no picture, but text",
         "phone.heic": b"\0\0\0\x18ftypheic",
-        "clip.mp4": b"\0\0\0\x18ftypisom",
+        "film.mov": b"\0\0\0\x18ftypisom",
         "drawing.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
     }.items():
         Path(name).write_bytes(content)
