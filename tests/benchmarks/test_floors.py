@@ -3,16 +3,13 @@
 import dataclasses
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from checkout import ROOT
 from torch import nn
 
 from vdmini_diffusers.evaluation.paper_components import SIZES, ClipSize, pipeline_components
-
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
