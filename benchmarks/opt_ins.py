@@ -54,7 +54,7 @@ KEEPING_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
 }
-PARTS = ("U-Net", "decoder", "transformer", "allocator", "one process")
+PARTS: tuple[str, ...] = ("U-Net", "decoder", "transformer", "allocator", "one process")
 
 
 @dataclass
