@@ -39,6 +39,8 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     except Exception as error:
         if isinstance(error, UnidentifiedImageError):
             reason = _what_else(path)
+        elif isinstance(error, Image.DecompressionBombError):
+            reason = f"it has more than {MAX_PIXELS:,} pixels"
         else:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ValueError(f"{os.fspath(path)!r} cannot be read as a picture: {reason.rstrip('.')}.") from error
