@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from vdmini_diffusers.analysis.parts import Part, plain_config, removable_parts, removed
+from vdmini_diffusers.analysis.parts import Kind, Part, plain_config, removable_parts, removed
 from vdmini_diffusers.analysis.pictures import first_and_last_frames, png
 from vdmini_diffusers.analysis.scores import Clips, Score, notes_on
 from vdmini_diffusers.evaluation.continuation import psnr
@@ -275,15 +275,16 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def select_parts(parts: Mapping[str, Part], wanted: Iterable[str]) -> dict[str, Part]:
-    """Parts by their kinds or their names.
+    """Parts by their kinds or their names. Of a kind of which the denoiser has none, as a U-Net of streams, none is.
 
     Raises:
-        ImportanceError: for what is neither.
+        ImportanceError: for what is neither, and if no part is wanted.
     """
     wanted = list(wanted)
     kinds = {part.kind for part in parts.values()}
-    if unknown := [name for name in wanted if name not in kinds and name not in parts]:
-        raise ImportanceError(
-            f"{unknown[0]!r} is no part of this denoiser, and no kind of its parts: {sorted(kinds)}."
-        )
-    return {name: part for name, part in parts.items() if name in wanted or part.kind in wanted}
+    unknown = [name for name in wanted if name not in get_args(Kind) and name not in parts]
+    chosen = {name: part for name, part in parts.items() if name in wanted or part.kind in wanted}
+    if unknown or not chosen:
+        name = unknown[0] if unknown else " ".join(wanted)
+        raise ImportanceError(f"{name!r} is no part of this denoiser, and no kind of its parts: {sorted(kinds)}.")
+    return chosen

@@ -18,6 +18,7 @@ from vdmini_diffusers.pruning.plans.block_rules import block_counts, places
 
 
 Forward = Callable[..., Any]
+Kind = Literal["stage", "layer", "block", "half", "stream", "sampler"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Part:
     """
 
     name: str
-    kind: Literal["stage", "layer", "block", "half", "stream", "sampler"]
+    kind: Kind
     modules: tuple[str, ...]
     replaced: tuple[str, ...] = ()
     stream: int | None = None
