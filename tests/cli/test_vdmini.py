@@ -175,6 +175,21 @@ def test_prune_score_and_evaluate_do_what_the_scripts_do(vdmini, teacher_folder,
     assert status == 2 and f"There is no {tmp_path}/none" in printed
 
 
+@pytest.mark.slow
+def test_a_student_is_scored_to_the_end_and_the_same_command_goes_on(vdmini, teacher_folder, tmp_path):
+    vdmini("prune", teacher_folder, "--out", tmp_path / "student")
+    for i in range(2):
+        (tmp_path / f"videos/{i}").mkdir(parents=True)
+        Image.new("RGB", (16, 16), (90 * i, 50, 0)).save(tmp_path / f"videos/{i}/0.png")
+    arguments = ("score", tmp_path / "student", "--real-videos", tmp_path / "videos", "--num-videos", 2)
+    status, printed = vdmini(*arguments, "--out", tmp_path / "scores")
+    assert status == 0 and re.search(r"\d+ parts, 5 scores: .*scores/importance\.csv", printed), printed
+    assert {"importance.csv", "importance.json", "first_and_last_frames.png"} <= {
+        path.name for path in (tmp_path / "scores").iterdir()
+    }
+    assert vdmini(*arguments, "--out", tmp_path / "scores")[0] == 0
+
+
 def test_messages_name_the_command_s_flags_and_those_of_the_script_as_such():
     shown = with_own_flags(
         "--real and --generated: give --pipeline, --num_clips or --detector_weights.", main.app, "evaluate"
