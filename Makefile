@@ -54,13 +54,19 @@ test-newest test-oldest: test-%: $(VENV)/.installed-quality
 	$(COMPILE) --upgrade --resolution $(RESOLUTION) --extra test setup.py - --output-file .venv-$*/constraints.txt
 	$(MAKE) test VENV=.venv-$* CONSTRAINTS=.venv-$*/constraints.txt
 
-# The tests against the wheel's files, in a folder that has the tests and nothing else of the checkout.
+# The tests against the wheel's files, in a folder that has the tests and nothing else of the checkout; the command
+# vdmini first. The path to them is absolute, as tests start processes in other folders, which would else find the
+# checkout itself.
 test-wheel: $(VENV)/.installed-test wheel
 	rm -rf .venv-wheel && mkdir .venv-wheel && cp -r tests pyproject.toml .venv-wheel
 	$(PIP) install --quiet --no-deps --target .venv-wheel/site dist/*.whl
-	cd .venv-wheel && PYTHONPATH=site OMP_NUM_THREADS=1 ../$(BIN)/python -m pytest -n auto
+	cd .venv-wheel && export PYTHONPATH="$$PWD/site" OMP_NUM_THREADS=1 \
+	  && site/bin/vdmini generate --image site/vdmini_diffusers/demo/examples/flower.png --out clip.gif \
+	  && ../$(BIN)/python -m pytest -n auto
 
+# Into empty folders: setuptools packs what an earlier build has left, and dist/*.whl is to be one file.
 wheel: $(VENV)/.installed
+	rm -rf build dist
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:

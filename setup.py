@@ -60,9 +60,8 @@ setup(
         "safetensors>=0.8",  # as diffusers 0.42
         "torch>=2.6",  # the first whose `torch.load` reads tensors only unless told otherwise
         "tqdm>=4.67",
-        "typer>=0.16",  # parses the command `vdmini`; huggingface_hub brings it, with rich
         "transformers>=5.11,<5.24",  # older ones rename CLIP's tensors; 5.24 wants peft 0.22, not yet released
-        "typer>=0.15",  # parses the command `vdmini`; huggingface_hub brings it for its own
+        "typer>=0.16",  # parses the command `vdmini`; huggingface_hub brings it, with rich
     ],
     extras_require=EXTRAS,
     # Pipelines and model cards live in top-level folders. In a checkout, the links to them in vdmini_diffusers/ make
@@ -100,6 +99,7 @@ setup(
     package_data={
         "vdmini_diffusers": ["py.typed"],
         "vdmini_diffusers.demo": ["*.png", "examples/*", "i2v_teacher/*", "i2v_teacher/*/*", "t2v_*/*", "t2v_*/*/*"],
+        "vdmini_diffusers.evaluation": ["paper_networks.json"],
         "vdmini_diffusers.model_cards": ["*.md"],
     },
 )

@@ -13,12 +13,10 @@ have no scores worth ranking: in CogVideoX all cost the same, and in U-Nets alph
 Operations are counted on the meta device, here for the clip that is measured and for the models' own clip and depth.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,9 +28,9 @@ from vdmini_diffusers.analysis.f3.layers import attention_class
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.evaluation.latency import build_network, count_tmacs, time_in_turns
+from vdmini_diffusers.evaluation.paper_components import DTYPES, NETWORK_CONFIGS
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Inputs = dict[str, Any]
 
 
@@ -74,9 +72,7 @@ def svd_inputs(frames: int, height: int, width: int) -> Inputs:
 
 
 def videocrafter2(_: int) -> Any:
-    config = json.loads(Path(__file__).with_name("latency_networks.json").read_text())["T2V-Turbo-v2's U-Net"][
-        "config"
-    ]
+    config = NETWORK_CONFIGS["T2V-Turbo-v2's U-Net"]["config"]
     return VDMiniUNet3DConditionModel(**config | {"time_cond_proj_dim": None, "motion_cond_proj_dim": None})
 
 

@@ -31,28 +31,32 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.evaluation.latency import build_network, time_in_turns
+from vdmini_diffusers.evaluation.latency import time_in_turns
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes
+from vdmini_diffusers.evaluation.paper_components import (
+    DTYPES,
+    SIZES,
+    ClipSize,
+    PipelineComponent,
+    Place,
+    pipeline_components,
+)
 from vdmini_diffusers.inference import optimize, restore
 from vdmini_diffusers.serialization.atomic import write_file
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SIZES = {"i2v": (14, 576, 1024), "t2v": (16, 320, 512), "hunyuan": (93, 480, 848)}  # frames, height, width in pixels
-NETWORKS = json.loads(Path(__file__).with_name("latency_networks.json").read_text())
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -100,87 +104,6 @@ class Arguments:
             raise ValueError(f"`--height` and `--width` must be multiples of 64, not {self.height} and {self.width}.")
         if self.rounds < 1 or (self.num_frames is not None and self.num_frames < 1):
             raise ValueError("`--rounds` and `--num_frames` must be at least 1.")
-
-
-@dataclass(frozen=True)
-class Component:
-    """`networks` are the stock one and ours, or the one that both have; `work` runs one of them once."""
-
-    name: str
-    networks: tuple[str, ...]
-    work: Callable[[Any, Callable[..., torch.Tensor]], object]  # the network, and what draws inputs
-    without: str | None = None  # a part that is not needed
-
-
-def components(pipeline: str, frames: int, height: int, width: int) -> list[Component]:
-    height, width = height // 8, width // 8
-    if pipeline == "i2v":
-        unets, vaes = ("SVD's U-Net", "VDMini-I2V's U-Net"), ("SVD's VAE", "VDMini-I2V's VAE")
-        return [
-            Component("image encoder", ("CLIP ViT-H",), lambda net, draw: net(draw(1, 3, 224, 224))),
-            Component(
-                "VAE encoder", vaes[:1], lambda net, draw: net.encode(draw(1, 3, 8 * height, 8 * width)), "decoder"
-            ),
-            Component(
-                "U-Net, one step",
-                unets,
-                lambda net, draw: net(
-                    draw(1, frames, 8, height, width), 1.6378, draw(1, 1, 1024), added_time_ids=draw(1, 3)
-                ),
-            ),
-            Component(
-                "VAE decoder",
-                vaes,
-                lambda net, draw: net.decode(draw(frames, 4, height, width), num_frames=frames),
-                "encoder",
-            ),
-        ]
-    if pipeline == "t2v":
-        return [
-            Component("text encoder", ("VideoCrafter2's text encoder",), lambda net, draw: net(draw(1, 77).long())),
-            Component(
-                "U-Net, one step",
-                ("T2V-Turbo-v2's U-Net", "VDMini-T2V's U-Net"),
-                lambda net, draw: net(
-                    draw(1, 4, frames, height, width),
-                    999,
-                    draw(1, 77, 1024),
-                    timestep_cond=draw(1, 256),
-                    motion_cond=draw(1, 256),
-                    fps=8,
-                ),
-            ),
-            Component(
-                "VAE decoder",
-                ("Stable Diffusion's VAE",),
-                lambda net, draw: net.decode(draw(frames, 4, height, width)),
-                "encoder",
-            ),
-        ]
-    return [
-        Component(
-            "transformer, one step",
-            ("HunyuanVideo", "VDMini-T2V-HY"),
-            lambda net, draw: net(
-                draw(1, 16, (frames - 1) // 4 + 1, height, width),
-                timestep=draw(1).to(torch.long),
-                encoder_hidden_states=draw(1, 256, 4096),
-                encoder_attention_mask=draw(1, 256).to(torch.long),
-                pooled_projections=draw(1, 768),
-                guidance=draw(1),
-            ),
-        )
-    ]
-
-
-def make_network(name: str, without: str | None) -> nn.Module:
-    (library, class_name), config = NETWORKS[name]["class"], NETWORKS[name]["config"]
-    cls = getattr(import_module(library), class_name)
-    config_class = getattr(cls, "config_class", None)  # of transformers
-    network = cls(config_class(**config)) if config_class else cls(**config)
-    if without is not None:
-        delattr(network, without)
-    return network
 
 
 class KernelCounter(TorchDispatchMode):
@@ -307,26 +230,20 @@ class Pass:
 
 
 @torch.no_grad()
-def passes_of(pipeline: str, component: Component, args: Arguments) -> list[Pass]:
+def passes_of(pipeline: str, component: PipelineComponent, args: Arguments) -> list[Pass]:
     """A pass of each network, and one of it rewritten if that changes its kernels."""
-    dtype = DTYPES[args.dtype]
-    inputs: dict[tuple[int, ...], torch.Tensor] = {}
-
-    def draw(*shape: int) -> torch.Tensor:
-        if shape not in inputs:
-            with _disable_current_modes():  # they are there before the pass
-                inputs[shape] = torch.randn(shape, device=args.device).to(dtype)
-        return inputs[shape]
+    place = Place(args.device, DTYPES[args.dtype])
+    inputs = component.inputs(place)
 
     def work(network: nn.Module, optimized: bool) -> None:
         with optimized_if(network, optimized):
-            component.work(network, draw)
+            component.run(network, inputs)
 
     works: dict[str, Callable[[], object]] = {}
     counts: dict[str, tuple[list[Kernel], int]] = {}
     weights: dict[str, tuple[int, int]] = {}
     for name in component.networks:
-        network = build_network(partial(make_network, name, component.without), args.device, dtype)
+        network = place.build(name, component.without)
         for optimized in (False, True):
             key = f"{name}|{optimized}"
             works[key] = partial(work, network, optimized)
@@ -350,9 +267,9 @@ def main(args: Arguments) -> None:
     passes, sizes, ceilings = [], [], GPUS
     for pipeline in args.pipelines:
         given = (args.num_frames, args.height, args.width)
-        size = [a if a is not None else b for a, b in zip(given, SIZES[pipeline], strict=True)]
+        size = ClipSize(*(a if a is not None else b for a, b in zip(given, SIZES[pipeline], strict=True)))
         sizes.append(f"{pipeline} {' x '.join(map(str, size))}")
-        for component in components(pipeline, *size):
+        for component in pipeline_components(pipeline, size):
             if args.device != "meta":  # again and again, as other load on the machine comes and goes
                 here = take_ceilings(args.device, DTYPES[args.dtype])
                 ceilings = {"here": Ceilings(*map(max, here, ceilings.get("here", here)))}

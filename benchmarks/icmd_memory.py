@@ -10,8 +10,8 @@ Per GPU, with precomputed latents:
                                   to none), their average if there is one; float32
     + 4 P_student                 DDP's buckets of gradients, on several GPUs that do not divide the student
     + b (P_teacher + P_seen)      the teacher, and the part of the critics' backbone that they see; b bytes a weight, 2
-                                  in bf16
-    + 16 P_heads                  both critics' heads, gradients and moments; float32
+                                  in bf16. For text to video the backbone is the whole ODE teacher
+    + 16 P_heads                  the critics' heads, gradients and moments; float32
     + what lives besides          activations, features, what backward makes on its way
 
 Where FSDP2 divides the student over N GPUs, its first term is divided by N, and so is the teacher's if it is divided
@@ -25,40 +25,54 @@ the process grew by. GPUs hold besides: CUDA's context, kernels' workspaces, and
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNetSpatioTemporalConditionModel
+from diffusers import LCMScheduler, UNetSpatioTemporalConditionModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vdmini_diffusers.cli.markdown_table import markdown_table
-from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.demo.teachers import I2V_TEACHER
+from vdmini_diffusers.cli.script import parse_arguments, peek_argument, run
+from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_TEACHER
 from vdmini_diffusers.distillation.critics import CriticFeatures, InstanceNoise
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
 from vdmini_diffusers.distillation.losses import discriminator_loss, generator_loss, icd_loss
+from vdmini_diffusers.distillation.ode_teacher import DiffusionSchedule, ODETeacher
 from vdmini_diffusers.distillation.recomputation import recompute_layers
 from vdmini_diffusers.distillation.tasks.base import ModelInputs
+from vdmini_diffusers.distillation.tasks.consistency import ConsistencyInputs, ConsistencyTask
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes, grown_by
 from vdmini_diffusers.families.svd import SVD
-from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
+from vdmini_diffusers.families.videocrafter import VIDEOCRAFTER
+from vdmini_diffusers.models import VDMiniUNet3DConditionModel, VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.pruning import VDMINI_UNET
 from vdmini_diffusers.trainers.distill import OBJECTIVES
 
 
 GIB = 2**30
 ROOT = Path(__file__).parents[1]
-RECIPES = ("icmd_i2v_24gb", "icmd_i2v_80gb", "icmd_i2v_paper_8x80gb")
+RECIPES = ("icmd_i2v_24gb", "icmd_i2v_80gb", "icmd_i2v_paper_8x80gb", "icmd_t2v_24gb")
 STUDENT_UNITS = ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel")  # what FSDP wraps
-TASK = SingleStepTask(SVD)  # with its distribution of noise levels in real tensors, as it is checked
 SVD_CONFIG = {"num_attention_heads": (5, 10, 20, 20), "num_frames": 14, "sample_size": 96}
+T2V_TURBO_V2_CONFIG = {
+    "down_block_types": ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
+    "up_block_types": ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "mid_block_type": "UNetMidBlock3DCrossAttn",
+    "time_cond_proj_dim": 256,
+    "motion_cond_proj_dim": 256,
+    "fps_cond": True,
+}
+VIDEOCRAFTER2 = {"time_cond_proj_dim": None, "motion_cond_proj_dim": None}
+NUM_TOKENS = 77  # of a prompt
 # Bytes for each weight: bitsandbytes has two of 8 bits, and for every 256 of each a scale in float32.
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 * (1 + 4 / 256), "adafactor": 0.0}
 
@@ -82,6 +96,7 @@ class Recipe(NamedTuple):
     """What settings say about memory. `clip` is the shape of its latents."""
 
     name: str
+    task: str
     num_gpus: int
     gradient_checkpointing: bool
     optimizer: str
@@ -95,48 +110,135 @@ def read_recipe(file: Path) -> Recipe:
     Raises:
         ValueError: for a recipe that the formula is not for.
     """
-    kinds = (RecipeTask, *OBJECTIVES["single_step"].arguments)
     argv = ["--config", str(file), "--precomputed_data_dir", "path/to/latents"]
-    models, args, critics, losses, data = parse_arguments(kinds, argv=argv)
-    counted = (models.task, args.rank, args.mixed_precision, critics.critic_backbone, losses.joint_critic)
-    if counted != ("i2v", None, "bf16", None, False):
-        raise ValueError(f"{file}: all weights of VDMini-I2V are counted, in bf16 and with both critics on SVD.")
+    task = peek_argument("task", "i2v", argv)
+    if task not in PARTS:
+        raise ValueError(f"{file}: recipes for {', '.join(PARTS)} are counted here, not for {task}.")
+    objective = OBJECTIVES[{"i2v": "single_step", "t2v": "consistency"}[task]]
+    kinds = (RecipeTask, *objective.arguments, *objective.own)
+    _, args, critics, losses, data, *own = parse_arguments(kinds, argv=argv)
+    counted = (args.rank, args.mixed_precision, critics.critic_backbone, losses.joint_critic)
+    if counted != (None, "bf16", None, False):
+        raise ValueError(f"{file}: all weights are counted, in bf16 and with the critics on the multi-step model.")
+    if task == "t2v":
+        consistency, rewards = own
+        is_shared = consistency.ode_teacher_model_name_or_path != "teacher"
+        if not is_shared or losses.lambda_data_critic or rewards.image_rewards or rewards.video_rewards:
+            raise ValueError(f"{file}: MCA's critic alone is counted, on VideoCrafter2 as ODE teacher; no rewards.")
     gpus = re.search(r"_(\d+)x\d+gb$", file.stem)
     clip = (args.train_batch_size, data.num_frames, 4, data.height // 8, data.width // 8)
     num_gpus = int(gpus[1]) if gpus else 1
-    return Recipe(file.stem, num_gpus, args.gradient_checkpointing, args.optimizer, args.use_ema, clip)
+    return Recipe(file.stem, task, num_gpus, args.gradient_checkpointing, args.optimizer, args.use_ema, clip)
 
 
 class Parts:
-    """What takes part in a step, on one device, in the current tensor mode."""
+    """What takes part in a step of a family's students, on one device, in the current tensor mode."""
 
-    def __init__(self, teacher_config: dict, teacher_dtype: torch.dtype, gradient_checkpointing: bool):
-        student = VDMiniUNetSpatioTemporalConditionModel(**VDMINI_UNET.student_config(teacher_config))
-        self.student = student.train()
+    student_class: type[Any]
+    family: Any
+    full_size: Mapping[str, Any]  # of the teacher's U-Net, where it is not its class's default
+    tiny_teacher: Path
+    num_critics: int
+    backbone_row: str
+    task: Any
+
+    def __init__(self, teacher_config: Mapping[str, Any], teacher_dtype: torch.dtype, gradient_checkpointing: bool):
+        self.student = self.student_class(**VDMINI_UNET.student_config(teacher_config)).train()
         torch.set_default_dtype(teacher_dtype)  # fake weights cannot be converted
-        self.teacher = UNetSpatioTemporalConditionModel(**teacher_config).requires_grad_(False)
-        backbone: Any = UNetSpatioTemporalConditionModel(**teacher_config).requires_grad_(False)
+        self.teacher = self.teacher_class(**teacher_config).requires_grad_(False)
+        self.backbone = self.make_backbone(teacher_config).requires_grad_(False)
         torch.set_default_dtype(torch.float32)
-        backbone.mid_block, backbone.up_blocks = None, nn.ModuleList()  # as in training
-        self.backbone = backbone
         self.pairs = VDMINI_UNET.feature_pairs(self.teacher.config)
         if gradient_checkpointing:
-            for model in (student, backbone):
-                recompute_layers(model, SVD.recomputed_layers)
-        channels = dict(zip(SVD.critic_taps["blocks"], self.teacher.config.block_out_channels, strict=True))
-        width = self.teacher.config.cross_attention_dim
-        self.critics = nn.ModuleList(DiscriminatorHeads(channels, width) for _ in range(2))
+            for model in (self.student, self.backbone):
+                recompute_layers(model, self.family.recomputed_layers)
+        channels = dict(zip(self.family.critic_taps["blocks"], self.teacher.config.block_out_channels, strict=True))
+        self.width = self.teacher.config.cross_attention_dim
+        self.critics = nn.ModuleList(DiscriminatorHeads(channels, self.width) for _ in range(self.num_critics))
         self.optimizer = torch.optim.AdamW(self.student.parameters(), fused=False, foreach=False)
 
+    @property
+    def teacher_class(self) -> type[Any]:
+        return UNetSpatioTemporalConditionModel
 
-def draw(shape: tuple[int, ...], embedding_width: int) -> ModelInputs:
-    latents = torch.randn(shape)
-    conditioning = {
-        "image_latents": latents[:, 0].clone(),
-        "image_embeds": torch.randn(len(latents), 1, embedding_width),
-        "added_time_ids": torch.randn(len(latents), 3),
-    }
-    return ModelInputs(latents, latents + torch.randn(shape), torch.ones(len(latents)), conditioning)
+    def make_backbone(self, teacher_config: Mapping[str, Any]) -> Any:
+        """The frozen network that the critics see."""
+        raise NotImplementedError
+
+    def draw(self, shape: tuple[int, ...]) -> ModelInputs:
+        """Inputs of a step, for latents of that shape."""
+        raise NotImplementedError
+
+
+class ImageToVideo(Parts):
+    """VDMini-I2V: the critics of the teacher and of the data, on the down blocks of SVD."""
+
+    student_class, family, num_critics = VDMiniUNetSpatioTemporalConditionModel, SVD, 2
+    full_size, tiny_teacher = SVD_CONFIG, I2V_TEACHER
+    backbone_row = "critics' backbone, its down blocks"
+    task = SingleStepTask(SVD)  # with its distribution of noise levels in real tensors, as it is checked
+
+    def make_backbone(self, teacher_config: Mapping[str, Any]) -> Any:
+        backbone: Any = self.teacher_class(**teacher_config)
+        backbone.mid_block, backbone.up_blocks = None, nn.ModuleList()  # as in training
+        return backbone
+
+    def draw(self, shape: tuple[int, ...]) -> ModelInputs:
+        latents = torch.randn(shape)
+        conditioning = {
+            "image_latents": latents[:, 0].clone(),
+            "image_embeds": torch.randn(len(latents), 1, self.width),
+            "added_time_ids": torch.randn(len(latents), 3),
+        }
+        return ModelInputs(latents, latents + torch.randn(shape), torch.ones(len(latents)), conditioning)
+
+
+class TextToVideo(Parts):
+    """VDMini-T2V: MCA's critic, on VideoCrafter2, which also solves the ODE."""
+
+    student_class, family, num_critics = VDMiniUNet3DConditionModel, VIDEOCRAFTER, 1
+    full_size, tiny_teacher = T2V_TURBO_V2_CONFIG, T2V_TEACHER
+    backbone_row = "ODE teacher, which the critic stands on"
+
+    @property
+    def teacher_class(self) -> type[Any]:
+        return VDMiniUNet3DConditionModel
+
+    def make_backbone(self, teacher_config: Mapping[str, Any]) -> Any:
+        return self.teacher_class(**{**teacher_config, **VIDEOCRAFTER2})
+
+    def make_task(self, schedule: DiffusionSchedule, uncond_prompt_embeds: torch.Tensor) -> None:
+        """With real tensors, as its noise levels are checked."""
+        ode_teacher = ODETeacher(self.family.predict, self.backbone, schedule, uncond_prompt_embeds)
+        self.task = ConsistencyTask(self.family, self.student, schedule, ode_teacher)
+
+    def draw(self, shape: tuple[int, ...]) -> ModelInputs:
+        num, latents = shape[0], torch.randn(shape)
+        conditioning = {
+            "prompt_embeds": torch.randn(num, NUM_TOKENS, self.width),
+            "pooled_prompt_embeds": torch.randn(num, self.width),
+            **{name: torch.ones(num) for name in ("fps", "guidance", "motion_guidance")},
+        }
+        timesteps, guided = torch.full((num,), 499), torch.ones(num, dtype=torch.bool)
+        return ConsistencyInputs(latents, latents + torch.randn(shape), timesteps, conditioning, None, guided)
+
+
+PARTS: dict[str, type[Parts]] = {"i2v": ImageToVideo, "t2v": TextToVideo}
+
+
+def make_parts(
+    task: str, config: Mapping[str, Any] | None, dtype: torch.dtype, gradient_checkpointing: bool, mode: Any
+) -> Parts:
+    """The parts of a step in a tensor mode; without a config, of full size."""
+    kind = PARTS[task]
+    with mode:
+        full = kind.student_class if task == "t2v" else UNetSpatioTemporalConditionModel
+        config = dict(full(**kind.full_size).config) if config is None else config
+        config = {name: value for name, value in config.items() if not name.startswith("_")}
+        parts = kind(config, dtype, gradient_checkpointing)
+    if isinstance(parts, TextToVideo):
+        parts.make_task(DiffusionSchedule.of(LCMScheduler()), torch.zeros(1, NUM_TOKENS, parts.width))
+    return parts
 
 
 def step(parts: Parts, inputs: ModelInputs, autocast: bool) -> None:
@@ -144,15 +246,17 @@ def step(parts: Parts, inputs: ModelInputs, autocast: bool) -> None:
     given = inputs.noisy_latents, inputs.noise_levels, inputs.conditioning
     mixed = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
     noise = InstanceNoise(torch.randn_like(inputs.clean_latents), torch.ones_like(inputs.noise_levels))
-    critic_features = CriticFeatures(TASK, parts.backbone)
+    task = parts.task
+    critic_features = CriticFeatures(task, parts.backbone)
     with mixed, FeatureTaps(parts.student, [name for name, _ in parts.pairs]) as student_features:
-        denoised = TASK.denoise(parts.student, *given)
+        denoised = task.denoise(parts.student, *given)
     taps = FeatureTaps(parts.teacher, [name for _, name in parts.pairs])
     with torch.no_grad(), mixed, taps as teacher_features:
-        teacher_denoised = TASK.denoise(parts.teacher, *given)
-    losses = list(TASK.losses(denoised, inputs).values())
+        teacher_denoised = task.denoise(parts.teacher, *given)
+    with mixed:  # as accelerate has it within the student, which makes its own target for text to video
+        losses = list(task.losses(denoised, inputs).values())
     losses.append(icd_loss(student_features, teacher_features, parts.pairs))
-    critic_condition = TASK.critic_condition(noise.levels, inputs.conditioning)
+    critic_condition = task.critic_condition(noise.levels, inputs.conditioning)
     with mixed:
         fake = critic_features(denoised, noise, inputs)
     for critic in parts.critics:
@@ -160,7 +264,8 @@ def step(parts: Parts, inputs: ModelInputs, autocast: bool) -> None:
         losses.append(generator_loss(critic(fake, *critic_condition)))
     torch.stack(losses).sum().backward()
     with torch.no_grad(), mixed:
-        real = [critic_features(latents, noise, inputs) for latents in (teacher_denoised, inputs.clean_latents)]
+        clean = (teacher_denoised, inputs.clean_latents)[: len(parts.critics)]
+        real = [critic_features(latents, noise, inputs) for latents in clean]
     fake = {name: feature.detach() for name, feature in fake.items()}
     for critic, features in zip(parts.critics, real, strict=True):
         critic.requires_grad_(True)
@@ -209,7 +314,7 @@ def of_recipe(recipe: Recipe, parts: Parts, besides: int) -> dict[str, float]:
         "average": 4 * num_student * recipe.use_ema,
         "buckets of DDP": 4 * num_student * (recipe.num_gpus > 1),
         "teacher": 2 * num_values(parts.teacher),
-        "critics' backbone, its down blocks": 2 * num_values(parts.backbone),
+        parts.backbone_row: 2 * num_values(parts.backbone),
         "critics": 16 * num_values(parts.critics),
         "activations and the like": besides,
     }
@@ -250,44 +355,47 @@ def write_table(columns: Mapping[str, Mapping[str, float]]) -> str:
     )
 
 
-def count_full_size(clip: tuple[int, ...], gradient_checkpointing: bool) -> tuple[Parts, int]:
-    with FakeTensorMode():
-        full = dict(UNetSpatioTemporalConditionModel(**SVD_CONFIG).config)
-        full = {name: value for name, value in full.items() if not name.startswith("_")}
-        parts = Parts(full, torch.bfloat16, gradient_checkpointing)
-        with norms_in_float32():
-            return parts, peak_besides(parts, draw(clip, full["cross_attention_dim"]), True)
+def count_full_size(task: str, clip: tuple[int, ...], gradient_checkpointing: bool) -> tuple[Parts, int]:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # such as the table of noise levels
+    parts = make_parts(task, None, torch.bfloat16, gradient_checkpointing, mode)
+    with mode, norms_in_float32():
+        return parts, peak_besides(parts, parts.draw(clip), True)
 
 
-def check_count(batch_size: int) -> str:
+def check_count(task: str, batch_size: int) -> str:
     """What a tiny step takes, measured in three ways: fake, real, and real without the counter."""
-    config = UNetSpatioTemporalConditionModel.load_config(I2V_TEACHER / "unet")
-    tiny = {name: value for name, value in config.items() if not name.startswith("_")}
-    shape = (batch_size, tiny["num_frames"], 4, tiny["sample_size"], tiny["sample_size"])
-    with FakeTensorMode():
-        fake = peak_besides(Parts(tiny, torch.float32, True), draw(shape, tiny["cross_attention_dim"]), False)
-    parts, inputs = Parts(tiny, torch.float32, True), draw(shape, tiny["cross_attention_dim"])
+    kind, mode = PARTS[task], FakeTensorMode(allow_non_fake_inputs=True)
+    config = kind.student_class.load_config(kind.tiny_teacher / "unet")
+    side = config["sample_size"]
+    shape = (batch_size, config.get("num_frames", 8), 4, side, side)
+    parts = make_parts(task, config, torch.float32, True, mode)
+    with mode:
+        fake = peak_besides(parts, parts.draw(shape), False)
+    parts = make_parts(task, config, torch.float32, True, nullcontext())
+    inputs = parts.draw(shape)
     grown = grown_by(lambda: step(parts, inputs, False))
     parts.student.zero_grad()
     real = peak_besides(parts, inputs, False)
     grown -= 4 * num_values(parts.student)  # its gradients, which the count leaves out
     return (
-        f"demo teacher, {batch_size} clips: counted {fake / 2**20:.1f} MiB of fake and {real / 2**20:.1f} MiB of real"
-        f" tensors; the process grew by {grown / 2**20:.1f} MiB"
+        f"demo teacher of {task}, {batch_size} clips: counted {fake / 2**20:.1f} MiB of fake and"
+        f" {real / 2**20:.1f} MiB of real tensors; the process grew by {grown / 2**20:.1f} MiB"
     )
 
 
 def main(args: Arguments) -> None:
     recipes = [read_recipe(file) for file in args.recipes]  # all, before anything is counted
-    print(check_count(args.tiny_batch_size), flush=True)
-    columns = {}
-    for recipe in recipes:
-        parts, besides = count_full_size(recipe.clip, recipe.gradient_checkpointing)
-        columns[recipe.name] = of_recipe(recipe, parts, besides)
-        print(f"{recipe.name}: {columns[recipe.name]['sum']:.2f} GiB per GPU", flush=True)
-    print(f"\nSVD, by recipe\n\n{write_table(columns)}", flush=True)
+    for task in dict.fromkeys(recipe.task for recipe in recipes):
+        print(check_count(task, args.tiny_batch_size), flush=True)
+        columns = {}
+        for recipe in recipes:
+            if recipe.task == task:
+                parts, besides = count_full_size(task, recipe.clip, recipe.gradient_checkpointing)
+                columns[recipe.name] = of_recipe(recipe, parts, besides)
+                print(f"{recipe.name}: {columns[recipe.name]['sum']:.2f} GiB per GPU", flush=True)
+        print(f"\n{PARTS[task].family.name}, by recipe\n\n{write_table(columns)}\n", flush=True)
     if args.divided:
-        parts, besides = count_full_size((1, 14, 4, 56, 72), True)
+        parts, besides = count_full_size("i2v", (1, 14, 4, 56, 72), True)
         columns = {}
         for num_gpus, shard in ((1, False), (8, False), (8, True), (64, False), (64, True)):
             head = f"{num_gpus} GPU{'s' * (num_gpus > 1)}{', teacher divided' * shard}"

@@ -9,7 +9,7 @@ Weights are random, and drawn on the device in the dtype. Teacher and student of
 take turns, so that other load on the machine meets both. A time is the median of the rounds, a ratio the median of the
 rounds' ratios, and memory the peak beyond the weights: the allocator's on a GPU, elsewhere that of the living tensors,
 in a round which is not timed. Multiply-accumulates are counted on the meta device. U-Nets run one step without
-guidance; the sum is what a video takes, in 1 (A1) and 16 steps (A3).
+guidance; the sum is what a video takes, in 1 (A1) and in 4, 8 and 16 steps (A3).
 
 `--output` keeps the rows as JSON after each component. Run again, what the file has is not measured again. The paper
 does not say which size Table A5 was measured at, nor what part of a video its times are for.
@@ -19,7 +19,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,19 +32,26 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.networks import build_i2v_scheduler
 from vdmini_diffusers.demo.teachers import T2V_TEACHER
-from vdmini_diffusers.evaluation.latency import build_network, count_tmacs, time_in_turns
+from vdmini_diffusers.evaluation.latency import count_tmacs, time_in_turns
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes
+from vdmini_diffusers.evaluation.paper_components import (
+    DTYPES,
+    MULTIPLES,
+    SIZES,
+    TINY_SIZES,
+    ClipSize,
+    PipelineComponent,
+    Place,
+    pipeline_components,
+)
 from vdmini_diffusers.inference import compile_blocks, optimize, restore
 from vdmini_diffusers.serialization.atomic import write_file
 from vdmini_diffusers.t2v_turbo.convert import scheduler as t2v_scheduler
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SIZES = {"A1": (14, 576, 1024), "A3": (16, 320, 512), "A5": (93, 480, 848)}  # frames, height and width in pixels
-TINY_SIZES = {"A1": (2, 64, 64), "A3": (2, 64, 64), "A5": (5, 64, 64)}
-STEPS = {"A1": 1, "A3": 16, "A5": 1}
+TABLES = {"A1": "i2v", "A3": "t2v", "A5": "hunyuan"}
+STEPS = {"A1": (1,), "A3": (4, 8, 16), "A5": (1,)}
 SUM = "sum"
-NETWORKS = json.loads(Path(__file__).with_name("latency_networks.json").read_text())
 
 
 @dataclass
@@ -74,10 +80,10 @@ class Arguments:
 
     def __post_init__(self):
         given = (self.num_frames, self.height, self.width)
-        sizes = (TINY_SIZES if self.tiny else SIZES)[self.table]
+        sizes = (TINY_SIZES if self.tiny else SIZES)[TABLES[self.table]]
         frames, height, width = (a if a is not None else b for a, b in zip(given, sizes, strict=True))
         chunk_size = frames if self.decode_chunk_size is None else self.decode_chunk_size
-        multiple = 16 if self.table == "A5" else 64  # the VAE's 8, times what the denoiser reduces latents by
+        multiple = MULTIPLES[TABLES[self.table]]
         if min(height, width) < multiple or height % multiple or width % multiple:
             raise ValueError(f"`--height` and `--width` must be multiples of {multiple}, not {height} and {width}.")
         if min(frames, self.rounds, chunk_size) < 1:
@@ -88,51 +94,29 @@ class Arguments:
 
 
 @dataclass(frozen=True)
-class Component:
+class Timed:
     """`builders` make what the teacher and the student have, or share; `work` is timed; `paper`: ms on an A100."""
 
     name: str
     builders: tuple[Callable[[], Any], ...]
     work: Callable[[Any], object]
+    count: Callable[[], list[float]] = list  # 10^12 multiply-accumulates of each
     paper: tuple[float, ...] = ()
 
 
-class Place:
-    """A device, and the dtype and size that networks have there."""
+def timed_component(component: PipelineComponent, place: Place) -> Timed:
+    inputs, meta = component.inputs(place), Place("meta", place.dtype, place.tiny)
 
-    def __init__(self, args: Arguments, device: str):
-        self.tiny, self.device, self.dtype = args.tiny, device, DTYPES[args.dtype]
+    def count() -> list[float]:
+        counted = component.inputs(meta)
+        networks = (meta.build(name, component.without) for name in component.networks)
+        return [count_tmacs(partial(component.run, network, counted)) for network in networks]
 
-    def make(self, name: str, without: str | None = None) -> nn.Module:
-        """A network of latency_networks.json, without one of its parts."""
-        network = NETWORKS[name]
-        library, class_name = network["class"]
-        cls, config = getattr(import_module(library), class_name), network["config"]
-        if self.tiny:
-            config = config | network["tiny"]
-        config_class = getattr(cls, "config_class", None)  # of transformers
-        model = cls(config_class(**config)) if config_class else cls(**config)
-        if without is not None:
-            delattr(model, without)
-        return model
-
-    def build(self, name: str, without: str | None = None) -> Any:
-        return build_network(partial(self.make, name, without), self.device, self.dtype)
-
-    def builder(self, name: str, without: str | None = None) -> Callable[[], Any]:
-        return partial(self.build, name, without)
-
-    def draw(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=self.device, dtype=self.dtype)
+    builders = tuple(partial(place.build, name, component.without) for name in component.networks)
+    return Timed(component.name, builders, lambda network: component.run(network, inputs), count, component.paper)
 
 
-def image_to_video(args: Any, place: Place) -> list[Component]:
-    frames, height, width, chunk_size = args.num_frames, args.height, args.width, args.decode_chunk_size
-    embedding = 16 if args.tiny else 1024
-    noisy, latents = place.draw(1, frames, 8, height // 8, width // 8), place.draw(frames, 4, height // 8, width // 8)
-    embeds, ids, picture = place.draw(1, 1, embedding), place.draw(1, 3), place.draw(1, 3, height, width)
-    pixels = place.draw(1, 3, 224, 224)
-
+def image_to_video_pipelines(args: Any, place: Place) -> Timed:
     def pipeline(unet: str, vae: str) -> VDMiniI2VPipeline:
         image_encoder, scheduler = place.build("CLIP ViT-H"), build_i2v_scheduler()
         pipe = VDMiniI2VPipeline(place.build(vae), image_encoder, place.build(unet), scheduler, CLIPImageProcessor())
@@ -140,36 +124,15 @@ def image_to_video(args: Any, place: Place) -> list[Component]:
         return pipe
 
     def sample(pipe: VDMiniI2VPipeline) -> None:
-        image, size = Image.new("RGB", (width, height)), {"height": height, "width": width, "num_frames": frames}
-        pipe(image, **size, decode_chunk_size=chunk_size, output_type="pt")
+        image = Image.new("RGB", (args.width, args.height))
+        size = {"height": args.height, "width": args.width, "num_frames": args.num_frames}
+        pipe(image, **size, decode_chunk_size=args.decode_chunk_size, output_type="pt")
 
-    teacher, student = ("SVD's U-Net", "SVD's VAE"), ("VDMini-I2V's U-Net", "VDMini-I2V's VAE")
-    return [
-        Component(
-            "U-Net, one step",
-            (place.builder(teacher[0]), place.builder(student[0])),
-            lambda unet: unet(noisy, 1.6378, embeds, added_time_ids=ids),
-            (512, 345),
-        ),
-        Component(
-            "VAE decoder",
-            (place.builder(teacher[1], "encoder"), place.builder(student[1], "encoder")),
-            lambda vae: [vae.decode(chunk, num_frames=len(chunk)) for chunk in latents.split(chunk_size)],
-            (2832, 840.5),
-        ),
-        Component("image encoder", (place.builder("CLIP ViT-H"),), lambda encoder: encoder(pixels), (35, 35)),
-        Component("VAE encoder", (place.builder(teacher[1], "decoder"),), lambda vae: vae.encode(picture), (75, 75)),
-        Component("pipeline", (partial(pipeline, *teacher), partial(pipeline, *student)), sample),
-    ]
+    names = ("SVD's U-Net", "SVD's VAE"), ("VDMini-I2V's U-Net", "VDMini-I2V's VAE")
+    return Timed("pipeline", tuple(partial(pipeline, *each) for each in names), sample)
 
 
-def text_to_video(args: Any, place: Place) -> list[Component]:
-    frames, height, width, chunk_size = args.num_frames, args.height, args.width, args.decode_chunk_size
-    noisy, latents = place.draw(1, 4, frames, height // 8, width // 8), place.draw(frames, 4, height // 8, width // 8)
-    text = place.draw(1, 77, 16 if args.tiny else 1024)
-    tokens = torch.zeros(1, 77, dtype=torch.long, device=place.device)
-    conditions = {"timestep_cond": place.draw(1, 256), "motion_cond": place.draw(1, 256), "fps": 8}
-
+def text_to_video_pipelines(args: Any, place: Place) -> Timed:
     def pipeline(name: str) -> VDMiniT2VPipeline:
         unet, tokenizer = place.build(name), CLIPTokenizer.from_pretrained(T2V_TEACHER / "tokenizer")
         vae, text_encoder = place.build("Stable Diffusion's VAE"), place.build("VideoCrafter2's text encoder")
@@ -179,48 +142,27 @@ def text_to_video(args: Any, place: Place) -> list[Component]:
         return pipe
 
     def sample(pipe: VDMiniT2VPipeline) -> None:
-        size = {"height": height, "width": width, "num_frames": frames, "num_inference_steps": STEPS["A3"]}
-        pipe("a corgi", **size, decode_chunk_size=chunk_size, output_type="pt")
+        size = {"height": args.height, "width": args.width, "num_frames": args.num_frames}
+        steps = {"num_inference_steps": max(STEPS["A3"])}
+        pipe("a corgi", **size, **steps, decode_chunk_size=args.decode_chunk_size, output_type="pt")
 
-    unets = "T2V-Turbo-v2's U-Net", "VDMini-T2V's U-Net"
-    return [
-        Component(
-            "U-Net, one step",
-            (place.builder(unets[0]), place.builder(unets[1])),
-            lambda unet: unet(noisy, 999, text, **conditions),
-            (2554.05 / 16, 1662.26 / 16),
-        ),
-        Component(
-            "VAE decoder",
-            (place.builder("Stable Diffusion's VAE", "encoder"),),
-            lambda vae: [vae.decode(chunk) for chunk in latents.split(chunk_size)],
-            (367.66, 367.66),
-        ),
-        Component(
-            "text encoder",
-            (place.builder("VideoCrafter2's text encoder"),),
-            lambda encoder: encoder(tokens),
-            (13.57, 13.57),
-        ),
-        Component("pipeline", (partial(pipeline, unets[0]), partial(pipeline, unets[1])), sample),
-    ]
+    return Timed(
+        "pipeline", tuple(partial(pipeline, name) for name in ("T2V-Turbo-v2's U-Net", "VDMini-T2V's U-Net")), sample
+    )
 
 
-def hunyuan_video(args: Any, place: Place) -> list[Component]:
-    latents = place.draw(1, 16, (args.num_frames - 1) // 4 + 1, args.height // 8, args.width // 8)
-    text_embedding, pooled_embedding = (16, 16) if args.tiny else (4096, 768)
-    given = {
-        "timestep": torch.full((1,), 999, device=place.device),
-        "encoder_hidden_states": place.draw(1, 256, text_embedding),
-        "encoder_attention_mask": torch.ones(1, 256, dtype=torch.long, device=place.device),
-        "pooled_projections": place.draw(1, pooled_embedding),
-        "guidance": torch.full((1,), 6000.0, device=place.device, dtype=place.dtype),
-    }
-    builders = place.builder("HunyuanVideo"), place.builder("VDMini-T2V-HY")
-    return [Component("transformer, one step", builders, lambda model: model(latents, **given), (366.11, 292.89))]
+PIPELINES = {"A1": image_to_video_pipelines, "A3": text_to_video_pipelines}
 
 
-TABLES = {"A1": image_to_video, "A3": text_to_video, "A5": hunyuan_video}
+def all_timed(args: Arguments) -> list[Timed]:
+    """The components, those that were pruned first, and whole pipelines if they are asked for."""
+    place = Place(args.device, DTYPES[args.dtype], args.tiny)
+    size = ClipSize(*(int(each or 0) for each in (args.num_frames, args.height, args.width)))
+    components = pipeline_components(TABLES[args.table], size, args.decode_chunk_size)
+    found = [timed_component(each, place) for each in sorted(components, key=lambda each: len(each.networks) == 1)]
+    if args.pipeline and args.table in PIPELINES:
+        found.append(PIPELINES[args.table](args, place))
+    return found
 
 
 def networks_of(made: Any) -> list[Any]:
@@ -238,8 +180,8 @@ def pair(name: str, values: Sequence[float | None]) -> dict[str, float]:
     return {key: round(value, 3) for key, value in ends.items() if value is not None}
 
 
-def measure(component: Component, counted: Component, args: Arguments) -> list[dict[str, Any]]:
-    """Time a component: one row, or two with `--compile`, for eager and compiled. `counted` is its like on "meta"."""
+def measure(component: Timed, args: Arguments) -> list[dict[str, Any]]:
+    """One row, or two with `--compile`, for eager and compiled."""
     made = [build() for build in component.builders]
     for each in made:
         if args.compile:
@@ -273,8 +215,7 @@ def measure(component: Component, counted: Component, args: Arguments) -> list[d
     for name, counter in counters.items():
         timings[name].peaks += [counter.peak / 2**20] if counter.peak else []
     sizes = [sum(p.numel() for network in networks_of(each) for p in network.parameters()) / 1e6 for each in made]
-    is_network = isinstance(made[0], nn.Module)
-    macs = [count_tmacs(partial(counted.work, build())) for build in counted.builders] if is_network else []
+    macs = component.count()
     rows = []
     for mode in stances:
         teacher, student = timings[f"{mode} 0"], timings[f"{mode} {len(component.builders) - 1}"]
@@ -309,21 +250,21 @@ def read_rows(output: Path | None) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def main(args: Arguments) -> None:
-    rows = read_rows(args.output)
-    components, counted = (TABLES[args.table](args, Place(args, device)) for device in (args.device, "meta"))
-    in_sum = {component.name for component in components if component.paper}
-    for component, on_meta in zip(components, counted, strict=True):
-        known = component.name in {row["component"] for row in rows}
-        only_compiled = args.compile and len(component.builders) == 1  # of what both pipelines share
-        if known or only_compiled or (component.name not in in_sum and not args.pipeline):
+    rows, works = read_rows(args.output), all_timed(args)
+    in_sum = {work.name for work in works if work.paper}
+    for work in works:
+        known = work.name in {row["component"] for row in rows}
+        only_compiled = args.compile and len(work.builders) == 1  # of what both pipelines share
+        if known or only_compiled:
             continue
-        rows += measure(component, on_meta, args)
+        rows += measure(work, args)
         print(json.dumps(rows[-1]), flush=True)
         if args.output is not None:
             write_file(args.output, json.dumps(rows, indent=2).encode())
     one_device = len({row["device"] for row in rows}) == 1  # where rows were kept, they may be another's
     if len(in_sum) > 1 and not args.compile and one_device:
-        rows.append(total([row for row in rows if row["component"] in in_sum], STEPS[args.table]))
+        parts = [row for row in rows if row["component"] in in_sum]
+        rows += [total(parts, num_steps) for num_steps in STEPS[args.table]]
         if args.output is not None:
             write_file(args.output, json.dumps(rows, indent=2).encode())
     clip = f"{args.num_frames} x {args.height} x {args.width} pixels, {args.dtype}"

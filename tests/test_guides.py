@@ -2,12 +2,18 @@
 
 import ast
 import re
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from printed_commands import ROOT
 from tiny import tiny_svd_pipeline
 from written_latents import write_latents
+
+from vdmini_diffusers.cli import main
 
 
 DOCS = ROOT / "docs"
@@ -102,6 +108,36 @@ def in_order(pieces: list[str], text: str) -> bool:
             return False
         place = found + len(piece)
     return True
+
+
+@pytest.fixture
+def wrong_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, content in {
+        "empty.png": b"",
+        "notes.jpg": b"no picture, but text",
+        "phone.heic": b"\0\0\0\x18ftypheic",
+        "film.mov": b"\0\0\0\x18ftypisom",
+        "drawing.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+    }.items():
+        Path(name).write_bytes(content)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("cut.png")
+    Path("cut.png").write_bytes(Path("cut.png").read_bytes()[:4000])
+    Image.new("F", (8, 8)).save("depth.tiff")
+    Image.new("1", (16000, 16000)).save("poster.png")
+    Path("nothing").mkdir()
+
+
+def test_wrong_pictures_are_answered_as_the_guide_says(wrong_pictures, monkeypatch, capsys):
+    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\S+?)/?`, [^|]+ \| (.+) \|$", text, re.MULTILINE)
+    assert {name for name, _ in rows} == {path.name for path in Path().iterdir()} | {"missing.jpg"}
+    for name, message in rows:
+        monkeypatch.setattr(sys, "argv", ["vdmini", "generate", "--image", name, "--device", "cpu"])
+        with pytest.raises(SystemExit):
+            main.vdmini()
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"Error: {message[:-1]}"), name
 
 
 def test_the_messages_that_are_explained_are_raised(messages):

@@ -174,6 +174,8 @@ def precompute(args: PrecomputeArguments, data_args: VideoDataArguments, acceler
         shards = LatentShards(args.output_dir, settings_of(args, data_args, num_videos))
 
     encode = make_encode(args)
+    size = f"{data_args.num_frames} frames of {data_args.height} x {data_args.width} pixels"
+    logger.info(f"Clips of {size} at {data_args.fps} a second are encoded on {accelerator.device}.")
     total = num_videos and -(-num_videos // accelerator.num_processes)
     with tqdm(total=total, unit="video", disable=not accelerator.is_local_main_process) as progress:
         for shard, rows in shards_of(dataset, args.samples_per_shard):

@@ -13,7 +13,7 @@ from tiny_video_transformers import TRANSFORMERS, cut_by_hand, outputs, tiny_tra
 from torch import nn
 
 from vdmini_diffusers.analysis.parts import removable_parts, removed
-from vdmini_diffusers.pruning import UNetPruningPlan
+from vdmini_diffusers.pruning import VDMINI_UNET, UNetPruningPlan
 
 
 class Passes(nn.Module):
@@ -316,3 +316,11 @@ def test_the_denoiser_is_restored_after_an_error():
 def test_a_network_of_another_kind_has_no_parts():
     with pytest.raises(ValueError, match="A Linear has no parts that can be removed"):
         removable_parts(nn.Linear(2, 2))
+
+
+def test_a_student_without_its_mid_block_has_the_parts_that_are_left():
+    student = student_of(tiny_teacher_unet(), VDMINI_UNET)
+    parts = removable_parts(student)
+    assert "M" not in parts and {part.name for part in parts.values() if part.kind == "stage"} == {
+        *("D.0", "D.1", "D.2", "U.0", "U.1", "U.2")
+    }

@@ -3,14 +3,13 @@
 import dataclasses
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from checkout import ROOT
 from torch import nn
 
-
-ROOT = Path(__file__).parents[2]
+from vdmini_diffusers.evaluation.paper_components import SIZES, ClipSize, pipeline_components
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,7 @@ def test_a_floor_is_set_by_the_slower_of_products_and_traffic(floors):
     ],
 )
 def test_the_counts_are_those_that_were_first_made_by_hand(floors, part, network, tera_macs, gigabytes, milliseconds):
-    component = next(each for each in floors.components("i2v", *floors.SIZES["i2v"]) if each.name == part)
+    component = next(each for each in pipeline_components("i2v", SIZES["i2v"]) if each.name == part)
     component = dataclasses.replace(component, networks=(network,))
     row = floors.passes_of("i2v", component, floors.Arguments())[0].row(floors.GPUS)
     assert row["TMAC"] == pytest.approx(tera_macs, abs=0.006)
@@ -105,7 +104,8 @@ def test_the_counts_are_those_that_were_first_made_by_hand(floors, part, network
 
 @pytest.mark.slow
 def test_on_a_cpu_the_rewrites_are_counted_that_compute_there(floors):
-    component = next(each for each in floors.components("i2v", 2, 128, 192) if each.name == "VAE decoder")
+    components = pipeline_components("i2v", ClipSize(2, 128, 192))
+    component = next(each for each in components if each.name == "VAE decoder")
     component = dataclasses.replace(component, networks=("VDMini-I2V's VAE",))
     stock, rewritten = floors.passes_of("i2v", component, floors.Arguments(device="cpu", dtype="fp32", rounds=1))
     assert rewritten.optimized and stock.milliseconds and rewritten.milliseconds

@@ -22,6 +22,7 @@ def folder(tmp_path_factory):
         for frame in range(3 if index else 1):  # the first is too short
             picture = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
             picture.save(folder / "real" / f"class{index % 2}" / f"v{index}" / f"{frame}.png")
+    tiny_svd_pipeline().save_pretrained(folder / "pipeline")
     return folder
 
 
@@ -55,7 +56,6 @@ def test_two_folders_of_videos(folder):
 
 @pytest.mark.slow
 def test_one_process_and_two_come_to_one_result_from_generation_on(folder):
-    tiny_svd_pipeline().save_pretrained(folder / "pipeline")
     printed = fvd(folder, "one")
     assert "FVD " in printed and "6 clips of 2 frames" in printed
     fvd(folder, "two", processes=2)

@@ -5,6 +5,7 @@ import runpy
 import sys
 
 import pytest
+from checkout import ROOT
 from tiny import tiny_decoder_plans, tiny_teacher_vae
 from tiny_hunyuan_video import tiny_hunyuan_pipeline
 
@@ -13,10 +14,10 @@ from vdmini_diffusers.families.hunyuan_video import HUNYUAN_VIDEO
 
 
 @pytest.fixture
-def run_script(request, monkeypatch, capsys):
+def run_script(monkeypatch, capsys):
     def run(name, *flags):
         monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
-        runpy.run_path(str(request.config.rootpath / "conversion" / name), run_name="__main__")
+        runpy.run_path(str(ROOT / "conversion" / name), run_name="__main__")
         return capsys.readouterr().out
 
     return run

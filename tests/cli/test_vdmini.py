@@ -1,7 +1,10 @@
 """The command `vdmini` as a person meets it: quick, short, and one line where something is wrong."""
 
+import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -10,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from printed_commands import DOCUMENTS
 from typer.main import get_command
 from typer.testing import CliRunner
 
 import vdmini_diffusers
 from vdmini_diffusers.cli import main
-from vdmini_diffusers.cli.command_errors import one_line
+from vdmini_diffusers.cli.command_errors import SHARED_WORK, one_line, with_own_flags
 from vdmini_diffusers.generation.clip_files import read_record
 
 
@@ -65,6 +67,8 @@ def test_each_command_has_an_example_that_it_takes_and_short_help(command):
 
 
 def test_every_printed_command_is_one_that_vdmini_takes():
+    from printed_commands import DOCUMENTS  # needs the checkout, as the test is skipped without
+
     names = "generate|app|prune|score|evaluate|publish|info"
     printed = re.compile(rf"(?:^|`)vdmini ((?:{names}) [^`\n]*)", re.MULTILINE)
     texts = [re.sub(r"\\\n *", "", path.read_text(encoding="utf-8")) for path in DOCUMENTS]  # one line each
@@ -166,6 +170,113 @@ def test_prune_score_and_evaluate_do_what_the_scripts_do(vdmini, teacher_folder,
     status, printed = vdmini("prune", teacher_folder, "--out", tmp_path / "student")
     assert status == 2 and "--overwrite" in printed
     status, printed = vdmini("score", teacher_folder, "--out", tmp_path / "scores", "--num-videos", 2)
-    assert status == 2 and printed.splitlines()[-1].startswith("Error: `--real_videos` is needed")
+    assert status == 2 and printed.splitlines()[-1].startswith("Error: `--real-videos` is needed")
     status, printed = vdmini("evaluate", tmp_path, tmp_path / "none", "--out", tmp_path / "fvd.json")
     assert status == 2 and f"There is no {tmp_path}/none" in printed
+
+
+@pytest.mark.slow
+def test_a_student_is_scored_to_the_end_and_the_same_command_goes_on(vdmini, teacher_folder, tmp_path):
+    vdmini("prune", teacher_folder, "--out", tmp_path / "student")
+    for i in range(2):
+        (tmp_path / f"videos/{i}").mkdir(parents=True)
+        Image.new("RGB", (16, 16), (90 * i, 50, 0)).save(tmp_path / f"videos/{i}/0.png")
+    arguments = ("score", tmp_path / "student", "--real-videos", tmp_path / "videos", "--num-videos", 2)
+    status, printed = vdmini(*arguments, "--out", tmp_path / "scores")
+    assert status == 0 and re.search(r"\d+ parts, 5 scores: .*scores/importance\.csv", printed), printed
+    assert {"importance.csv", "importance.json", "first_and_last_frames.png"} <= {
+        path.name for path in (tmp_path / "scores").iterdir()
+    }
+    assert vdmini(*arguments, "--out", tmp_path / "scores")[0] == 0
+
+
+def test_messages_name_the_command_s_flags_and_those_of_the_script_as_such():
+    shown = with_own_flags(
+        "--real and --generated: give --pipeline, --num_clips or --detector_weights.", main.app, "evaluate"
+    )
+    assert shown == "REAL and GENERATED: give --model, --num-clips or --detector_weights of benchmarks/fvd.py."
+    assert with_own_flags("--debug shows where", main.app, "score") == "--debug shows where"
+    kept = "give --output_dir, or pip install --no-deps"
+    assert with_own_flags(kept, main.app, "generate") == kept
+    assert with_own_flags(kept, main.app, "score") == "give --out, or pip install --no-deps"
+    for command, (_, renamed) in SHARED_WORK.items():
+        group: Any = get_command(main.app)
+        parameters = group.commands[command].params
+        own = {name for each in parameters for name in (*each.opts, str(each.name).upper())}
+        assert set(renamed.values()) <= own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["score", "{teacher}", "--out", "{teacher}/unet", "--real-videos", "x"],
+            "`--out` {teacher}/unet lies in the model",
+        ),
+        (
+            ["evaluate", "{tmp}/none", "{tmp}", "--out", "{tmp}/r.json"],
+            "There is no {tmp}/none: give a folder of real videos as REAL",
+        ),
+        (
+            ["evaluate", "{real}", "{real}/clips", "--model", "{teacher}"],
+            "`GENERATED` {real}/clips lies in the real videos",
+        ),
+        (["evaluate", "{real}", "{tmp}/clips", "--model", "{tmp}/none"], "There is no folder {tmp}/none"),
+        (
+            ["evaluate", "{real}", "{tmp}/clips", "--out", "{tmp}/list.json"],
+            "list.json exists and is no result of this command",
+        ),
+        (
+            ["evaluate", "{real}", "{tmp}/clips", "--out", "{tmp}/list.json/x.json"],
+            "{tmp}/list.json: no file can be made there",
+        ),
+        (["prune", "{teacher}", "--out", "{teacher}", "--overwrite"], "is the teacher"),
+        (["info", "{teacher}", "--picture", "{tmp}/list.json"], "list.json exists: give another name"),
+        (["info", "{teacher}", "--picture", "{tmp}/new.jpg"], "new.jpg should end in .png"),
+        (["generate", "--image", "x", "--fps", "nan"], "Invalid value for '--fps'"),
+        (["generate", "--image", "x", "--memory", "inf"], "Invalid value for '--memory'"),
+        (["generate", "--prompt", "x", "--device", "meta", "--out", "{tmp}/x.gif"], "There is no device 'meta'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_work(
+    vdmini, teacher_folder, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "list.json").write_text("[1]")
+    places = {"teacher": teacher_folder, "tmp": tmp_path, "real": tmp_path / "real"}
+    before = sorted(str(path) for folder in (tmp_path, teacher_folder) for path in folder.rglob("*"))
+    status, printed = vdmini(*(each.format(**places) for each in arguments))
+    assert status == 2 and message.format(**places) in printed
+    assert sorted(str(path) for folder in (tmp_path, teacher_folder) for path in folder.rglob("*")) == before
+
+
+def test_what_a_stranger_s_model_says_writes_nothing_else_on_the_terminal(vdmini, teacher_folder, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(teacher_folder, folder)
+    (folder / "README.md").write_text('---\nlicense: other\nlicense_name: "\\e]0;owned\\a"\n---\n')
+    status, printed = vdmini("info", folder)
+    assert status == 0 and "\x1b" not in printed and r"\x1b]0;owned\x07" in printed
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_ends_with_a_line_and_its_status(tmp_path, number):
+    code = (
+        "import time, typer\n"
+        "from vdmini_diffusers.cli.command_errors import run_command\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "def work():\n"
+        "    import tempfile\n"
+        f"    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):\n"
+        "        print('begun', flush=True)\n"
+        "        time.sleep(60)\n"
+        "run_command(app)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=30)
+    assert (process.returncode, printed) == (130, "Stopped. Nothing is half written.\n")
+    assert list(tmp_path.iterdir()) == []

@@ -338,7 +338,7 @@ class TestFolder:
         secret.write_text('{"key": 1}')
         (teacher / name).unlink(missing_ok=True)
         (teacher / name).symlink_to(secret)
-        refused(teacher, f"{name} is a link that leads out of the teacher's folder")
+        refused(teacher, f"{name} is a link that leads out of the folder")
 
     def test_config_that_is_not_json(self, teacher):
         (teacher / "scheduler/scheduler_config.json").write_text("[" * 100_000)

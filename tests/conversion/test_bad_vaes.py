@@ -110,7 +110,7 @@ class TestRefusals:
 
     def test_a_licence_that_is_a_link_to_elsewhere(self, teacher):
         (teacher / "LICENSE").symlink_to(__file__)
-        refused(teacher, "a link that leads out of the teacher's folder")
+        refused(teacher, "a link that leads out of the folder")
 
 
 class TestOutputFolder:

@@ -181,7 +181,7 @@ class TestLinks:
         elsewhere = tmp_path_factory.mktemp("elsewhere") / "secret"
         shutil.move(teacher / name, elsewhere)
         (teacher / name).symlink_to(elsewhere)
-        refused(teacher, f"{name}.* is a link that leads out of the teacher's folder")
+        refused(teacher, f"{name}.* is a link that leads out of the folder")
 
     def test_a_loop_of_links(self, teacher):
         (teacher / "unet" / "loop.json").symlink_to("loop.json")

@@ -1,5 +1,8 @@
 """What is written is what players, browsers and the next call expect."""
 
+import subprocess
+import sys
+
 import av
 import numpy as np
 import pytest
@@ -92,3 +95,41 @@ def test_a_place_where_nothing_can_be_written_is_found_before(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Not a directory"):
         check_writable(tmp_path / "file" / "x.mp4")
+
+
+def test_a_place_that_is_a_file_is_named_and_no_temporary_file(tmp_path):
+    (tmp_path / "photo.jpg").write_text("x")
+    with pytest.raises(OSError, match="no file can be made there") as caught:
+        check_writable(tmp_path / "photo.jpg" / "clip.mp4")
+    assert caught.value.filename == str(tmp_path / "photo.jpg")
+
+
+def test_a_name_that_is_too_long_is_found_before_and_the_longest_is_written(tmp_path):
+    with pytest.raises(OSError, match="too long"):
+        check_writable(tmp_path / (90 * "\u96ea" + ".gif"))
+    longest = tmp_path / (83 * "\u96ea" + ".gif")  # 253 bytes of 255
+    check_writable(longest)
+    write_clip(clip(), longest, 7, RECORD)
+    assert read_record(longest) == RECORD
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from vdmini_diffusers.generation.clip_files import write_clip
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # writing more fails, as on a full disk
+noise = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+for ending in (".mp4", ".gif", ".png"):
+    try:
+        write_clip(noise, Path(sys.argv[1]) / f"x{ending}", 7, {})
+    except OSError as error:
+        print(ending)
+"""
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [".mp4", ".gif", ".png"] and list(tmp_path.iterdir()) == []

@@ -1,12 +1,13 @@
 """Which clips are asked for, under which names and seeds, and which of them are there."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vdmini_diffusers.generation.clip_files import write_clip
+from vdmini_diffusers.generation.clip_files import read_record, write_clip
 from vdmini_diffusers.generation.jobs import derived_seed, request_of, short_name, unfinished
 
 
@@ -109,3 +110,25 @@ def test_what_cannot_be_made_is_refused(pictures, monkeypatch, image, prompt, ou
     Path("latin.txt").write_bytes(b"\xe4pfel")
     with pytest.raises((ValueError, OSError), match=message):
         request_of(image and Path(image), prompt, out and Path(out), 0)
+
+
+def test_pictures_that_would_become_one_clip_are_named(tmp_path):
+    for name in ("photo.jpg", "photo.png", "photo_jpg.gif"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(ValueError, match=r"photo\.jpg and .*photo_jpg\.gif would become one clip, photo_jpg\.mp4"):
+        request_of(tmp_path, None, tmp_path.with_name("clips"), 0)
+
+
+def test_names_in_no_encoding_are_told_in_a_folder_and_written_of_a_picture(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (4, 4)).save(path)
+    with pytest.raises(ValueError, match=r"a file whose name is not UTF-8, caf\\xe9\.png: rename"):
+        request_of(tmp_path, None, tmp_path.with_name("clips"), 0)
+    for ending in ("gif", "mp4", "png"):
+        (job,) = request_of(path, None, tmp_path / f"x.{ending}", 0).jobs
+        make(job)
+        record = read_record(job.output)
+        assert record is not None and record["image"] == "caf\\udce9.png"
+    (job,) = request_of(path, None, path.with_suffix(".mp4"), 0).jobs
+    make(job)
+    assert unfinished(request_of(path, None, path.with_suffix(".gif"), 0), SETTINGS, False) and job.output.is_file()

@@ -1,5 +1,8 @@
 """The table of what saves memory, on numbers; and the count that it goes by, against a real process."""
 
+import contextlib
+import ctypes
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,15 +11,17 @@ from PIL import Image
 from tiny import tiny_svd_pipeline
 from tiny_hunyuan_video import tiny_hunyuan_pipeline
 
-from vdmini_diffusers import VDMiniI2VPipeline
+from vdmini_diffusers import VDMiniI2VPipeline, optimize
 from vdmini_diffusers.analysis.cost_table import FusedAttention
 from vdmini_diffusers.demo.students import demo_model
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes, grown_by
 from vdmini_diffusers.families.hunyuan_video import HUNYUAN_VIDEO
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.generation.memory import (
+    DECODING,
+    DENOISING,
     GIB,
-    MARGIN,
+    OVERHEAD,
     SAVINGS,
     SHARE,
     MemoryNeed,
@@ -49,13 +54,15 @@ VIDEO = 12 * 25 * 576 * 1024
 def test_the_peak_is_that_of_the_part_that_takes_most():
     pixels = 576 * 1024
     decoding = 2048 * 25 * pixels + VIDEO
-    assert peak_bytes(NEED, MemorySaving()) == 4.25 * GIB + round(MARGIN * decoding)
-    eight = round(MARGIN * (2048 * 8 * pixels + VIDEO))
+    assert peak_bytes(NEED, MemorySaving()) == 4.25 * GIB + round(DECODING * decoding) + OVERHEAD
+    eight = round(DECODING * (2048 * 8 * pixels + VIDEO)) + OVERHEAD
     assert peak_bytes(NEED, MemorySaving(decode_chunk_size=8)) == 4.25 * GIB + eight
     assert peak_bytes(NEED, MemorySaving(offload=True, decode_chunk_size=8)) == GIB / 4 + eight
-    tiles = round(MARGIN * (2048 * 14 * 384 * 384 + VIDEO))
-    step = round(MARGIN * 4 * GIB)
-    assert peak_bytes(NEED, MemorySaving(tiling=True)) == 4.25 * GIB + tiles and tiles > step
+    tiles = round(DECODING * (2048 * 14 * 384 * 384 + VIDEO)) + OVERHEAD
+    step = round(DENOISING * 4 * GIB) + OVERHEAD
+    no_step = replace(NEED, denoising=0)
+    assert peak_bytes(no_step, MemorySaving(tiling=True)) == 4.25 * GIB + tiles and tiles < step
+    assert peak_bytes(NEED, MemorySaving(tiling=True)) == 4.25 * GIB + step
     assert peak_bytes(NEED, MemorySaving(offload=True, tiling=True)) == 3 * GIB + step
     one_tile = replace(NEED, num_frames=1, height=64, width=64)
     assert peak_bytes(one_tile, MemorySaving(tiling=True)) == peak_bytes(one_tile, MemorySaving())
@@ -66,11 +73,11 @@ def test_the_peak_is_that_of_the_part_that_takes_most():
     [
         (80, True, {}, MemorySaving()),
         (24, True, {}, MemorySaving(decode_chunk_size=8)),
-        (20, True, {}, MemorySaving(offload=True, decode_chunk_size=8)),
-        (12, True, {}, MemorySaving(offload=True, decode_chunk_size=2)),
-        (16, False, {}, MemorySaving(tiling=True)),
+        (12, True, {}, MemorySaving(offload=True, decode_chunk_size=8)),
+        (10.5, True, {}, MemorySaving(offload=True, decode_chunk_size=2)),
+        (12, False, {}, MemorySaving(tiling=True)),
         (24, True, {"chunks": False}, MemorySaving(tiling=True)),
-        (12, True, {"chunks": False}, MemorySaving(offload=True, tiling=True)),
+        (10.5, True, {"chunks": False}, MemorySaving(offload=True, tiling=True)),
         (40, True, {"chunks": False, "tile": None}, MemorySaving(offload=True)),
     ],
 )
@@ -79,7 +86,7 @@ def test_the_first_that_fits_is_taken(free, can_offload, changes, chosen):
     if free == 40:
         need = replace(need, weights={"unet": 3 * GIB, "text_encoder": 40 * GIB, "vae": 0}, num_frames=14)
         free = 43
-    assert choose_saving(need, free * GIB, can_offload) == chosen
+    assert choose_saving(need, int(free * GIB), can_offload) == chosen
 
 
 @pytest.mark.parametrize("can_offload", [True, False])
@@ -122,15 +129,33 @@ def test_a_decoder_takes_what_is_counted_for_it_at_most():
     assert guided.denoising == 2 * need.denoising and guided.weights == {}
 
 
+def wide_pipeline(pipe):
+    """The demo teacher's pipeline with networks of random weights, four times as wide."""
+    unet_widths = {"block_out_channels": (64, 128, 256, 256), "num_attention_heads": (2, 4, 8, 8)}
+    unet = type(pipe.unet).from_config({**pipe.unet.config, **unet_widths, "layers_per_block": 2}).eval()
+    vae_widths = {"block_out_channels": (32, 64, 128, 128), "layers_per_block": 2}
+    vae = type(pipe.vae).from_config({**pipe.vae.config, **vae_widths}).eval()
+    return optimize(VDMiniI2VPipeline(**pipe.components | {"unet": unet, "vae": vae}))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_frames", "size"), [(32, 64), (8, 192)])
-def test_a_process_grows_by_less_than_is_counted(num_frames, size):
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("is_wide", "num_frames", "size"),
+    [(False, 8, 64), (False, 32, 64), (False, 8, 192), (True, 14, 128), (True, 14, 256)],
+)
+def test_a_process_grows_by_less_than_is_said_and_by_a_third_of_it_at_least(is_wide, num_frames, size):
     pipe = VDMiniI2VPipeline.from_pretrained(demo_model("image").folder, dtype=torch.float32)
+    pipe = wide_pipeline(pipe) if is_wide else pipe
     pipe.set_progress_bar_config(disable=True)
     call = {"num_frames": num_frames, "height": size, "width": size}
-    grown = grown_by(lambda: make_clip(pipe, 0, call, Image.new("RGB", (size, size))))
-    counted = peak_bytes(count_need(pipe, SVD, num_frames, size, size, guided=False, on_cpu=True), MemorySaving())
-    assert 0.4 * counted < grown < counted
+    said = peak_bytes(count_need(pipe, SVD, num_frames, size, size, guided=False, on_cpu=True), MemorySaving())
+    for _ in range(2):
+        with contextlib.suppress(AttributeError):  # what was freed before would else be taken again
+            ctypes.CDLL(None).malloc_trim(0)
+        grown = grown_by(lambda: make_clip(pipe, 0, call, Image.new("RGB", (size, size))))
+        print(f"{num_frames} x {size} x {size}: {said / 2**20:.0f} MiB said, {grown / 2**20:.0f} MiB grown by")
+        assert said / 3 < grown < said
 
 
 def test_a_family_without_inputs_is_counted_by_its_weights():

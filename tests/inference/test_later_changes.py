@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading
+from diffusers.models.attention_processor import AttnProcessor
 from test_rewrites import compressed_vae, frames_of_any_size, image_unet, rewritten  # noqa: F401 - a fixture
 from tiny import decode, randomise, tiny_latents, tiny_unet_inputs
 from torch import nn
@@ -96,6 +97,45 @@ def other_mixing(network):
             module.mix_factor.data.fill_(0.3)
 
 
+def removed_norms(network):
+    for module in network.modules():
+        if hasattr(module, "norm1"):
+            module.norm1 = nn.Identity()
+
+
+def other_activations(network):
+    for module in network.modules():
+        if hasattr(module, "nonlinearity"):
+            module.nonlinearity = nn.GELU()
+
+
+def other_scale(network):
+    for module in network.modules():
+        if hasattr(module, "output_scale_factor"):
+            module.output_scale_factor = 2.0
+
+
+class Exchanged(nn.Module):
+    """A blend of a user's own."""
+
+    def forward(self, x_spatial, x_temporal, image_only_indicator=None):
+        return 0.25 * x_spatial + 0.5 * x_temporal
+
+
+def other_temporal_parts(network):
+    for module in list(network.modules()):
+        if hasattr(module, "time_mixer"):
+            module.time_mixer = Exchanged()
+        if hasattr(module, "temporal_res_block"):
+            module.temporal_res_block = Doubled(module.temporal_res_block)
+
+
+def other_direction_of_the_blend(network):
+    for module in network.modules():
+        if hasattr(module, "switch_spatial_to_temporal_mix"):
+            module.switch_spatial_to_temporal_mix = not module.switch_spatial_to_temporal_mix
+
+
 def one_more_block(network):
     """A block from elsewhere, stock, among rewritten ones."""
     other = randomise(compressed_vae() if hasattr(network, "decoder") else image_unet(), 5)
@@ -120,6 +160,11 @@ CHANGES = [
     other_forward,
     hooks_that_change_outputs,
     other_mixing,
+    removed_norms,
+    other_activations,
+    other_scale,
+    other_temporal_parts,
+    other_direction_of_the_blend,
     one_more_block,
 ]
 QUICK = (wrapped_values, one_more_block)
@@ -193,6 +238,53 @@ def test_group_offloading_later_loads_what_is_called(networks):
         part = fast.decoder if kind == "vae" else fast
         apply_group_offloading(part, cpu, offload_type="leaf_level")
         torch.testing.assert_close(run(fast), expected, rtol=1e-11, atol=1e-11)
+
+
+@torch.no_grad()
+def test_hooks_that_kept_a_rewritten_forward_pass_call_the_stock_one_after_restore(networks):
+    stock, fast = networks["vae"], optimize(copy.deepcopy(networks["vae"]))
+    apply_group_offloading(fast.decoder, torch.device("cpu"), offload_type="leaf_level")
+    assert not torch.equal(run(fast), run(stock))
+    assert torch.equal(run(restore(fast)), run(stock))
+
+
+@pytest.mark.parametrize("kind", ["u-net", "vae"])
+@torch.no_grad()  # as consistency distillation takes the derivative of a teacher in time
+def test_derivatives_in_forward_mode_are_those_of_the_stock_network(kind, networks):
+    stock = copy.deepcopy(networks[kind])
+    if kind == "u-net":
+        stock.set_attn_processor(AttnProcessor())  # torch's kernel of attention has no such derivative
+    fast = optimize(copy.deepcopy(stock))
+    if kind == "vae":
+        inputs = (tiny_latents(2, 3, 4).double(),)
+        calls = [lambda x, network=network: decode(network, x) for network in (stock, fast)]
+    else:
+        inputs = tuple(x.double() for x in tiny_unet_inputs(frames=2))
+        calls = [lambda *x, network=network: network(*x).sample for network in (stock, fast)]
+    along = tuple(torch.ones_like(x) for x in inputs)
+    expected, output = (torch.func.jvp(call, inputs, along) for call in calls)
+    assert all(map(torch.equal, output, expected))
+
+
+@torch.no_grad()
+def test_vmap_computes_as_before(networks):
+    x = tiny_latents(2, 3, 4).double()[:, None]
+    stock, fast = networks["vae"], optimize(copy.deepcopy(networks["vae"]))
+    expected, output = (torch.func.vmap(lambda x, each=each: decode(each, x))(x) for each in (stock, fast))
+    assert torch.equal(output, expected)
+
+
+@torch.no_grad()
+def test_active_dropout_after_cross_attention_drops_each_position_on_its_own(networks):
+    outputs = []
+    for network in (copy.deepcopy(networks["u-net"]), optimize(copy.deepcopy(networks["u-net"]))):
+        for name, module in network.named_modules():
+            if name.endswith("attn2.to_out.1"):
+                module.p = 0.5
+                module.train()
+        torch.manual_seed(0)
+        outputs.append(run(network))
+    torch.testing.assert_close(*outputs, rtol=1e-11, atol=1e-11)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vdmini_diffusers.publishing.card_sections import join_sections, split_sections, with_section
-from vdmini_diffusers.publishing.evaluations import read_evaluations
+from vdmini_diffusers.publishing.evaluations import read_evaluations, results_table
 from vdmini_diffusers.publishing.model_info import describe_model
 from vdmini_diffusers.publishing.published_card import (
     LicenseTerms,
@@ -100,6 +100,33 @@ def test_other_json_is_no_evaluation(tmp_path, content):
     (tmp_path / "other.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="holds no results"):
         read_evaluations([tmp_path / "other.json"], is_distilled=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fvd": float("nan")}, "FVD is no finite number"),
+        ({"fvd": "much"}, "holds no results"),
+        ({"protocol": []}, "holds no results"),
+        ({"real": {"source": 3}}, "holds no results"),
+    ],
+)
+def test_results_that_are_damaged_are_no_evaluation(tmp_path, change, message):
+    (tmp_path / "fvd.json").write_text(json.dumps(FVD | change))
+    with pytest.raises(ValueError, match=message):
+        read_evaluations([tmp_path / "fvd.json"], is_distilled=True)
+
+
+def test_a_folder_s_name_breaks_no_table(tmp_path):
+    (tmp_path / "fvd.json").write_text(json.dumps(FVD | {"real": {"source": "videos/a|b\nc"}}))
+    table = results_table(read_evaluations([tmp_path / "fvd.json"], is_distilled=True))
+    assert len(table.splitlines()) == 4 and "| a\\|b c |" in table
+
+
+def test_a_card_in_another_encoding_is_named(folder):
+    (folder / "README.md").write_bytes("# Sch\u00f6n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"README\.md is not UTF-8 text"):
+        card_of(folder)
 
 
 def test_every_way_to_open_it_names_the_repository_and_is_python(students):

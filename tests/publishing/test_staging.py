@@ -52,6 +52,16 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
         publishable_files(describe_model(folder))
 
 
+@pytest.mark.parametrize("name", ["training.json", "pipeline_vdmini_x.py", "samples/x.png"])
+def test_links_at_the_top_and_of_samples_lead_nowhere_else_either(folder, tmp_path, name):
+    Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
+    info = describe_model(folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(tmp_path / "private.png")
+    with pytest.raises(CheckpointError, match="leads out of the folder"):
+        find_samples(info, ()) if name.startswith("samples") else publishable_files(info)
+
+
 def test_missing_code_is_named(folder):
     (folder / "pipeline_vdmini_i2v.py").unlink()
     with pytest.raises(FileNotFoundError, match="pipeline_vdmini_i2v"):

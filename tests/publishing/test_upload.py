@@ -189,6 +189,13 @@ def test_an_upload_that_was_cut_off_goes_on_without_sending_large_files_again(hu
     assert len(puts(hub)) == 1
 
 
+def test_a_signed_address_is_not_repeated(hub, folder):
+    hub.refusals = [Refusal("POST", "/commit/", 403, code="See http://x/lfs/1?X-Amz-Signature=s3cret now")]
+    with pytest.raises(PermissionError, match="http://x/lfs/1 now") as caught:
+        upload(folder)
+    assert "s3cret" not in str(caught.value)
+
+
 def test_shards_replace_a_single_file_and_other_variants_stay(hub, folder):
     shard = "unet/diffusion_pytorch_model-00001-of-00002.safetensors"
     there = {shard: b"1", "unet/diffusion_pytorch_model.safetensors.index.json": b"{}", "vae/model.safetensors": b"2"}

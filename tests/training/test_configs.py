@@ -9,7 +9,8 @@ import torch
 from printed_commands import ROOT, command_lines_read, printed_commands
 from scripts_run import command_of, logged_losses, run
 from tiny_hunyuan_video import TINY_PLAN, tiny_hunyuan_pipeline, write_hunyuan_latents
-from written_latents import write_latents
+from tiny_text_to_video import VIDEOCRAFTER2, tiny_t2v_pipeline, tiny_t2v_teacher
+from written_latents import write_latents, write_text_to_video_latents
 
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.distillation.arguments import TrainingArguments
@@ -35,7 +36,7 @@ def test_every_recipe_prints_a_command_that_its_script_takes_with_the_recipe():
     commands = [command for command in commands if not command[0].startswith("benchmarks")]
     endings = command_lines_read(commands)
     wrong = {" ".join(c): e.printed[-300:] for c, e in zip(commands, endings, strict=True) if e.status is not None}
-    assert len(CONFIGS) == 5 and not wrong, json.dumps(wrong, indent=2)
+    assert len(CONFIGS) == 6 and not wrong, json.dumps(wrong, indent=2)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,15 @@ def i2v(teacher_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("i2v")
     student = prune_pipeline(teacher_folder, folder / "student")
     return teacher_folder, student, write_latents(folder / "latents", num_samples=4)
+
+
+@pytest.fixture(scope="module")
+def t2v(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("t2v")
+    tiny_t2v_pipeline(tiny_t2v_teacher(layers_per_block=2)).save_pretrained(folder / "teacher")
+    student = prune_pipeline(folder / "teacher", folder / "student")
+    tiny_t2v_pipeline(tiny_t2v_teacher(**VIDEOCRAFTER2)).save_pretrained(folder / "base")
+    return folder / "teacher", student, write_text_to_video_latents(folder / "latents", num_samples=4)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +79,12 @@ def started(path, folders, output_dir, **settings: object):
 @pytest.mark.parametrize("path", CONFIGS, ids=named)
 def test_every_recipe_passes_the_checks_of_a_run_on_tiny_networks(path, request, tmp_path):
     # What one CPU process without bitsandbytes cannot do is overridden, as is the backbone that no tiny teacher names.
-    task = "t2v_hy" if "t2v_hy" in path.stem else "i2v"
+    task = next(task for task in ("t2v_hy", "t2v", "i2v") if task in path.stem)
     folders = request.getfixturevalue(task)
     without: dict[str, object] = {"dry_run": True}
-    without |= {"shard_teacher": "False"} if task == "t2v_hy" else {"critic_backbone": "teacher"}
+    without |= {"t2v_hy": {"shard_teacher": "False"}, "i2v": {"critic_backbone": "teacher"}}.get(task, {})
+    if task == "t2v":
+        without["ode_teacher_model_name_or_path"] = folders[0].with_name("base")
     if "adamw_8bit" in path.read_text() and importlib.util.find_spec("bitsandbytes") is None:
         printed = run(started(path, folders, tmp_path / "out", **without), tmp_path / "log", fails=True)
         assert "needs bitsandbytes" in printed
@@ -102,11 +114,14 @@ def test_the_recipe_of_the_demo_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_recipe_for_24_gb_needs_less_than_22_by_the_formula(tmp_path):
-    recipe = ROOT / "training" / "configs" / "icmd_i2v_24gb.yaml"
+@pytest.mark.parametrize("task", ["i2v", "t2v"])
+def test_the_recipe_for_24_gb_needs_less_than_22_by_the_formula(task, tmp_path):
+    recipe = ROOT / "training" / "configs" / f"icmd_{task}_24gb.yaml"
     script = ROOT / "benchmarks" / "icmd_memory.py"
     printed = run([script, "--recipes", recipe, "--divided", "False"], tmp_path / "log")
-    assert float(re.search(r"icmd_i2v_24gb: ([\d.]+) GiB per GPU", printed)[1]) < 22
+    found = float(re.search(rf"icmd_{task}_24gb: ([\d.]+) GiB per GPU", printed)[1])
+    said = float(re.search(r"all weights, ([\d.]+) GiB", recipe.read_text())[1])
+    assert found < 22 and found == pytest.approx(said, abs=0.05)
     fake, real = re.search(r"counted ([\d.]+) MiB of fake and ([\d.]+) MiB of real", printed).groups()
     assert fake == real
 

@@ -32,7 +32,8 @@ def enough_videos(folder: str | Path, num_videos: int) -> list[StoredVideo]:
     if len(videos) < num_videos:
         raise ValueError(
             f"{folder} has {len(videos)} videos, and {num_videos} are needed: no clip is used twice, and real clips to"
-            " compare with are others than those that videos are made from."
+            " compare with are others than those that videos are made from. Give more videos, or a smaller"
+            " --num_videos."
         )
     return videos[:num_videos]
 

@@ -120,7 +120,7 @@ def stand_in(denoiser: nn.Module, name: str, stream: int | None = None) -> Forwa
 
 def _unet_parts(unet: Any) -> Iterator[Part]:
     stages = [(f"down_blocks.{i}", stage) for i, stage in enumerate(unet.down_blocks)]
-    if unet.mid_block is not None:
+    if hasattr(unet.mid_block, "resnets"):  # a student's may have gone
         stages.append(("mid_block", unet.mid_block))
     stages += [(f"up_blocks.{i}", stage) for i, stage in enumerate(unet.up_blocks)]
     for path, stage in stages:

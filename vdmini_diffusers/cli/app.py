@@ -4,7 +4,7 @@ from typing import Annotated
 
 from typer import Option, echo
 
-from vdmini_diffusers.cli.generate import MACHINE, MODEL, Precision
+from vdmini_diffusers.cli.generate import MACHINE, MODEL, Precision, finite
 
 
 SERVER = "Server"
@@ -28,7 +28,10 @@ def app(
         Precision | None, Option(help="Precision. Default: what suits the device.", rich_help_panel=MACHINE)
     ] = None,
     memory: Annotated[
-        float | None, Option(min=0, help="GiB that a clip may use. Default: what is free.", rich_help_panel=MACHINE)
+        float | None,
+        Option(
+            min=0, callback=finite, help="GiB that a clip may use. Default: what is free.", rich_help_panel=MACHINE
+        ),
     ] = None,
     host: Annotated[
         str | None,

@@ -22,8 +22,11 @@ from vdmini_diffusers.evaluation.fvd_protocol import (
     compare_sets,
     measure_set,
 )
+from vdmini_diffusers.generation.clip_files import check_writable
+from vdmini_diffusers.generation.opening import open_pipeline, recognise
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
-from vdmini_diffusers.serialization.atomic import write_file
+from vdmini_diffusers.serialization.atomic import check_apart, write_file
+from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_json
 
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -86,7 +89,7 @@ def _generate(args: FVDArguments, real: ClipSet) -> None:
     videos, _ = find_videos(args.real)
     all_names = [video.name for video in videos]
     check_generation_folder(args.generated, all_names, args.protocol)
-    pipe = VDMiniI2VPipeline.from_pretrained(str(args.pipeline), variant=args.variant, dtype=DTYPES[args.dtype])
+    pipe = open_pipeline(str(args.pipeline), recognise(str(args.pipeline)), DTYPES[args.dtype], variant=args.variant)
     pipe.to(PartialState().device).set_progress_bar_config(disable=True)
     names = ("num_inference_steps", "min_guidance_scale", "max_guidance_scale", "fps", "motion_bucket_id")
     height, width = pipe.default_size
@@ -105,9 +108,33 @@ def _generate(args: FVDArguments, real: ClipSet) -> None:
     )
 
 
+def _check_before_work(args: FVDArguments) -> None:
+    """Raises for what would else be found out when hours have passed."""
+    if not args.real.exists():
+        raise FileNotFoundError(f"There is no {args.real}: give a folder of real videos as --real.")
+    check_writable(args.output)
+    if args.output.exists():
+        try:
+            is_result = "fvd" in read_json(args.output)
+        except CheckpointError:
+            is_result = False
+        if not is_result:
+            raise FileExistsError(f"{args.output} exists and is no result of this command: give another --output.")
+    if args.pipeline is None:
+        return
+    check_apart(args.generated, {"the real videos": args.real, "the model": args.pipeline}, flag="--generated")
+    family = recognise(args.pipeline)
+    if family is None or family.pipeline is not VDMiniI2VPipeline:
+        raise ValueError(
+            f"{args.pipeline} makes no videos of first frames alone, as Stable Video Diffusion does: make clips with"
+            " `vdmini generate`, and leave --pipeline out."
+        )
+
+
 def fvd_command(args: FVDArguments) -> None:
     """Compare generated with real videos, which a pipeline may have to make first, and write the result."""
     # Not `PartialState` alone, which joins processes on a CPU only when it is told that it is one.
+    _check_before_work(args)
     state, protocol = Accelerator().state, args.protocol
     if args.pipeline is None and not args.generated.exists():
         raise FileNotFoundError(

@@ -1,17 +1,25 @@
 """`vdmini generate`: from a picture or a prompt to a clip."""
 
+import math
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option, echo
+from typer import BadParameter, Option, echo
 
 
 class Precision(StrEnum):
     float32 = "float32"
     float16 = "float16"
     bfloat16 = "bfloat16"
+
+
+def finite(value: float | None) -> float | None:
+    """For numbers, of which typer takes nan and inf within any bounds."""
+    if value is not None and not math.isfinite(value):
+        raise BadParameter(f"{value} is no finite number.")
+    return value
 
 
 say = partial(echo, err=True)
@@ -43,10 +51,12 @@ def generate(
     frames: Annotated[int | None, Option(min=1, help="Number of frames.", rich_help_panel=VIDEO)] = None,
     height: Annotated[int | None, Option(min=1, help="Pixels.", rich_help_panel=VIDEO)] = None,
     width: Annotated[int | None, Option(min=1, help="Pixels.", rich_help_panel=VIDEO)] = None,
-    fps: Annotated[float | None, Option(min=1, max=1000, help="Frames per second.", rich_help_panel=VIDEO)] = None,
+    fps: Annotated[
+        float | None, Option(min=1, max=1000, callback=finite, help="Frames per second.", rich_help_panel=VIDEO)
+    ] = None,
     steps: Annotated[int | None, Option(min=1, help="Denoising steps.", rich_help_panel=VIDEO)] = None,
     guidance_scale: Annotated[
-        float | None, Option(min=0, help="Classifier-free guidance.", rich_help_panel=VIDEO)
+        float | None, Option(min=0, callback=finite, help="Classifier-free guidance.", rich_help_panel=VIDEO)
     ] = None,
     seed: Annotated[
         int,
@@ -77,7 +87,8 @@ def generate(
         Precision | None, Option(help="Precision. Default: what suits the device.", rich_help_panel=MACHINE)
     ] = None,
     memory: Annotated[
-        float | None, Option(min=0, help="GiB that may be used. Default: what is free.", rich_help_panel=MACHINE)
+        float | None,
+        Option(min=0, callback=finite, help="GiB that may be used. Default: what is free.", rich_help_panel=MACHINE),
     ] = None,
 ) -> None:
     """Make a video from a picture or a prompt.

@@ -20,7 +20,8 @@ from vdmini_diffusers.analysis.pictures import bars, png, sheet
 from vdmini_diffusers.analysis.scores import standard_scores
 from vdmini_diffusers.evaluation.detectors import load_detector
 from vdmini_diffusers.families import find_family
-from vdmini_diffusers.serialization.atomic import write_file
+from vdmini_diffusers.generation.opening import open_pipeline
+from vdmini_diffusers.serialization.atomic import check_apart, write_file
 
 
 @dataclass
@@ -77,6 +78,7 @@ class ImportanceArguments:
 
 def importance_command(args: ImportanceArguments) -> None:
     """Measure the importance of a denoiser's parts, and write tables and plots."""
+    check_apart(args.output_dir, {"the model": args.pretrained_model_name_or_path, "the videos": args.real_videos})
     family = find_family(args.pretrained_model_name_or_path, args.revision)
     component = args.component or family.denoiser
     if component not in family.denoisers:
@@ -84,12 +86,8 @@ def importance_command(args: ImportanceArguments) -> None:
     _check_inputs(args, family.pipeline_tag)
     state = Accelerator().state
     detector = load_detector("i3d", device=state.device) if args.fvd else None
-    pipe = family.pipeline.from_pretrained(
-        args.pretrained_model_name_or_path,
-        variant=args.variant,
-        revision=args.revision,
-        dtype=getattr(torch, args.dtype),
-    )
+    name, dtype = args.pretrained_model_name_or_path, getattr(torch, args.dtype)
+    pipe = open_pipeline(name, family, dtype, variant=args.variant, revision=args.revision)
     _place(pipe, args.offload, state.device)
     denoiser = getattr(pipe, component)
     if denoiser is None:

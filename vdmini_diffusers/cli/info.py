@@ -31,6 +31,9 @@ def info(
     from vdmini_diffusers.publishing.model_picture import draw_model
     from vdmini_diffusers.serialization.atomic import write_file
 
+    if picture is not None and (picture.suffix.lower() != ".png" or picture.exists()):
+        wrong = "exists" if picture.exists() else "should end in .png"
+        raise ValueError(f"{picture} {wrong}: give another name for the picture.")
     described = describe_model(name, revision)
     png = draw_model(described) if picture is not None else None
     print_info(described, Console(highlight=False))
@@ -53,7 +56,7 @@ def print_info(described: "ModelInfo", console: "Console") -> None:
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
     for label, value in facts_of(described):
-        facts.add_row(label, escape(value))
+        facts.add_row(label, escape(printable(value)))
     console.print(facts)
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -69,7 +72,7 @@ def print_info(described: "ModelInfo", console: "Console") -> None:
             "-" if now is None else f"{now:,}",
             f"{before:,}" if before else "",
         )
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(escape, map(printable, cells)))
     console.print()
     console.print(table)
 
@@ -89,6 +92,11 @@ def print_info(described: "ModelInfo", console: "Console") -> None:
             console.print(Text.assemble("  ", *((text, styles[state]) for text, state in line)))
         named = "■ kept" + "  ◧ fewer channels" * bool(part.sketch.count("narrowed"))
         console.print(Text(f"  {named}{'  □ removed' * bool(part.sketch.count('removed'))}", style="dim"))
+
+
+def printable(text: str) -> str:
+    """Without the control characters with which a stranger's file could write anything on a terminal."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def facts_of(described: "ModelInfo") -> list[tuple[str, str]]:

@@ -128,6 +128,10 @@ def prune_and_report(
             train_data_dir="FOLDER_OF_VIDEOS",
             output_dir=f"{args.output_dir}-distilled",
         )
+        print(
+            "Clips have the paper's size unless --num_frames, --height and --width say otherwise; training/configs/"
+            " has recipes by machine."
+        )
     if files.push_to_hub:
         repository = push_folder(folder, files.hub_model_id, "Pruned student")
         print(f"It is on the Hub as {repository}.")

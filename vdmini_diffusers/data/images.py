@@ -31,7 +31,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow's own, of sizes above 89 million pixels and of odd metadata
             with Image.open(path) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+                    raise Image.DecompressionBombError
                 if image.format == "EPS":
                     raise ValueError("PostScript is a program, which is not run")
                 return _to_rgb(ImageOps.exif_transpose(image))
@@ -39,6 +39,8 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     except Exception as error:
         if isinstance(error, UnidentifiedImageError):
             reason = _what_else(path)
+        elif isinstance(error, Image.DecompressionBombError):  # ours, or Pillow's own, of even more
+            reason = f"it has more than {MAX_PIXELS:,} pixels"
         else:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ValueError(f"{os.fspath(path)!r} cannot be read as a picture: {reason.rstrip('.')}.") from error

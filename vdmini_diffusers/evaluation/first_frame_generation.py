@@ -138,6 +138,8 @@ def generate_from_first_frames(
     missing = [video for video in videos if video.name not in done]
     mine = missing[state.process_index :: state.num_processes]
     for video in tqdm(mine, "generate", unit="clip", disable=not state.is_main_process):
+        if (folder / video.name).exists():  # another run of the same command has made it meanwhile
+            continue
         first = protocol.first_frame(video, start)
         condition = video.read(1, protocol.height, protocol.width, first).frames[0]
         made = np.asarray(

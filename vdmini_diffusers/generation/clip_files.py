@@ -1,5 +1,6 @@
 """A clip as a file, mp4, gif or a sheet of its frames as png, which says what it was made with."""
 
+import contextlib
 import json
 import math
 import os
@@ -28,10 +29,18 @@ def check_ending(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises `OSError` if no file can be made in the folder of `path`, or in the nearest that is there."""
+    """Raises `OSError` for a name that no file can have, and if none can be made in its folder.
+
+    Of a folder that is not there, the nearest that is there is tried.
+    """
     folder = next(folder for folder in path.absolute().parents if folder.exists())
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:  # without the random name
+        raise type(error)(error.errno, f"no file can be made there ({error.strerror})", str(folder)) from error
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(path)  # refuses a name that is too long
 
 
 def write_clip(frames: np.ndarray, path: Path, fps: float, record: Mapping[str, Any]) -> None:
@@ -49,7 +58,7 @@ def write_clip(frames: np.ndarray, path: Path, fps: float, record: Mapping[str, 
     comment, ending = json.dumps(record, ensure_ascii=False), path.suffix.lower()
     path.parent.mkdir(parents=True, exist_ok=True)
     # The temporary name keeps the ending, by which FFmpeg and Pillow choose the format.
-    with tempfile.TemporaryDirectory(prefix=f".{path.name[:100]}.tmp-", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".vdmini-clip.tmp-", dir=path.parent) as folder:
         partial = Path(folder) / f"clip{ending}"
         if ending == ".mp4":
             write_video(frames, partial, fps, comment)
@@ -83,7 +92,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
                 image.load()  # PNG keeps its texts behind the pixels
                 comment = image.info.get("comment" if image.format == "GIF" else "Comment")
         record = json.loads(comment or "null")
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

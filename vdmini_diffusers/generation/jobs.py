@@ -26,7 +26,7 @@ class Job:
 
     def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What the clip's file says it was made with. Paths are left out, as they are private."""
-        image = None if self.image is None else self.image.name
+        image = None if self.image is None else self.image.name.encode("utf-8", "backslashreplace").decode()
         given = {"image": image, "prompt": self.prompt, "seed": self.seed}
         return {name: value for name, value in {**given, **settings}.items() if value is not None}
 
@@ -138,7 +138,10 @@ def picture_endings() -> set[str]:
 def _of_folder(folder: Path, prompt: str | None, out: Path, seed: int) -> Request:
     _check_folder(out)
     check_apart(out, {"the pictures": folder}, flag="--out")
-    names = [name for name in list_files(folder)[0] if PurePosixPath(name).suffix.lower() in picture_endings()]
+    files, skipped = list_files(folder)
+    if unusable := [file.name for file in skipped if file.reason == "name is not UTF-8"]:
+        raise ValueError(f"{folder} has a file whose name is not UTF-8, {unusable[0]}: rename it, or move it away.")
+    names = [name for name in files if PurePosixPath(name).suffix.lower() in picture_endings()]
     if not names:
         raise ValueError(f"There is no picture in {folder} (JPEG, PNG, WebP and others, known by their endings).")
     # photo.jpg and photo.png become two clips.
@@ -148,6 +151,10 @@ def _of_folder(folder: Path, prompt: str | None, out: Path, seed: int) -> Reques
         path = PurePosixPath(name)
         stem = path.stem if stems[path.with_suffix("")] == 1 else path.name.replace(".", "_")
         jobs.append(Job(out / path.parent / f"{stem}.mp4", derived_seed(seed, name), folder / name, prompt))
+    outputs = Counter(job.output for job in jobs)
+    if twice := [job for job in jobs if outputs[job.output] > 1]:
+        one, other = (job.image for job in twice if job.output == twice[0].output)
+        raise ValueError(f"{one} and {other} would become one clip, {twice[0].output.name}: rename one of them.")
     return Request(jobs, out)
 
 

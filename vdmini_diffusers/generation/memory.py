@@ -9,11 +9,14 @@ import torch
 
 
 SHARE = 0.95  # of the free memory that is used
-# Of activations, for workspaces of convolutions and fragments of memory. On a CPU, the demo teacher's process grew by
-# 1.17 to 1.63 times what was counted, in five runs of 32 frames of 64 x 64 pixels, and by 1.26 in 8 of 192 x 192: it
-# varies, so there is room above. Not measured on a GPU.
-MARGIN = 2
 GIB = 2**30
+# What a process takes for the tensors that are counted, with workspaces of convolutions and fragments of memory: a
+# multiple that grows with the clip, and bytes that do not. Measured on a CPU, in MiB counted and grown by, on the demo
+# teacher and on a network of random weights four times as wide (`pytest tests/generation/test_memory.py -m slow -s`):
+# denoising 13 to 33, 52 to 63, 118 to 155; 24 to 54, 95 to 173, 1.6 times in calls after the first; decoding 84 to
+# 121, 338 to 334, 759 to 660; 227 to 345, 907 to 832; whole clips 138 above the count at most. Not measured on a GPU.
+DENOISING, DECODING = 1.6, 1.1
+OVERHEAD = 160 * 2**20
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,10 @@ def peak_bytes(need: MemoryNeed, saving: MemorySaving) -> int:
     at_once = min(frames * frame, need.tile or 0) if saving.tiling else frames * frame
     video = 12 * need.num_frames * frame  # float32, of three colours
     decoding = need.decoding_per_pixel * at_once + video
-    activations = {need.denoiser: round(MARGIN * need.denoising), need.vae: round(MARGIN * decoding)}
+    activations = {
+        need.denoiser: round(DENOISING * need.denoising) + OVERHEAD,
+        need.vae: round(DECODING * decoding) + OVERHEAD,
+    }
     if not saving.offload:
         return sum(need.weights.values()) + max(activations.values())
     running = {**dict.fromkeys(need.weights, 0), **activations}

@@ -89,7 +89,7 @@ def choose_device(device: str | None = None) -> str:
     if device is None:
         return "cpu" if found is None else found.type
     try:
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()  # the device "meta" has no values
     except (AssertionError, RuntimeError, NotImplementedError) as error:
         here = "the CPU alone" if found is None else f"{found.type} and cpu"
         raise ValueError(f"There is no device {device!r} that torch can use here; it has {here}.") from error

@@ -4,18 +4,52 @@ Each rewrite reads the original parameters in every call and keeps nothing deriv
 stale: deriving costs as much as one position of a convolution or less, and a frame has hundreds.
 """
 
+import functools
+from typing import Any
+
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+
+
+class Rewrite:
+    """Base of the classes that `optimize` gives to modules: each subclasses a stock class too and adds no state.
+
+    Its forward pass computes where the module is one that it replaces; else that of the stock class does. Hooks that
+    offload layers keep a bound forward pass: called after `restore`, it is the stock one.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        rewritten = vars(cls).get("forward")
+        if rewritten is None:
+            return
+
+        @functools.wraps(rewritten)
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(self, cls):
+                return type(self).forward(self, *args, **kwargs)
+            if not self.replaces():  # attributes were changed, or an adapter makes layers of its base's class
+                return super(cls, self).forward(*args, **kwargs)
+            return rewritten(self, *args, **kwargs)
+
+        cls.forward = forward
+
+    def replaces(self: Any) -> bool:
+        """Whether a module of the stock class, with its attributes of now, computes what the rewrite does."""
+        return True
 
 
 def is_inference(*modules: nn.Module) -> bool:
-    """No gradients, no autocast, and nothing that watches or replaces what is inside `modules`.
+    """No derivatives, no autocast, no `torch.func`, and nothing that watches or replaces what is inside `modules`.
 
     A rewrite works in place, passes by children and reads their weights; hooks (feature taps, offloading of single
     layers), compiled children and forward passes that were put in a child's place would be missed. Hooks of `modules`
     themselves do not matter: what is called is still the module.
     """
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return False
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():  # also under `no_grad`
         return False
     return not any(is_watched(child) for module in modules for child in module.modules() if child is not module)
 

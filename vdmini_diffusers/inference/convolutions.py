@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from vdmini_diffusers.inference.conditions import is_full_precision_on_cpu, is_inference, is_plain
+from vdmini_diffusers.inference.conditions import Rewrite, is_full_precision_on_cpu, is_inference, is_plain
 
 
 # Where the rewrites won on a CPU.
@@ -15,7 +15,7 @@ MIN_POSITIONS = 256  # of a frame
 MAX_POSITIONS_OF_UNFOLDED = 400  # of all frames
 
 
-class TemporalConv3d(nn.Conv3d):
+class TemporalConv3d(Rewrite, nn.Conv3d):
     """A convolution over three frames as matrix products: `y_f = W_0 x_(f-1) + W_1 x_f + W_2 x_(f+1) + b`.
 
     The stock kernel takes such a convolution for a general one. Here each product runs over all positions of all
@@ -24,16 +24,16 @@ class TemporalConv3d(nn.Conv3d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         positions = input.shape[-2] * input.shape[-1]
-        channels_last = input.is_contiguous(memory_format=torch.channels_last_3d)
         if not (
-            self.replaces()  # adapters make convolutions of this class and other kernels
+            is_inference()
             and positions >= MIN_POSITIONS
             and input.ndim == 5
             and is_full_precision_on_cpu(input)
-            and (channels_last or input.is_contiguous())
-            and is_inference()
             and type(self.weight) is nn.Parameter
         ):
+            return super().forward(input)
+        channels_last = input.is_contiguous(memory_format=torch.channels_last_3d)
+        if not (channels_last or input.is_contiguous()):
             return super().forward(input)
         batch, channels, frames, height, width = input.shape
         weights = self.weight.flatten(2).permute(2, 0, 1).contiguous()  # (3, out_channels, channels)
@@ -60,15 +60,15 @@ def add_temporal_products(
     """Write the convolution of `x`, `(channels, frames * positions)`, into `y`, which has the output's channels."""
     before, same, after = weights
     if bias is None:
-        torch.mm(same, x, out=y)
-    else:
-        torch.addmm(bias[:, None], same, x, out=y)
+        y.addmm_(same, x, beta=0)
+    else:  # what `torch.addmm(..., out=y)` does, which does not compile for channels-last memory
+        y.copy_(bias[:, None]).addmm_(same, x)
     if x.shape[1] > positions:
         y[:, positions:].addmm_(before, x[:, :-positions])
         y[:, :-positions].addmm_(after, x[:, positions:])
 
 
-class FewPositionsConv2d(nn.Conv2d):
+class FewPositionsConv2d(Rewrite, nn.Conv2d):
     """A 3 x 3 convolution of small maps, the deepest of a U-Net, as one matrix product of its unfolded input.
 
     The stock kernel brings the weights into an order of its own in each call, which takes longer than the products
@@ -77,12 +77,11 @@ class FewPositionsConv2d(nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not (
-            self.replaces()  # adapters make convolutions of this class and other kernels
+            is_inference()
             and input.ndim == 4
             and input.shape[0] * input.shape[2] * input.shape[3] <= MAX_POSITIONS_OF_UNFOLDED
             and is_full_precision_on_cpu(input)
             and input.is_contiguous()
-            and is_inference()
             and type(self.weight) is nn.Parameter
         ):
             return super().forward(input)
@@ -98,7 +97,7 @@ class FewPositionsConv2d(nn.Conv2d):
         return geometry == ((3, 3), (1, 1), (1, 1), 1, "zeros")
 
 
-class SubPixelUpsample2D(Upsample2D):
+class SubPixelUpsample2D(Rewrite, Upsample2D):
     """Nearest upsampling and a 3 x 3 convolution as one 2 x 2 convolution at the lower resolution.
 
     Of the three rows that a kernel covers after upsampling, two are copies of one row: row `2i` sees rows `i - 1`,
@@ -111,10 +110,10 @@ class SubPixelUpsample2D(Upsample2D):
         conv: Any = self.conv
         if not (
             output_size is None
+            and is_inference(self)
             and x.shape[-2] * x.shape[-1] >= MIN_POSITIONS
             and is_full_precision_on_cpu(x)
             and x.is_contiguous(memory_format=torch.channels_last)
-            and is_inference(self)
             and is_plain(conv, nn.Conv2d, FewPositionsConv2d)
             and FewPositionsConv2d.replaces(conv)
             and conv.stride == (1, 1)

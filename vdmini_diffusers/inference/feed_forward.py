@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from torch import nn
 
-from vdmini_diffusers.inference.conditions import is_full_precision_on_cpu, is_inference, is_plain
+from vdmini_diffusers.inference.conditions import Rewrite, is_full_precision_on_cpu, is_inference, is_plain
 
 
-class SplitGEGLU(GEGLU):
+class SplitGEGLU(Rewrite, GEGLU):
     """GELU's gate and what it gates as two products, each of which is then worked on in place.
 
     The stock layer takes both from one product, and halves of it can be neither activated nor multiplied in place

@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-from vdmini_diffusers.inference.conditions import is_full_precision_on_cpu, is_inference
+from vdmini_diffusers.inference.conditions import Rewrite, is_full_precision_on_cpu, is_inference
 from vdmini_diffusers.models.autoencoder_kl_vdmini import ClipGroupNorm
 
 
 CHUNK = 2**15  # elements that fit into a core's cache
 
 
-class ChannelsLastGroupNorm(nn.GroupNorm):
+class ChannelsLastGroupNorm(Rewrite, nn.GroupNorm):
     """Moments from sums over chunks, which are added in float64.
 
     On a CPU torch adds all positions of a channels-last frame one after the other: at 256 x 384 positions the result
@@ -20,13 +20,13 @@ class ChannelsLastGroupNorm(nn.GroupNorm):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.ndim)
         if not (
-            layout is not None
+            is_inference()
+            and layout is not None
             and is_full_precision_on_cpu(input)
             and input.is_contiguous(memory_format=layout)
             and not input.is_contiguous()
             and self.affine
             and not torch.compiler.is_compiling()  # which would unroll the chunks of one size
-            and is_inference()
         ):
             return super().forward(input)
         rows = input.movedim(1, -1)

@@ -6,19 +6,21 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.resnet import AlphaBlender
 from diffusers.models.transformers.transformer_temporal import (
     TransformerSpatioTemporalModel,
     TransformerTemporalModelOutput,
 )
+from torch import nn
 
-from vdmini_diffusers.inference.conditions import is_inference, is_watched
+from vdmini_diffusers.inference.conditions import Rewrite, is_inference, is_watched
 from vdmini_diffusers.models.unet_spatio_temporal_vdmini import VDMiniAttnProcessor
 
 
 STOCK_PROCESSORS = (AttnProcessor, AttnProcessor2_0, VDMiniAttnProcessor)
 
 
-class OneTokenTransformerSpatioTemporalModel(TransformerSpatioTemporalModel):
+class OneTokenTransformerSpatioTemporalModel(Rewrite, TransformerSpatioTemporalModel):
     """SVD's transformer, where the context is one token: the embedding of the image.
 
     Softmax over one key is 1, so cross-attention is `to_out(to_v(c))` whatever attends: its query and key projections,
@@ -62,6 +64,9 @@ class OneTokenTransformerSpatioTemporalModel(TransformerSpatioTemporalModel):
         # In the memory format of the input: convolutions and concatenations that follow are slower in a mixture.
         output = (x.contiguous() if hidden_states.is_contiguous() else x).add_(hidden_states)
         return TransformerTemporalModelOutput(sample=output) if return_dict else (output,)
+
+    def replaces(self: TransformerSpatioTemporalModel) -> bool:
+        return type(self.time_mixer) is AlphaBlender and not self.time_mixer.switch_spatial_to_temporal_mix
 
 
 def spatial_block(block: Any, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -127,4 +132,6 @@ def is_stock(attention: Attention) -> bool:
         and attention.norm_q is None
         and attention.norm_k is None
         and attention.norm_cross is None
+        # One token's dropout would be that of all positions.
+        and not any(isinstance(layer, nn.Dropout) and layer.training and layer.p for layer in attention.to_out)
     )

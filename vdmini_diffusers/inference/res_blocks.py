@@ -4,14 +4,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer, TemporalResnetBlock
+from diffusers.models.resnet import (
+    AlphaBlender,
+    ResnetBlock2D,
+    SpatioTemporalResBlock,
+    TemporalConvLayer,
+    TemporalResnetBlock,
+)
 from torch import nn
 
-from vdmini_diffusers.inference.conditions import is_inference
+from vdmini_diffusers.inference.conditions import Rewrite, is_inference
 from vdmini_diffusers.models.unet_3d_vdmini import VDMiniResnetBlock2D, VDMiniTemporalConvLayer
 
 
-class InPlaceResnetBlock2D(ResnetBlock2D):
+class InPlaceResnetBlock2D(Rewrite, ResnetBlock2D):
     """SiLU and the sums with time embedding and input in place, and no division by an output scale of 1."""
 
     def forward(self, input_tensor: torch.Tensor, temb: Any, *args, **kwargs) -> torch.Tensor:
@@ -28,11 +34,11 @@ class InPlaceResnetBlock2D(ResnetBlock2D):
             and self.time_embedding_norm == "default"
             and self.output_scale_factor == 1
             and not self.skip_time_act
-            and isinstance(self.nonlinearity, nn.SiLU)
+            and type(self.nonlinearity) is nn.SiLU
         )
 
 
-class BlendedSpatioTemporalResBlock(SpatioTemporalResBlock):
+class BlendedSpatioTemporalResBlock(Rewrite, SpatioTemporalResBlock):
     """The temporal ResBlock's sum and the blend in one pass: `a x + (1 - a) (x + h) = x + (1 - a) h`.
 
     `x` is the spatial ResBlock's output and `h` the temporal one's residual branch.
@@ -56,8 +62,13 @@ class BlendedSpatioTemporalResBlock(SpatioTemporalResBlock):
             weight = 1 - weight
         return torch.addcmul(x, branch, weight).transpose(1, 2).flatten(0, 1)
 
+    def replaces(self: SpatioTemporalResBlock) -> bool:
+        temporal = self.temporal_res_block
+        is_stock = type(temporal) is TemporalResnetBlock and type(self.time_mixer) is AlphaBlender
+        return is_stock and type(temporal.nonlinearity) is nn.SiLU
 
-class InPlaceTemporalConvLayer(TemporalConvLayer):
+
+class InPlaceTemporalConvLayer(Rewrite, TemporalConvLayer):
     """SiLU and the sum with the input in place."""
 
     def forward(self, hidden_states: torch.Tensor, num_frames: int = 1) -> torch.Tensor:
@@ -66,10 +77,14 @@ class InPlaceTemporalConvLayer(TemporalConvLayer):
         x = hidden_states.unflatten(0, (-1, num_frames)).transpose(1, 2)
         h = x
         for norm, _, *rest in (self.conv1, self.conv2, self.conv3, self.conv4):
-            h = F.silu(norm(h), inplace=True)
+            h = silu_of(norm, h)
             for layer in rest:  # dropout, convolution
                 h = layer(h)
         return h.add_(x).transpose(1, 2).flatten(0, 1)
+
+    def replaces(self: TemporalConvLayer) -> bool:
+        stages = [list(stage) for stage in (self.conv1, self.conv2, self.conv3, self.conv4)]
+        return all(len(stage) > 1 and type(stage[1]) is nn.SiLU for stage in stages)
 
 
 class InPlaceVDMiniResnetBlock2D(InPlaceResnetBlock2D, VDMiniResnetBlock2D):
@@ -84,8 +99,13 @@ def residual_branch(
     block: ResnetBlock2D | TemporalResnetBlock, x: torch.Tensor, temb: torch.Tensor | None
 ) -> torch.Tensor:
     """What a ResBlock adds to its input. `temb` is `(batch, channels)`, or `(batch, frames, channels)` in time."""
-    h = block.conv1(F.silu(block.norm1(x), inplace=True))
+    h = block.conv1(silu_of(block.norm1, x))
     if block.time_emb_proj is not None and temb is not None:
         shift = block.time_emb_proj(F.silu(temb))
         h = h.add_(shift.movedim(-1, 1)[..., None, None])
-    return block.conv2(block.dropout(F.silu(block.norm2(h), inplace=True)))
+    return block.conv2(block.dropout(silu_of(block.norm2, h)))
+
+
+def silu_of(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """In place, unless `norm` may give what it takes: a user may have put an identity there."""
+    return F.silu(norm(x), inplace=isinstance(norm, nn.GroupNorm))

@@ -27,8 +27,6 @@ from vdmini_diffusers.models.autoencoder_kl_vdmini import ClipGroupNorm
 from vdmini_diffusers.models.unet_3d_vdmini import VDMiniResnetBlock2D, VDMiniTemporalConvLayer
 
 
-# Each rewrite is a subclass of the class that it replaces, adds no state, and has that class's forward pass for
-# whatever it does not cover.
 REWRITE_OF: dict[type[nn.Module], Any] = {
     ClipGroupNorm: ChannelsLastClipGroupNorm,
     Decoder: ChannelsLastDecoder,
@@ -67,7 +65,7 @@ def optimize(target: Target) -> Target:
     """
     for module in modules_of(target):
         rewrite = REWRITE_OF.get(type(module))
-        if rewrite is not None and getattr(rewrite, "replaces", always)(module):
+        if rewrite is not None and rewrite.replaces(module):
             module.__class__ = rewrite
     return target
 
@@ -82,7 +80,3 @@ def restore(target: Target) -> Target:
 def modules_of(target: DiffusionPipeline | nn.Module) -> list[nn.Module]:
     parts = target.components.values() if isinstance(target, DiffusionPipeline) else [target]
     return [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
-
-
-def always(module: nn.Module) -> bool:
-    return True

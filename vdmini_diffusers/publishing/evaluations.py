@@ -1,5 +1,6 @@
 """Results of benchmarks, read from the JSON files that they write, for the card of the model that they measured."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,12 @@ def read_evaluations(files: Iterable[Path], is_distilled: bool) -> list[CardResu
     found = []
     for file in files:
         content = read_json(file)
-        results = _fvd(content) or _vbench(content) or _quickstart(content, is_distilled)
+        try:
+            results = _fvd(content) or _vbench(content) or _quickstart(content, is_distilled)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+            results = []
+        if not_finite := [each.name for each in results if not math.isfinite(each.value)]:
+            raise ValueError(f"{file} says that {not_finite[0]} is no finite number: measure it anew.")
         if not results:
             raise ValueError(
                 f"{file} holds no results that a card can show. Those of `benchmarks/fvd.py` (`fvd`, `protocol`), of"
@@ -81,22 +87,22 @@ def results_table(results: Iterable[CardResult]) -> str:
     lines = ["| measure | value | on | how |", "|---|---|---|---|"]
     for each in results:
         interval = f" [{each.interval[0]:.2f}, {each.interval[1]:.2f}]" if each.interval else ""
-        lines.append(f"| {each.name} | {each.value:g}{interval} | {each.dataset} | {each.setting} |")
+        cells = (each.name, f"{each.value:g}{interval}", each.dataset, each.setting)
+        lines.append(f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)
 
 
 def _fvd(content: Mapping[str, Any]) -> list[CardResult]:
-    try:
-        protocol, real = content["protocol"], content["real"]
-        size = f"{protocol['num_frames']} x {protocol['height']} x {protocol['width']}"
-        setting = f"{protocol['num_clips']} clips of {size}, {content['detector']['name']}"
-        dataset = Path(real["source"]).name
-        return [
-            CardResult(name, name.upper(), round(float(content[name]), 4), dataset, _interval(content, name), setting)
-            for name in ("fvd", "kvd")
-        ]
-    except (KeyError, TypeError):
+    if not {"fvd", "kvd", "protocol", "real", "detector"} <= set(content):
         return []
+    protocol, real = content["protocol"], content["real"]
+    size = f"{protocol['num_frames']} x {protocol['height']} x {protocol['width']}"
+    setting = f"{protocol['num_clips']} clips of {size}, {content['detector']['name']}"
+    dataset = Path(real["source"]).name
+    return [
+        CardResult(name, name.upper(), round(float(content[name]), 4), dataset, _interval(content, name), setting)
+        for name in ("fvd", "kvd")
+    ]
 
 
 def _interval(content: Mapping[str, Any], name: str) -> tuple[float, float] | None:

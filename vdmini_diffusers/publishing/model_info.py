@@ -278,7 +278,9 @@ def _training(folder: Path, family: Family | None) -> TrainingInfo | None:
     losses = [f"task ({family.task})"] if isinstance(family, TrainableFamily) else []
     names = {"lambda_icd": "ICD", "lambda_mca": "MCA", "lambda_data_critic": "data critic"}
     for setting, name in names.items():
-        weight = settings.get(setting)
+        weight, steps, start = settings.get(setting), settings.get("max_train_steps"), settings.get("mca_start_step")
+        if name == "MCA" and isinstance(steps, int) and isinstance(start, int) and start >= steps:
+            continue  # it never began
         if isinstance(weight, (int, float)) and weight > 0:
             losses.append(f"{name} x {weight:g}")
     losses += [f"reward {reward}" for key in ("image_rewards", "video_rewards") for reward in settings.get(key) or ()]

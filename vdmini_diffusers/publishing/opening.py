@@ -17,7 +17,11 @@ from vdmini_diffusers.serialization.safetensors_reader import read_json
 
 TINY_CLIP = (5, 64, 64)  # frames, height and width for one forward pass of the denoiser
 MAX_FLOAT32_PARAMETERS = 2 * 10**9  # more are opened in bfloat16, in which CPUs compute slowly
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+# Tokens, and where files of them are.
+SECRETS = (
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"),
+    *("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH"),
+)
 
 # The package may be installed in any way, so importing it is refused, to `importlib.util.find_spec` as well.
 SCRIPT = """

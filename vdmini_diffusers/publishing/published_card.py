@@ -118,7 +118,11 @@ def published_card(
     """
     name = repo_id.rpartition("/")[2]
     file = info.folder / "README.md"
-    card = ModelCard(file.read_text(encoding="utf-8") if file.is_file() else f"---\n{{}}\n---\n\n# {name}\n")
+    try:
+        written = file.read_text(encoding="utf-8") if file.is_file() else f"---\n{{}}\n---\n\n# {name}\n"
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: save it as such.") from error
+    card = ModelCard(written)
     data: ModelCardData = card.data  # pyright: ignore[reportAssignmentType] - of a ModelCard
     data.license, data.license_name, data.license_link = terms.license, terms.license_name, terms.license_link
     data.library_name = data.library_name or "diffusers"

@@ -12,7 +12,7 @@ from PIL import Image
 from vdmini_diffusers.distillation.engine import without_folders
 from vdmini_diffusers.publishing.model_info import ModelInfo
 from vdmini_diffusers.serialization.checkpoint_error import short_message
-from vdmini_diffusers.serialization.pipeline_folder import check_links
+from vdmini_diffusers.serialization.pipeline_folder import check_inside, check_links
 
 
 # In the folder itself, and in that of a component. Code comes on top: the files that `model_index.json` names. Our
@@ -36,6 +36,9 @@ def publishable_files(info: ModelInfo) -> dict[str, Path]:
         FileNotFoundError: if a file is missing that the pipeline names.
     """
     folder = info.folder
+    for path in _files(folder):
+        if path.is_symlink() and _is_allowed(path.name, ALLOWED_AT_TOP):
+            check_inside(path, folder)
     names = [part.name for part in info.components]
     beside = [
         name for name in ALLOWED_BESIDE if (folder / name).is_dir() and not (name == "discriminator" and info.pruned)
@@ -76,6 +79,8 @@ def find_samples(info: ModelInfo, given: tuple[Path, ...]) -> dict[str, Path]:
         OSError: if one cannot be read.
     """
     folder = info.folder / SAMPLES
+    if not given:
+        check_links(info.folder, [SAMPLES])
     files = given or tuple(p for p in (_files(folder) if folder.is_dir() else ()) if p.suffix in SAMPLE_ENDINGS)
     found: dict[str, Path] = {}
     for file in files:

@@ -1,6 +1,7 @@
 """Files of a folder to a repository on the Hub, in one commit or as a pull request."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from vdmini_diffusers.serialization.checkpoint_error import short_message
 
 MAX_TRIES = 5  # of a request that the Hub refuses because there were too many
 FIRST_WAIT_SECONDS = 1.0  # doubles, unless the Hub says how long
+QUERY = re.compile(r"(?<=\S)\?\S+=\S*")  # of an address: those that large files are sent to are signed there
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +66,10 @@ def upload_files(
     except HfHubHTTPError as error:
         raise _explained(error, repo_id, revision) from error
     except httpx.TransportError as error:
+        said = QUERY.sub("", short_message(error))
         raise ConnectionError(
-            f"The connection to the Hub broke: {short_message(error)}. Run the same command again: large files that"
-            " are there already are not sent again."
+            f"The connection to the Hub broke: {said}. Run the same command again: large files that are there already"
+            " are not sent again."
         ) from error
 
 
@@ -154,7 +157,7 @@ def _patiently(request: Callable[[], T]) -> T:
 def _explained(error: HfHubHTTPError, repo_id: str, revision: str | None) -> OSError:
     """What the Hub's refusal means here, and what to do. Its own words come last; they never hold the token."""
     status = error.response.status_code
-    said = short_message(error)
+    said = QUERY.sub("", short_message(error))
     if status == HTTPStatus.UNAUTHORIZED:
         return PermissionError(f"The Hub does not know you: `hf auth login`, or set HF_TOKEN. It says: {said}")
     if status == HTTPStatus.FORBIDDEN:

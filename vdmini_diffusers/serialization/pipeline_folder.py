@@ -298,16 +298,18 @@ def check_links(folder: Path, subfolders: Iterable[str]) -> None:
     top = [path for path in folder.iterdir() if re.match(r"LICENSE|NOTICE|README\.md$|model_index\.json$", path.name)]
     parts = [folder / name for name in subfolders]
     for path in sorted([*top, *parts, *(inner for part in parts if part.is_dir() for inner in part.iterdir())]):
-        if not any(link.is_symlink() for link in (path, path.parent)):
-            continue
-        try:
-            target = path.resolve()
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"{path} is a link that leads back to itself.") from error
-        if not any(target.is_relative_to(root) for root in _roots(folder)):
-            raise CheckpointError(
-                f"{path} is a link that leads out of the teacher's folder: put the file itself in its place."
-            )
+        if any(link.is_symlink() for link in (path, path.parent)):
+            check_inside(path, folder)
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Raises `CheckpointError` unless a link leads to something in the folder, or in its repository's cache."""
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is a link that leads back to itself.") from error
+    if not any(target.is_relative_to(root) for root in _roots(folder)):
+        raise CheckpointError(f"{path} is a link that leads out of the folder: put the file itself in its place.")
 
 
 def _roots(folder: Path) -> list[Path]:
