@@ -61,7 +61,7 @@ test-wheel: $(VENV)/.installed-test wheel
 	rm -rf .venv-wheel && mkdir .venv-wheel && cp -r tests pyproject.toml .venv-wheel
 	$(PIP) install --quiet --no-deps --target .venv-wheel/site dist/*.whl
 	cd .venv-wheel && export PYTHONPATH="$$PWD/site" OMP_NUM_THREADS=1 \
-	  && site/bin/vdmini generate --image site/vdmini_diffusers/demo/examples/flower.png --out clip.gif \
+	  && site/bin/vdmini generate --image site/vdmini_diffusers/demo/examples/car.png --out clip.gif \
 	  && ../$(BIN)/python -m pytest -n auto
 
 # Into empty folders: setuptools packs what an earlier build has left, and dist/*.whl is to be one file.
