@@ -64,10 +64,12 @@ test-wheel: $(VENV)/.installed-test wheel
 	  && site/bin/vdmini generate --image site/vdmini_diffusers/demo/examples/car.png --out clip.gif \
 	  && ../$(BIN)/python -m pytest -n auto
 
-# Into empty folders: setuptools packs what an earlier build has left, and dist/*.whl is to be one file.
+# Into empty folders: setuptools packs what an earlier build has left, and dist/*.whl is to be one file. What is left in
+# build/ would be tested as documents.
 wheel: $(VENV)/.installed
 	rm -rf build dist
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build
 
 clean:
 	rm -rf $(VENV) .venv-newest .venv-oldest .venv-wheel build dist *.egg-info

@@ -1,5 +1,6 @@
 """The command `vdmini` as a person meets it: quick, short, and one line where something is wrong."""
 
+import json
 import os
 import re
 import shlex
@@ -178,6 +179,8 @@ def test_prune_score_and_evaluate_do_what_the_scripts_do(vdmini, teacher_folder,
 @pytest.mark.slow
 def test_a_student_is_scored_to_the_end_and_the_same_command_goes_on(vdmini, teacher_folder, tmp_path):
     vdmini("prune", teacher_folder, "--out", tmp_path / "student")
+    config = tmp_path / "student/unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_frames": 3}))  # motion takes three
     for i in range(2):
         (tmp_path / f"videos/{i}").mkdir(parents=True)
         Image.new("RGB", (16, 16), (90 * i, 50, 0)).save(tmp_path / f"videos/{i}/0.png")

@@ -25,7 +25,7 @@ THREE = {"num_inference_steps": 3}
 def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny_svd_pipeline().save_pretrained(folder)
-    return OpenedModel.open(ModelToOpen(str(folder), device="cpu", memory=0.1), SMALL)
+    return OpenedModel.open(ModelToOpen(str(folder), device="cpu", memory=0.3), SMALL)
 
 
 def test_what_it_says_of_itself(opened, tmp_path):
@@ -66,7 +66,7 @@ def test_a_clip_is_what_the_pipeline_makes_alone_also_after_one_was_stopped(open
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak is read on Linux")
 def test_the_second_clip_takes_as_much_memory_as_the_first(opened):
     size = {"num_frames": 8, "height": 64, "width": 64}
-    first, second = (opened.make(0, size, tiny_image()).peak for _ in range(2))
+    _, first, second = (opened.make(0, size, tiny_image()).peak for _ in range(3))  # the first compiles kernels
     assert 8 * MIB < 0.7 * first < second < 1.4 * first
 
 
@@ -77,7 +77,7 @@ def test_a_size_that_does_not_fit_is_refused_with_the_largest_that_do(opened):
     fewer, frames, width, height = map(int, re.findall(
         r"What fits: (\d+) frames? of that size, or (\d+) frames of (\d+) x (\d+)\.", str(refused.value)
     )[0])  # fmt: skip
-    free = SHARE * 0.1 * GIB
+    free = SHARE * 0.3 * GIB
     assert opened.need(fewer, 128, 128) <= free < opened.need(fewer + 1, 128, 128)
     assert frames == 200 and opened.need(200, height, width) <= free < opened.need(200, height + 16, width + 16)
 
