@@ -32,6 +32,9 @@ def write(pipe: DiffusionPipeline, folder: Path) -> None:
     pipe.save_pretrained(folder)
     for copy in folder.rglob("*.py"):
         copy.unlink()
+    # Without torchvision, transformers names a class that its older versions do not have.
+    index = folder / "model_index.json"
+    write_file(index, index.read_bytes().replace(b"CLIPImageProcessorPil", b"CLIPImageProcessor"))
 
 
 def main(args: Arguments) -> None:
