@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -277,7 +278,9 @@ def test_a_command_that_is_stopped_ends_with_a_line_and_its_status(tmp_path, num
         "        time.sleep(60)\n"
         "run_command(app)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
+    # What is started in the background, as these tests may be, ignores SIGINT, and so do its own processes.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, preexec_fn=heed)
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
     process.send_signal(number)
     _, printed = process.communicate(timeout=30)

@@ -150,6 +150,7 @@ def test_the_blocks_of_the_pipelines_readme_run_in_their_order(folders, tmp_path
         "path/to/svd": "deep-svd",
     }
     snippets = blocks((ROOT / "pipelines" / "README.md").read_text("utf-8"))
+    snippets = [snippet for snippet in snippets if "build_app" not in snippet]  # tests/generation/test_app.py has it
     assert len(snippets) == 6
     for snippet in map(without_gpu, snippets):
         # The decoder's fields are those of SVD's four stages; the tiny VAE has two.
