@@ -24,6 +24,7 @@ the process grew by. GPUs hold besides: CUDA's context, kernels' workspaces, and
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ from vdmini_diffusers.distillation.tasks.base import ModelInputs
 from vdmini_diffusers.distillation.tasks.consistency import ConsistencyInputs, ConsistencyTask
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes, grown_by
+from vdmini_diffusers.evaluation.paper_components import NETWORK_CONFIGS
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.families.videocrafter import VIDEOCRAFTER
 from vdmini_diffusers.models import VDMiniUNet3DConditionModel, VDMiniUNetSpatioTemporalConditionModel
@@ -60,17 +62,10 @@ GIB = 2**30
 ROOT = Path(__file__).parents[1]
 RECIPES = ("icmd_i2v_24gb", "icmd_i2v_80gb", "icmd_i2v_paper_8x80gb", "icmd_t2v_24gb")
 STUDENT_UNITS = ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel")  # what FSDP wraps
-SVD_CONFIG = {"num_attention_heads": (5, 10, 20, 20), "num_frames": 14, "sample_size": 96}
-T2V_TURBO_V2_CONFIG = {
-    "down_block_types": ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
-    "up_block_types": ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "mid_block_type": "UNetMidBlock3DCrossAttn",
-    "time_cond_proj_dim": 256,
-    "motion_cond_proj_dim": 256,
-    "fps_cond": True,
-}
+SVD_CONFIG = NETWORK_CONFIGS["SVD's U-Net"]["config"]
+# Named, although they are our class's defaults: a plan takes what is absent for the stock class's.
+CONDITIONS = {"time_cond_proj_dim": 256, "motion_cond_proj_dim": 256, "fps_cond": True}
+T2V_TURBO_V2_CONFIG = NETWORK_CONFIGS["T2V-Turbo-v2's U-Net"]["config"] | CONDITIONS
 VIDEOCRAFTER2 = {"time_cond_proj_dim": None, "motion_cond_proj_dim": None}
 NUM_TOKENS = 77  # of a prompt
 # Bytes for each weight: bitsandbytes has two of 8 bits, and for every 256 of each a scale in float32.
@@ -131,7 +126,7 @@ def read_recipe(file: Path) -> Recipe:
     return Recipe(file.stem, task, num_gpus, args.gradient_checkpointing, args.optimizer, args.use_ema, clip)
 
 
-class Parts:
+class Parts(ABC):
     """What takes part in a step of a family's students, on one device, in the current tensor mode."""
 
     student_class: type[Any]
@@ -161,13 +156,13 @@ class Parts:
     def teacher_class(self) -> type[Any]:
         return UNetSpatioTemporalConditionModel
 
+    @abstractmethod
     def make_backbone(self, teacher_config: Mapping[str, Any]) -> Any:
         """The frozen network that the critics see."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, shape: tuple[int, ...]) -> ModelInputs:
         """Inputs of a step, for latents of that shape."""
-        raise NotImplementedError
 
 
 class ImageToVideo(Parts):

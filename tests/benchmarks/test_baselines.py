@@ -1,23 +1,18 @@
 """The report of Table 3's rows on made-up results. `baselines.py` itself runs for hours."""
 
 import csv
-import importlib.util
 import json
-import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from checkout import ROOT
+from checkout import as_module
 
 
 @pytest.fixture(scope="module")
 def baselines():
-    spec = importlib.util.spec_from_file_location("baselines", ROOT / "benchmarks" / "baselines.py")
-    module = sys.modules["baselines"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["baselines"]
+    with as_module("benchmarks/baselines.py") as module:
+        yield module
 
 
 def numbers(fvd):

@@ -1,12 +1,10 @@
 """What the floors count: known numbers of single operators, and of networks at the paper's size."""
 
 import dataclasses
-import importlib.util
-import sys
 
 import pytest
 import torch
-from checkout import ROOT
+from checkout import as_module
 from torch import nn
 
 from vdmini_diffusers.evaluation.paper_components import SIZES, ClipSize, pipeline_components
@@ -14,12 +12,8 @@ from vdmini_diffusers.evaluation.paper_components import SIZES, ClipSize, pipeli
 
 @pytest.fixture(scope="module")
 def floors():
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("floors", ROOT / "benchmarks" / "floors.py")
-    module = sys.modules["floors"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["floors"]
+    with as_module("benchmarks/floors.py") as module:
+        yield module
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
 """The list of what a GPU must show: each item by itself, what is done stays done, and no item stops the others."""
 
-import importlib.util
 import json
 import os
 import shutil
-import sys
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
-from checkout import ROOT
+from checkout import ROOT, as_module
 from forked_scripts import start
 
 
@@ -19,12 +17,8 @@ ITEM = "a5_bf16"
 
 @pytest.fixture(scope="module")
 def on_gpu():
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("on_gpu", ROOT / "benchmarks" / "on_gpu.py")
-    module = sys.modules["on_gpu"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["on_gpu"]
+    with as_module("benchmarks/on_gpu.py") as module:
+        yield module
 
 
 def run(script: str, *flags: object, log: Path) -> str:

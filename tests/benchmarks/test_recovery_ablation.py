@@ -1,29 +1,16 @@
 """The ablation's statistics and its controls. `recovery_ablation.py` itself runs for days."""
 
-import importlib.util
-import sys
-
 import pytest
 import torch
-from checkout import ROOT
+from checkout import as_module
 
 from vdmini_diffusers.distillation.arguments import ICMDArguments, UNetCriticArguments
 
 
-BENCHMARKS = ROOT / "benchmarks"
-
-
-def module_of(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def ablation():
-    yield module_of("recovery_ablation")
-    del sys.modules["recovery_ablation"]
+    with as_module("benchmarks/recovery_ablation.py") as module:
+        yield module
 
 
 @pytest.mark.parametrize("task", ["i2v", "t2v"])
@@ -48,8 +35,13 @@ def test_differences_are_paired_by_seed(ablation):
     assert line == {"row": "b, less a", "seeds": 3, way: "+0.100 [+0.100, +0.100]"}
 
 
-def test_the_controls_heads_of_mca_are_not_silent_and_never_learn():
-    control = module_of("train_with_random_mca")
+@pytest.fixture(scope="module")
+def control():
+    with as_module("benchmarks/train_with_random_mca.py") as module:
+        yield module
+
+
+def test_the_controls_heads_of_mca_are_not_silent_and_never_learn(control):
     arguments = {"down_blocks.0": 8}, 4, 16, UNetCriticArguments(discriminator_width=8), ICMDArguments(), None
     critics = {critic.name: critic for critic in control.with_random_mca(*arguments, torch.device("cpu"), seed=3)}
     again = {critic.name: critic for critic in control.make_critics(*arguments, torch.device("cpu"), seed=3)}

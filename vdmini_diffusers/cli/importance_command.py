@@ -166,7 +166,7 @@ def _videos_of(args: ImportanceArguments, pipe: Any, from_image: bool) -> tuple[
 
 
 def digest_of_inputs(inputs: Sequence[Mapping[str, Any]]) -> str:
-    """Of prompts and pixels: other files under the same path are other inputs."""
+    """Tell inputs apart by prompts and pixels: other files under the same path are other inputs."""
     digest = hashlib.sha256()
     for name, value in ((name, value) for given in inputs for name, value in given.items()):
         content = value.encode() if isinstance(value, str) else b"" if value is None else np.asarray(value).tobytes()
