@@ -55,6 +55,10 @@ TEACHER = "{python} training/train_demo_teacher.py --output_dir {folder} --secon
 BATCHES = "--train_batch_size 128 --num_clips 20000 --unet_steps 3000"
 TINY_BATCHES = "--num_workers 0 --train_batch_size 2 --vae_batch_size 4 --num_clips 4 --unet_steps 2 --decoder_steps 1"
 TINY_STAGES = "--num_feature_clips 2 --inner_steps 1 --num_pairs 2 --num_pair_steps 2 --one_step_steps 1"
+# The rows of Tables 4 and 5 on the demo teachers of the package; what is finished stays.
+ABLATION = "{python} benchmarks/recovery_ablation.py --output_dir {folder} --num_parallel 6 {tiny}"
+TINY_ABLATION = "--max_train_steps 2 --train_batch_size 2 --num_train_clips 4 --num_clips 2 --mixed_precision no"
+TINY_ABLATION += " --seeds 0 --sensitivity_seeds 0 --learning_rates 1e-4 --num_parallel 1"
 ITEMS = (
     Item("gpu_tests", 240, TESTS),
     Item("a1_bf16", 90, f"{LATENCY} --table A1 --dtype bf16 --pipeline --optimize --rounds 5"),
@@ -75,6 +79,8 @@ ITEMS = (
         f"{TEACHER} {BATCHES} --task t2v --image_to_video_teacher {{folders}}/teacher_i2v/pipeline {{tiny}}",
         TINY_BATCHES,
     ),
+    Item("ablation_i2v", 420, ABLATION, TINY_ABLATION),
+    Item("ablation_t2v", 420, f"{ABLATION} --teacher vdmini_diffusers/demo/t2v_teacher", TINY_ABLATION),
     Item("a5_bf16", 120, f"{LATENCY} --table A5 --dtype bf16 --rounds 3"),
     Item("a1_fp16_compiled", 180, f"{LATENCY} --table A1 --dtype fp16 --compile --rounds 5"),
     Item("a3_fp16_compiled", 180, f"{LATENCY} --table A3 --dtype fp16 --compile --rounds 5"),

@@ -2,9 +2,8 @@
 """The paper's ablation (Table 4) with controls, and its loss weights (Table 5), on a demo teacher.
 
     pip install -e '.[teacher,train,plot]'
-    python benchmarks/recovery_ablation.py --teacher outputs/sf_v --output_dir outputs/ablation
-    python benchmarks/recovery_ablation.py --task t2v --teacher outputs/t2v_turbo \\
-        --ode_teacher outputs/t2v_teacher/pipeline --output_dir outputs/ablation_t2v
+    python benchmarks/recovery_ablation.py --output_dir outputs/ablation
+    python benchmarks/recovery_ablation.py --teacher vdmini_diffusers/demo/t2v_teacher --output_dir outputs/ablation_t2v
 
 Trains the pruned student with `training/train_icmd.py` once per row and seed, and measures each result on held-out
 scenes. Rows of one seed differ as `rows_of` says and in nothing else, so that they are compared in pairs, seed by
@@ -33,7 +32,7 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
 from vdmini_diffusers.demo.measures import HeldOutImages, HeldOutPrompts, Videos
-from vdmini_diffusers.demo.teachers import T2V_DISTILLATION, T2V_SAMPLING
+from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_DISTILLATION, T2V_SAMPLING
 from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.demo.training_runs import complete_run, recipe_flags
 from vdmini_diffusers.evaluation.i3d import load_i3d
@@ -50,7 +49,8 @@ RANDOM_MCA = Path(__file__).with_name("train_with_random_mca.py")
 # Named before the first look: the share of clips that go the way that their image allows, or their caption says.
 PRIMARY = "right_way"
 MEASURES = (PRIMARY, "moves", "speed", "sharpness", "flicker", "object", "place", "motion_cosine", "psnr_to_teacher")
-SAMPLING: dict[str, dict[str, Any]] = {"i2v": {"num_inference_steps": 1}, "t2v": T2V_SAMPLING}
+SAMPLING: dict[str, dict[str, Any]] = {"image": {"num_inference_steps": 1}, "text": T2V_SAMPLING}
+Given = Literal["image", "text"]  # what a teacher makes videos of
 RATE_SEED = 1000  # of the runs that choose the learning rate; their scenes have it as well
 TEMPORAL = ("temporal", "time_mixer", "time_pos_embed", "temp_conv", "temp_attention", "transformer_in")
 
@@ -71,11 +71,11 @@ class Row(NamedTuple):
     script: Path = TRAIN_SCRIPT
 
 
-def rows_of(task: str) -> dict[str, Row]:
+def rows_of(given: Given) -> dict[str, Row]:
     """The rows by name. Flags are given in full: the defaults of image and text to video differ."""
     none = {"lambda_icd": 0.0, "lambda_mca": 0.0, "lambda_data_critic": 0.0}
     critic = {**none, "lambda_data_critic": 1.0}
-    base, task_alone = (critic, "+ data critic") if task == "i2v" else (none, "reconstruction")
+    base, task_alone = (critic, "+ data critic") if given == "image" else (none, "reconstruction")
     icd, mca = {"lambda_icd": 0.1}, {"lambda_mca": 1.0}
     both = {**base, **icd, **mca}
     return {
@@ -100,9 +100,12 @@ SENSITIVITY = ("lambda_ICD 1", "lambda_ICD 0.01", "lambda_MCA 0.5")
 
 @dataclass
 class Arguments:
-    teacher: Path = field(metadata={"help": "Few-step pipeline folder, made of a demo teacher."})
-    task: Literal["i2v", "t2v"] = field(default="i2v", metadata={"help": "Image or text to video."})
-    ode_teacher: Path | None = field(default=None, metadata={"help": "--task t2v: what the teacher was made of."})
+    teacher: Path = field(
+        default=I2V_TEACHER, metadata={"help": "Few-step pipeline folder, made of a demo teacher, of either task."}
+    )
+    ode_teacher: Path = field(
+        default=T2V_BASE, metadata={"help": "What a text-to-video teacher was made of (multi-step pipeline folder)."}
+    )
     output_dir: Path = field(default=Path("outputs/ablation"), metadata={"help": "Where runs and results go."})
     seeds: list[int] = field(default_factory=lambda: list(range(7)), metadata={"help": "One run per row and seed."})
     sensitivity_seeds: list[int] = field(
@@ -127,12 +130,6 @@ class Arguments:
         default=1, metadata={"help": "Runs at once: on a CPU as many as cores, with OMP_NUM_THREADS=1."}
     )
 
-    def __post_init__(self) -> None:
-        if self.task == "t2v" and self.ode_teacher is None:
-            raise ValueError(
-                "`--task t2v` needs `--ode_teacher`, the multi-step pipeline that the teacher was made of."
-            )
-
 
 class Job(NamedTuple):
     """One training run, `row` with `seed`."""
@@ -144,12 +141,12 @@ class Job(NamedTuple):
 
 
 class Ablation:
-    """All runs of a task, in `args.output_dir`."""
+    """All runs of a teacher's students, in `args.output_dir`."""
 
     def __init__(self, args: Arguments):
         self.args, self.folder = args, args.output_dir
-        self.rows = rows_of(args.task)
         self.family: TrainableFamily = find_trainable_family(str(args.teacher))
+        self.rows = rows_of(self.family.given)
         self.keep_settings()
         self.latents = write_training_latents(self.folder / "latents", args.teacher, args.num_train_clips)
         self.students = {"pruned": self.folder / "pruned", "still": self.folder / "still"}
@@ -190,7 +187,7 @@ class Ablation:
     def flags(self, job: Job) -> dict[str, object]:
         args = self.args
         of_task: dict[str, object] = {}
-        if args.task == "t2v":
+        if self.family.given == "text":
             of_task = {"task": "t2v", "ode_teacher_model_name_or_path": args.ode_teacher, "temporal_dropout": 0.0}
             of_task |= T2V_DISTILLATION
         recipe = recipe_flags(
@@ -233,7 +230,7 @@ class Ablation:
         if not file.exists():
             task_alone = self.rows["+ ICD"].against
             assert task_alone is not None
-            judge = Judge(self.args, RATE_SEED)
+            judge = Judge(self.args, self.family.given, RATE_SEED)
             found = {}
             for rate in self.args.learning_rates:
                 folder = self.folder / "runs" / f"rate_{rate:g}"
@@ -247,10 +244,10 @@ class Ablation:
 class Judge:
     """Makes videos of held-out scenes, and measures them; both are kept beside the model."""
 
-    def __init__(self, args: Arguments, seed: int):
-        kind = HeldOutImages if args.task == "i2v" else HeldOutPrompts
+    def __init__(self, args: Arguments, given: Given, seed: int):
+        kind = HeldOutImages if given == "image" else HeldOutPrompts
         self.seed, self.teacher_folder = seed, args.teacher
-        self.sampling = SAMPLING[args.task]
+        self.sampling = SAMPLING[given]
         self.held_out: Any = kind(args.num_clips, seed)
         self.for_fvd: Any = kind(args.num_fvd_clips, seed, load_i3d(None)) if args.num_fvd_clips else None
         self.cache = args.output_dir / f"teachers_videos-{seed}.npz"
@@ -369,7 +366,7 @@ def main(args: Arguments) -> None:
     ablation = Ablation(args)
     learning_rate = ablation.choose_learning_rate()
 
-    judge = Judge(args, seed=0)
+    judge = Judge(args, ablation.family.given, seed=0)
     results: Results = {}
     videos: dict[str, np.ndarray] = {"real": judge.held_out.real.frames[:6]}
     for name, folder in {"teacher": args.teacher, "pruned": ablation.students["pruned"]}.items():

@@ -13,9 +13,9 @@ def ablation():
         yield module
 
 
-@pytest.mark.parametrize("task", ["i2v", "t2v"])
-def test_every_row_is_compared_with_one_that_exists_and_differs_from_it(ablation, task):
-    rows = ablation.rows_of(task)
+@pytest.mark.parametrize("given", ["image", "text"])
+def test_every_row_is_compared_with_one_that_exists_and_differs_from_it(ablation, given):
+    rows = ablation.rows_of(given)
     for row in rows.values():
         if row.against is not None:
             other = rows[row.against]

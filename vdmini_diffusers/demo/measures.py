@@ -137,7 +137,7 @@ class HeldOut(ABC):
 
 
 class HeldOutImages(HeldOut):
-    """First frames of photographs on which no demo teacher was trained."""
+    """First frames of an object in a place where no demo teacher has seen it."""
 
     def __init__(self, num_clips: int, seed: int = 0, detector: I3D | None = None):
         self.candidates: list[MotionCandidates] = []
@@ -194,7 +194,7 @@ class HeldOutImages(HeldOut):
 
 
 class HeldOutPrompts(HeldOut):
-    """Captions of an object on a background on which no demo teacher has seen it."""
+    """Captions of an object in a place where no demo teacher has seen it."""
 
     def __init__(self, num_clips: int, seed: int = 0, detector: I3D | None = None):
         self.recognise = Recogniser()

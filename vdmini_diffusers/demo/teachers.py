@@ -36,7 +36,7 @@ class Example(NamedTuple):
 
 
 def load_examples() -> list[Example]:
-    """Held-out clips: photographs that the demo teacher has not seen."""
+    """Held-out clips: an object in a place where no demo teacher has seen it."""
     examples = []
     for name, caption in json.loads((EXAMPLES / "examples.json").read_text()).items():
         strip = np.asarray(Image.open(EXAMPLES / name).convert("RGB"))  # frames side by side
