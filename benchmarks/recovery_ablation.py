@@ -3,7 +3,7 @@
 
     pip install -e '.[teacher,train,plot]'
     python benchmarks/recovery_ablation.py --output_dir outputs/ablation
-    python benchmarks/recovery_ablation.py --teacher vdmini_diffusers/demo/t2v_teacher --output_dir outputs/ablation_t2v
+    python benchmarks/recovery_ablation.py --teacher vdmini_diffusers/demo/t2v_teacher --output_dir outputs/t2v
 
 Trains the pruned student with `training/train_icmd.py` once per row and seed, and measures each result on held-out
 scenes. Rows of one seed differ as `rows_of` says and in nothing else, so that they are compared in pairs, seed by
