@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import set_seed
@@ -93,7 +93,7 @@ class TeacherTraining:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.mixed_precision)
 
-    def prepared(self, network: nn.Module) -> Any:
+    def prepared(self, network: Any) -> Any:
         if self.device.type == "cpu" and hasattr(network, "set_attn_processor"):
             network.set_attn_processor(AttnProcessor())  # a fifth of a step faster than the products of PyTorch's own
         if self.args.compile:
