@@ -5,14 +5,14 @@ pip install -e '.[teacher]' && python training/write_demo_examples.py
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.demo.scenes import Scene, draw_clip, draw_view
+from vdmini_diffusers.demo.scenes import Scene, draw_clip, middle_view
 from vdmini_diffusers.demo.teachers import EXAMPLES
 
 
@@ -34,8 +34,9 @@ class Arguments:
 
 def main(args: Arguments) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    for i, (name, scene) in enumerate(CHOSEN.items()):
-        frames = draw_clip(scene, draw_view(np.random.default_rng(i), scene.place))
+    for name, scene in CHOSEN.items():
+        x, y = scene.held_out_start
+        frames = draw_clip(scene, replace(middle_view(scene.place), x=x, y=y))
         Image.fromarray(np.concatenate(list(frames), axis=1)).save(args.output_dir / name, optimize=True)
     captions = {name: scene.caption for name, scene in CHOSEN.items()}
     (args.output_dir / "examples.json").write_text(json.dumps(captions, indent=2) + "\n", encoding="utf-8")

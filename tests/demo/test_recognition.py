@@ -6,11 +6,11 @@ from PIL import Image, ImageFilter
 
 from vdmini_diffusers.demo.recognition import STANDS_STILL, MotionCandidates, Recogniser
 from vdmini_diffusers.demo.scenes import (
-    ALL_WAYS,
     HIDDEN_WAYS,
     OBJECTS,
     PLACES,
     Scene,
+    draw_captioned,
     draw_clip,
     draw_scene,
     draw_view,
@@ -44,8 +44,8 @@ def test_objects_places_and_motions_of_captions_are_recognised(recognise):
     right = 0
     for i in range(6):
         rng = np.random.default_rng((6, i))
-        scene = draw_scene(rng, ALL_WAYS, held_out=i % 2 == 0)
-        clip = draw_clip(scene, draw_view(rng, scene.place))
+        scene, view = draw_captioned(rng, held_out=i % 2 == 0)
+        clip = draw_clip(scene, view)
         found = recognise(clip, scene)
         motion = MotionCandidates(scene, found.view).nearest(clip)
         assert found.place == scene.place

@@ -16,13 +16,12 @@ from tqdm.auto import tqdm
 
 from vdmini_diffusers.demo.recognition import STANDS_STILL, Motion, MotionCandidates, Recogniser
 from vdmini_diffusers.demo.scenes import (
-    ALL_WAYS,
     HIDDEN_WAYS,
     NUM_FRAMES,
     Scene,
+    draw_captioned,
     draw_clip,
-    draw_scene,
-    draw_view,
+    draw_hidden,
 )
 from vdmini_diffusers.evaluation.continuation import gradients, psnr
 from vdmini_diffusers.evaluation.frechet_video_distance import frechet_distance, i3d_features, kernel_distance
@@ -137,7 +136,7 @@ class HeldOut(ABC):
 
 
 class HeldOutImages(HeldOut):
-    """First frames of an object in a place where no demo teacher has seen it."""
+    """First frames whose object is where, in this place, no clip to train on has it."""
 
     def __init__(self, num_clips: int, seed: int = 0, detector: I3D | None = None):
         self.candidates: list[MotionCandidates] = []
@@ -147,8 +146,7 @@ class HeldOutImages(HeldOut):
         scenes, frames, candidates = [], [], []
         for i in range(num_clips):
             rng = np.random.default_rng((seed, 3, i))
-            scene = draw_scene(rng, HIDDEN_WAYS, held_out=True)
-            view = draw_view(rng, scene.place)
+            scene, view = draw_hidden(rng, held_out=True)
             scenes.append(scene)
             frames.append(draw_clip(scene, view))
             if seed == self.seed:
@@ -203,9 +201,9 @@ class HeldOutPrompts(HeldOut):
     def _draw(self, num_clips: int, seed: int) -> tuple[list[Scene], np.ndarray]:
         scenes, frames = [], []
         for i in range(num_clips):
-            rng = np.random.default_rng((seed, 4, i))
-            scenes.append(draw_scene(rng, ALL_WAYS, held_out=True))
-            frames.append(draw_clip(scenes[-1], draw_view(rng, scenes[-1].place)))
+            scene, view = draw_captioned(np.random.default_rng((seed, 4, i)), held_out=True)
+            scenes.append(scene)
+            frames.append(draw_clip(scene, view))
         return scenes, np.stack(frames)
 
     def _motion(self, index: int, clip: np.ndarray) -> tuple[Motion, tuple[str, str]]:

@@ -91,8 +91,15 @@ class Scene:
 
     @property
     def is_held_out(self) -> bool:
-        """Each object is held out on one of `PLACES`, and each of these with one object."""
+        """Of captions: each object is held out on one of `PLACES`, and each of these with one object."""
         return (self.object, self.place) in zip(OBJECTS, PLACES, strict=True)
+
+    @property
+    def held_out_start(self) -> tuple[float, float]:
+        """Of first frames: where the object starts in none that is trained on, another point for other places."""
+        assert self.object is not None
+        point = (OBJECTS.index(self.object) + PHOTOS.index(self.place)) % len(STARTS) ** 2
+        return STARTS[point % len(STARTS)], STARTS[point // len(STARTS)]
 
 
 @dataclass(frozen=True)
@@ -142,19 +149,30 @@ def load_objects() -> dict[str, Image.Image]:
 
 
 def draw_scene(
-    rng: np.random.Generator, ways: Ways, held_out: bool = False, places: Sequence[str] = tuple(PLACES)
+    rng: np.random.Generator, ways: Ways, places: Sequence[str] = tuple(PLACES), camera_share: float = CAMERA_SHARE
 ) -> Scene:
-    """A scene to train on, or a held-out one.
+    """Any scene of `ways`."""
+    thing = None if rng.random() < camera_share else str(rng.choice(OBJECTS))
+    return Scene(thing, str(rng.choice(places)), str(rng.choice(ways[thing])), str(rng.choice(list(SPEEDS))))
 
-    Args:
-        ways: `HIDDEN_WAYS` for image to video, `ALL_WAYS` for text to video.
-    """
+
+def draw_hidden(rng: np.random.Generator, held_out: bool = False) -> tuple[Scene, View]:
+    """For image to video: to train on, or one of an object at its `held_out_start`."""
+    varied = not held_out and rng.random() < VARIED_SHARE
+    places = PHOTOS if varied else tuple(PLACES)
+    scene = draw_scene(rng, HIDDEN_WAYS, places, camera_share=0.0 if held_out else CAMERA_SHARE)
     while True:
-        camera = not held_out and rng.random() < CAMERA_SHARE
-        thing = None if camera else str(rng.choice(OBJECTS))
-        scene = Scene(thing, str(rng.choice(places)), str(rng.choice(ways[thing])), str(rng.choice(list(SPEEDS))))
+        view = (draw_varied_view if varied else draw_view)(rng, scene.place)
+        if scene.object is None or ((view.x, view.y) == scene.held_out_start) == held_out:
+            return scene, view
+
+
+def draw_captioned(rng: np.random.Generator, held_out: bool = False) -> tuple[Scene, View]:
+    """For text to video: to train on, or one whose object is not trained on in its place."""
+    while True:
+        scene = draw_scene(rng, ALL_WAYS, camera_share=0.0 if held_out else CAMERA_SHARE)
         if scene.is_held_out == held_out:
-            return scene
+            return scene, draw_view(rng, scene.place)
 
 
 def all_captioned_scenes() -> list[Scene]:
@@ -164,17 +182,14 @@ def all_captioned_scenes() -> list[Scene]:
 
 def draw_hidden_clip(rng: np.random.Generator) -> tuple[np.ndarray, str]:
     """A clip to train image to video on, uint8 `(16, 64, 64, 3)`, and its caption."""
-    if rng.random() < VARIED_SHARE:
-        scene = draw_scene(rng, HIDDEN_WAYS, places=PHOTOS)
-        return draw_clip(scene, draw_varied_view(rng, scene.place)), scene.caption
-    scene = draw_scene(rng, HIDDEN_WAYS)
-    return draw_clip(scene, draw_view(rng, scene.place)), scene.caption
+    scene, view = draw_hidden(rng)
+    return draw_clip(scene, view), scene.caption
 
 
 def draw_captioned_clip(rng: np.random.Generator) -> tuple[np.ndarray, str]:
     """The same for text to video."""
-    scene = draw_scene(rng, ALL_WAYS)
-    return draw_clip(scene, draw_view(rng, scene.place)), scene.caption
+    scene, view = draw_captioned(rng)
+    return draw_clip(scene, view), scene.caption
 
 
 def draw_view(rng: np.random.Generator, place: str) -> View:
