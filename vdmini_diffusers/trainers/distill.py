@@ -81,7 +81,7 @@ from vdmini_diffusers.trainers.flow_matching import FlowMatchingPair
 from vdmini_diffusers.trainers.single_step import SingleStepPair
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 from vdmini_diffusers.trainers.trained_pipeline import push, show_on_trackers
-from vdmini_diffusers.trainers.training_data import open_data, split_held_out
+from vdmini_diffusers.trainers.training_data import open_data, order_of, split_held_out
 
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,8 @@ def train_denoiser(
         if encode is None:
             pair.rest_encoders()
         dataset, held_out = split_held_out(dataset, critic_args.num_held_out_clips, args.train_batch_size)
-        dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers)
+        order = order_of(dataset, args.seed)
+        dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers, order)
         task = pair.make_task(denoiser, critic_args, encode)
         condition_dim = pair.family.critic_condition_dim(pair.teacher)
         channels = None if backbone is None else pair.critic_channels(critic_args, backbone.config)
