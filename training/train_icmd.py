@@ -20,12 +20,11 @@
 The bare commands are the paper's runs. A YAML file with settings may be the first argument: `train_icmd.py run.yaml`.
 """
 
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from vdmini_diffusers.cli.script import parse_arguments, peek_argument, run
+from vdmini_diffusers.cli.script import named_settings, parse_arguments, peek_argument, run
 from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.trainers.distill import OBJECTIVES, Objective, train_denoiser
 
@@ -61,16 +60,18 @@ def find_objective() -> Objective:
     """That of the task that is named, or of the student's family. It decides which settings there are.
 
     Raises:
-        ValueError: if the student is not there: the flags of another task than its own would be called unknown.
+        ValueError: if the student does not open, and settings of its task would be called unknown.
     """
     if task := peek_argument("task", default=""):
         return OBJECTIVES[TASKS.get(task, "single_step")]  # the parser refuses any other task
     student = peek_argument("pretrained_student_model_name_or_path", default="")
-    if not student or {"-h", "--help"} & set(sys.argv):  # the parser says what is missing, or helps
-        return OBJECTIVES["single_step"]
     try:
         return OBJECTIVES[find_trainable_family(student).task]
     except (OSError, ValueError) as error:
+        objective = OBJECTIVES["single_step"]
+        known = {setting.name for kind in (ModelArguments, *objective.arguments) for setting in fields(kind)}
+        if not student or named_settings() <= known:  # what is wrong is said later
+            return objective
         where = "" if Path(student).exists() else " is not a folder here, and does not open from the Hub"
         raise ValueError(f"`--pretrained_student_model_name_or_path` {student}{where}: {error}") from error
 
