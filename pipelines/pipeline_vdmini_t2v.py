@@ -624,6 +624,8 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         folder = index_file.parent
         index = json.loads(self.to_json_string())
         for name, (library, class_name) in _components(index):
+            if library == "transformers":  # which without torchvision names classes that older versions do not have
+                index[name] = (library, class_name.removesuffix("Pil"))
             # Stock classes need no file. Nothing can be published of a class from a notebook or script (`__main__`).
             if library.partition(".")[0] not in ("diffusers", "transformers", "__main__") and library in sys.modules:
                 index[name] = publish_class(getattr(sys.modules[library], class_name), folder / name)

@@ -20,10 +20,11 @@
 The bare commands are the paper's runs. A YAML file with settings may be the first argument: `train_icmd.py run.yaml`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import ClassVar, Literal
 
-from vdmini_diffusers.cli.script import parse_arguments, peek_argument, run
+from vdmini_diffusers.cli.script import named_settings, parse_arguments, peek_argument, run
 from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.trainers.distill import OBJECTIVES, Objective, train_denoiser
 
@@ -56,14 +57,23 @@ class ModelArguments:
 
 
 def find_objective() -> Objective:
-    """That of the task that is named, or of the student's family. It decides which settings there are."""
+    """That of the task that is named, or of the student's family. It decides which settings there are.
+
+    Raises:
+        ValueError: if the student does not open, and settings of its task would be called unknown.
+    """
     if task := peek_argument("task", default=""):
         return OBJECTIVES[TASKS.get(task, "single_step")]  # the parser refuses any other task
+    student = peek_argument("pretrained_student_model_name_or_path", default="")
     try:
-        student = peek_argument("pretrained_student_model_name_or_path", default="")
         return OBJECTIVES[find_trainable_family(student).task]
-    except (OSError, ValueError):  # as it is said later
-        return OBJECTIVES["single_step"]
+    except (OSError, ValueError) as error:
+        objective = OBJECTIVES["single_step"]
+        known = {setting.name for kind in (ModelArguments, *objective.arguments) for setting in fields(kind)}
+        if not student or named_settings() <= known:  # what is wrong is said later
+            return objective
+        where = "" if Path(student).exists() else " is not a folder here, and does not open from the Hub"
+        raise ValueError(f"`--pretrained_student_model_name_or_path` {student}{where}: {error}") from error
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What the pruning scripts print when they succeed: parameters, the output, and the next command."""
 
+import json
 import re
 import runpy
 import sys
@@ -29,9 +30,23 @@ def test_pruning_a_pipeline(run_script, teacher_folder, tmp_path):
     printed = run_script("convert_svd_to_vdmini.py", *flags)
     assert "unet: 4,317,162 parameters before, 2,645,082 after (61.3%)\n" in printed
     assert f"The student's pipeline is in {student}" in printed
-    command = printed[printed.index("accelerate launch training/train_icmd.py") :]
-    assert f"--pretrained_student_model_name_or_path '{student}' \\\n" in command
-    assert "--task" not in command and "variant" not in command  # the student says what it was made for
+    first, second = printed.split("accelerate launch training/")[1:]
+    assert first.startswith("precompute_latents.py") and second.startswith("train_icmd.py")  # as the guides recommend
+    assert "--latents_for image_to_video" in first and f"--output_dir '{student}-latents'\n" in first
+    assert f"--precomputed_data_dir '{student}-latents'" in second and "--train_data_dir" not in second
+    assert f"--pretrained_student_model_name_or_path '{student}' \\\n" in second
+    assert "--task" not in second and "variant" not in printed  # the student says what it was made for
+    index = json.loads((student / "model_index.json").read_text())
+    assert index["feature_extractor"] == ["transformers", "CLIPImageProcessor"]
+
+
+def test_a_dry_run_refuses_a_variant_that_is_not_there(run_script, teacher_folder, tmp_path, capsys):
+    flags = ("--pretrained_model_name_or_path", teacher_folder, "--output_dir", tmp_path / "out", "--dry_run")
+    run_script("convert_svd_to_vdmini.py", *flags)
+    with pytest.raises(SystemExit):
+        run_script("convert_svd_to_vdmini.py", *flags, "--variant", "fp16")
+    captured = capsys.readouterr()
+    assert "CheckpointError: " in captured.err and "fp16" in captured.err and "removes" not in captured.out
 
 
 def test_a_dry_run_prints_parameters_and_operations(monkeypatch, capsys, tmp_path):

@@ -6,9 +6,12 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
+from torch.utils.data import Subset, TensorDataset
 
+from vdmini_diffusers.data import fastvideo_parquet
 from vdmini_diffusers.data.fastvideo_parquet import FastVideoParquet, holds_parquet
 from vdmini_diffusers.families import family_of
+from vdmini_diffusers.trainers.training_data import order_of
 
 
 SCHEMA = pa.schema(
@@ -72,6 +75,32 @@ def test_rows_of_all_files_and_groups_are_read_in_order(tmp_path):
     assert dataset[0]["fps"] == 24
     with pytest.raises(IndexError):
         dataset[5]
+
+
+def test_an_epoch_in_random_order_reads_each_group_once_and_keeps_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(fastvideo_parquet, "ROWS_IN_MEMORY", 5)  # three groups of two rows
+    write(tmp_path, [row(i, *draw(i)) for i in range(19)])
+    dataset, real, reads = FastVideoParquet(tmp_path, as_they_are), parquet.ParquetFile.read_row_group, []
+
+    def read_row_group(file, number, **options):
+        reads.append(number)
+        assert len(dataset._tables) < 3  # beside the one that is read
+        return real(file, number, **options)
+
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", read_row_group)
+    rest = Subset(dataset, range(17))  # without two that are held out
+    sampler = order_of(rest, seed=3)
+    assert sampler is not None and len(sampler) == 17 and order_of(TensorDataset(torch.zeros(4)), seed=3) is None
+    first, again = list(sampler), list(sampler)
+    assert first == again and sorted(first) == list(range(17))
+    for i in first:
+        assert torch.equal(rest[i]["text"], draw(i)[1])
+    assert sorted(reads) == list(range(9))
+    sampler.set_epoch(1)
+    assert list(sampler) != first and sorted(sampler) == list(range(17))
+    assert reads != sorted(reads)
+    pairs = [first.index(i) - first.index(i + 1) for i in range(0, 16, 2)]
+    assert max(map(abs, pairs)) > 1  # rows of different groups alternate
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

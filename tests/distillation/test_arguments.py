@@ -75,6 +75,14 @@ def test_a_light_critic_is_wide_enough_for_the_quarter_of_its_first_layer():
         CriticArguments(critic_backbone="none", discriminator_width=3)
 
 
+def test_even_kernels_and_a_penalty_without_a_weight_are_refused():
+    with pytest.raises(ValueError, match="`--temporal_kernel_size` must be odd, not 2"):
+        CriticArguments(temporal_kernel_size=2)
+    with pytest.raises(ValueError, match="weight is 0: give `--r1_weight`"):
+        CriticArguments(r1_sigma=0.1)
+    CriticArguments(r1_weight=1.0, r1_sigma=0.1)
+
+
 def test_a_range_of_guidance_weights_is_not_empty():
     with pytest.raises(ValueError, match=r"`--w_min` 5.0 and `--w_max` 4.0 are no range"):
         ConsistencyArguments(w_max=4.0)

@@ -35,6 +35,9 @@ def test_without_arguments_it_is_the_paper_s():
         model, teacher = VDMiniHunyuanVideoTransformer3DModel(), HunyuanVideoTransformer3DModel()
     assert (len(model.transformer_blocks), len(model.single_transformer_blocks)) == (12, 28)
     assert model.num_parameters() == 8_403_260_480 and teacher.num_parameters() == 12_821_012_544
+    with torch.device("meta"):
+        same = VDMiniHunyuanVideoTransformer3DModel.from_config(teacher.config)  # the stock class's defaults
+    assert (len(same.transformer_blocks), len(same.single_transformer_blocks)) == (20, 40)
     ours, theirs = (
         inspect.signature(cls).parameters
         for cls in (VDMiniHunyuanVideoTransformer3DModel, HunyuanVideoTransformer3DModel)

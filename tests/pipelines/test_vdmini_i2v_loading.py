@@ -63,6 +63,8 @@ def test_a_saved_folder_holds_the_code_files_byte_for_byte_and_its_index_names_t
     assert index["_class_name"] == ["pipeline_vdmini_i2v", "VDMiniI2VPipeline"]
     assert index["unet"] == ["unet_spatio_temporal_vdmini", "VDMiniUNetSpatioTemporalConditionModel"]
     assert index["vae"] == ["diffusers", "AutoencoderKLTemporalDecoder"]
+    # Without torchvision its class here is CLIPImageProcessorPil, which older versions of transformers lack.
+    assert index["feature_extractor"] == ["transformers", "CLIPImageProcessor"]
 
 
 def test_the_package_opens_the_folder_without_a_trust_flag_and_without_touching_its_code_files(folder):

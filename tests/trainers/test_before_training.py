@@ -11,13 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vdmini_diffusers.distillation.arguments import RunArguments
+from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, RunArguments
+from vdmini_diffusers.distillation.consistency_arguments import TextToVideoICMDArguments
 from vdmini_diffusers.distillation.engine import check_optimizer, check_tracker, report_settings, without_folders
 from vdmini_diffusers.trainers.before_training import (
+    check_critic_flags,
     check_images,
     check_push,
+    check_sizes_of_saved_heads,
     only_run_in,
     warn_of_late_start,
+    warn_of_short_warmup,
 )
 
 
@@ -78,6 +82,52 @@ def test_a_loss_that_never_starts_is_warned_of(caplog):
     assert (
         "MCA never starts: `--mca_start_step` is 3000, and training ends after `--max_train_steps` 3000" in caplog.text
     )
+
+
+@pytest.mark.parametrize(
+    ("critic", "icmd", "why"),
+    [
+        ({}, {"joint_critic": True, "lambda_mca": 0.5}, "`--lambda_mca` has no effect with `--joint_critic`"),
+        ({"mca_from_discriminator": True}, {"joint_critic": True}, "as `--joint_critic` has one critic for both"),
+        ({"generator_loss": "hinge"}, {"joint_critic": True}, "the data critic's is `--data_generator_loss`"),
+        ({"generator_loss": "hinge"}, {"lambda_mca": 0.0}, "`--generator_loss` has no effect, as `--lambda_mca` is 0"),
+        ({"mca_from_discriminator": True}, {"lambda_mca": 0.0}, "has no effect, as `--lambda_mca` is 0"),
+        ({"data_generator_loss": "non_saturating"}, {"lambda_data_critic": 0.0}, "MCA's is `--generator_loss`"),
+        ({"discriminator_model_name_or_path": "x"}, {"lambda_data_critic": 0.0}, "with `--mca_from_discrim"),
+    ],
+)
+def test_a_flag_of_a_critic_that_there_is_not_is_refused(critic, icmd, why):
+    with pytest.raises(ValueError, match=why):
+        check_critic_flags(CriticArguments(**critic), ICMDArguments(**icmd))
+
+
+def test_a_recipe_may_leave_a_critic_out_and_defaults_may_be_given():
+    recipe = {"critic_warmup_steps": 20, "discriminator_width": 64, "discriminator_model_name_or_path": "none"}
+    for icmd in ({"lambda_mca": 0.0, "mca_start_step": 60}, {"lambda_data_critic": 0.0}):
+        check_critic_flags(CriticArguments(**recipe, generator_loss="non_saturating"), ICMDArguments(**icmd))
+    check_critic_flags(CriticArguments(), ICMDArguments(joint_critic=True, lambda_mca=1.0))
+    check_critic_flags(CriticArguments(data_generator_loss="hinge"), TextToVideoICMDArguments())
+    started = CriticArguments(mca_from_discriminator=True, discriminator_model_name_or_path="x")
+    check_critic_flags(started, TextToVideoICMDArguments())
+
+
+def test_sizes_of_new_heads_are_refused_where_all_are_saved_ones():
+    saved, wide = {"width": 32, "temporal_kernel_size": 3}, CriticArguments(discriminator_width=64)
+    with pytest.raises(ValueError, match=r"`--discriminator_width` 64 has no effect: .* which have 32"):
+        check_sizes_of_saved_heads(wide, ICMDArguments(lambda_mca=0.0), saved)
+    with pytest.raises(ValueError, match=r"`--temporal_kernel_size` 1 has no effect: .* which have 3"):
+        from_discriminator = CriticArguments(mca_from_discriminator=True, temporal_kernel_size=1)
+        check_sizes_of_saved_heads(from_discriminator, ICMDArguments(), {"widths": [8, 16, 32], **saved})
+    check_sizes_of_saved_heads(wide, ICMDArguments(), saved)  # MCA's heads are new
+    check_sizes_of_saved_heads(wide, ICMDArguments(joint_critic=True), None)
+    check_sizes_of_saved_heads(CriticArguments(discriminator_width=32), ICMDArguments(joint_critic=True), saved)
+
+
+def test_a_warmup_that_is_cut_short_is_warned_of(caplog):
+    warn_of_short_warmup(CriticArguments(critic_warmup_steps=60), ICMDArguments(mca_start_step=60))
+    assert not caplog.text
+    warn_of_short_warmup(CriticArguments(critic_warmup_steps=100), ICMDArguments(mca_start_step=60))
+    assert "learn for 60 steps, not the 100 of `--critic_warmup_steps`" in caplog.text
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,19 @@ class TestHeads:
         with pytest.raises(ValueError, match=r"here there are \{'latents': 4\}"):
             critics_of(found, channels=None)
 
+    def test_that_learned_on_another_backbone_are_refused_before_models_are_loaded(self, distilled, tmp_path):
+        """Of the same architecture, whose features have the same names and channels."""
+        _, teacher, student, latents = distilled
+        assert json.loads((teacher / DISCRIMINATOR / "config.json").read_text())["features"] == "blocks of svd"
+        with pytest.raises(ValueError, match="learned on 'blocks of svd', and critics here see 'blocks of sf-v'"):
+            distill(
+                teacher, student, tmp_path / "out", precomputed_data_dir=str(latents), critic_backbone="teacher", **FEW
+            )
+        assert not (tmp_path / "out").exists()
+        found = find_discriminator(ModelSource(str(teacher)), CriticArguments())
+        found.check_features("blocks of svd")
+        replace(found, config={}).check_features("blocks of sf-v")  # saved before backbones were noted
+
     def test_that_are_asked_for_and_not_there_are_refused(self, teacher_folder):
         teacher = ModelSource(str(teacher_folder))
         assert find_discriminator(teacher, CriticArguments()) is None
@@ -185,15 +199,34 @@ class TestHeads:
         config = json.loads((tmp_path / DISCRIMINATOR / "config.json").read_text())
         wide = json.dumps({**config, "width": 2**40})
         (tmp_path / DISCRIMINATOR / "config.json").write_text(wide)
-        with pytest.raises(ValueError, match="does not open"):
-            critics_of(find_discriminator(ModelSource(str(tmp_path)), CriticArguments()))
+        with pytest.raises(CheckpointError, match="`width` is out of bounds"):
+            find_discriminator(ModelSource(str(tmp_path)), CriticArguments())
+        even = json.dumps({**config, "temporal_kernel_size": 4})
+        (tmp_path / DISCRIMINATOR / "config.json").write_text(even)
+        with pytest.raises(CheckpointError, match="kernel sizes of a discriminator's heads are odd, not 4"):
+            find_discriminator(ModelSource(str(tmp_path)), CriticArguments())
         (tmp_path / DISCRIMINATOR / "config.json").write_text('{"_class_name": "UNet2DModel"}')
         with pytest.raises(CheckpointError, match="describes a 'UNet2DModel'; a discriminator is one of"):
             find_discriminator(ModelSource(str(tmp_path)), CriticArguments())
 
+    def test_with_nan_are_refused_by_the_tensor_s_name(self, distilled, tmp_path):
+        shutil.copytree(distilled[1] / DISCRIMINATOR, tmp_path / DISCRIMINATOR)
+        tensors = load_file(tmp_path / HEADS)
+        tensors["embed_condition.bias"][3] = torch.nan
+        save_file(tensors, tmp_path / HEADS)
+        with pytest.raises(ValueError, match=r"holds NaN or infinity in the tensor 'embed_condition\.bias'"):
+            find_discriminator(ModelSource(str(tmp_path)), CriticArguments()).load()
+
 
 def test_a_student_is_trained_by_what_its_teacher_s_folder_says(distilled, tmp_path):
-    svd, teacher, student, latents = distilled
+    folder = shutil.copytree(distilled[0].parent, tmp_path / "line")
+    svd, teacher, student, latents = (folder / path.name for path in distilled)
+    weights = svd / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    origin = json.loads((teacher / "training.json").read_text())
+    (teacher / "training.json").write_text(json.dumps({**origin, "teacher_variant": "fp16"}))
+    heads = json.loads((teacher / DISCRIMINATOR / "config.json").read_text())
+    (teacher / DISCRIMINATOR / "config.json").write_text(json.dumps({**heads, "features": "blocks of svd fp16"}))
     settings = {
         **FEW,
         "pretrained_teacher_model_name_or_path": teacher,
@@ -212,7 +245,11 @@ def test_a_student_is_trained_by_what_its_teacher_s_folder_says(distilled, tmp_p
     held_out = json.loads(output.partition("held-out clips: ")[2].partition("\n")[0])
     assert {"mca/teacher/accuracy", "sf_v/data/auc", "sf_v/data/spread"} <= set(held_out)
     kept = json.loads((tmp_path / "out" / "training.json").read_text())
-    assert kept["critic_backbone"] == "svd" and kept["teacher_variant"] is None
+    assert kept["teacher_variant"] is None
+    backbone = [kept[f"critic_backbone{part}"] for part in ("", "_variant", "_revision")]
+    assert backbone == ["svd", "fp16", None]  # as it was found
+    shape = [kept[name] for name in ("num_frames", "height", "width", "fps", "motion_bucket_id")]
+    assert shape == [2, 16, 16, 7, None]  # of the latents, and not the defaults of clips that are encoded
     before, after = (load_file(folder / HEADS) for folder in (teacher, tmp_path / "out"))
     assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
 

@@ -272,6 +272,14 @@ def test_a_yaml_file_may_name_the_task(folders, tmp_path):
     assert '"huber_c": 0.01' in run([script, tmp_path / "run.yaml", *flags], tmp_path / "log")
 
 
+def test_a_mistyped_student_is_named_and_not_the_flags_of_its_task(folders, tmp_path):
+    teacher, student, *rest = folders
+    mistyped = (teacher, student / "typo", *rest)
+    output = run(command(mistyped, tmp_path / "out", task=None), tmp_path / "log", fails=True)
+    assert "typo is not a folder here" in output and "unrecognized arguments" not in output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_student_of_another_teacher_is_refused(folders, tmp_path):
     teacher, student, *rest = folders
     other = tmp_path / "other"

@@ -90,7 +90,13 @@ def prune_and_report(
     family = family or find_family(args.pretrained_model_name_or_path, files.revision)
     if files.dry_run:
         surveys = survey_pipeline(
-            args.pretrained_model_name_or_path, args.plan, family=family, revision=files.revision
+            args.pretrained_model_name_or_path,
+            args.plan,
+            family=family,
+            denoisers_only=transformer.transformer_only,
+            variant=files.variant if transformer.original_checkpoint is None else None,
+            revision=files.revision,
+            allow_pickle=files.allow_pickle,
         )
         for name, survey in surveys.items():
             print(f"{name}:")
@@ -117,24 +123,40 @@ def prune_and_report(
     what = "transformer" if transformer.transformer_only else "pipeline"
     print(f"The student's {what} is in {folder}; its README.md shows how to open it.")
     if isinstance(family, TrainableFamily) and not transformer.transformer_only:
-        print("The next step is training:")
-        print_command(
-            "accelerate launch training/train_icmd.py",
-            pretrained_teacher_model_name_or_path=args.pretrained_model_name_or_path,
-            pretrained_student_model_name_or_path=args.output_dir,
-            variant=files.variant,
-            revision=files.revision,
-            student_variant=files.variant,
-            train_data_dir="FOLDER_OF_VIDEOS",
-            output_dir=f"{args.output_dir}-distilled",
-        )
-        print(
-            "Clips have the paper's size unless --num_frames, --height and --width say otherwise; training/configs/"
-            " has recipes by machine."
-        )
+        print_training(args, files, family)
     if files.push_to_hub:
         repository = push_folder(folder, files.hub_model_id, "Pruned student")
         print(f"It is on the Hub as {repository}.")
+
+
+def print_training(args: ConversionArguments, files: FolderArguments, family: TrainableFamily) -> None:
+    """Print the commands that encode videos once and train the student on the latents."""
+    print("The next step is encoding videos, once for all runs:")
+    latents = f"{args.output_dir}-latents"
+    print_command(
+        "accelerate launch training/precompute_latents.py",
+        latents_for=f"{family.given}_to_video",
+        pretrained_model_name_or_path=args.pretrained_model_name_or_path,
+        variant=files.variant,
+        revision=files.revision,
+        train_data_dir="FOLDER_OF_VIDEOS",
+        output_dir=latents,
+    )
+    print(
+        "Clips have the paper's size unless --num_frames, --height and --width say otherwise. Then comes training, for"
+        " which training/configs/ has recipes by machine:"
+    )
+    print_command(
+        "accelerate launch training/train_icmd.py",
+        pretrained_teacher_model_name_or_path=args.pretrained_model_name_or_path,
+        pretrained_student_model_name_or_path=args.output_dir,
+        ode_teacher_model_name_or_path="MULTI_STEP_MODEL" if family.task == "consistency" else None,
+        variant=files.variant,
+        revision=files.revision,
+        student_variant=files.variant,
+        precomputed_data_dir=latents,
+        output_dir=f"{args.output_dir}-distilled",
+    )
 
 
 def print_survey(survey: Survey, part: str = "") -> None:

@@ -126,6 +126,13 @@ def peek_argument(name: str, default: str, argv: Sequence[str] | None = None) ->
     return getattr(parser.parse_known_args(flags)[0], name)
 
 
+def named_settings(argv: Sequence[str] | None = None) -> set[str]:
+    """The names of all settings that the YAML file and the flags give, known or not, but `help`."""
+    config, flags = _split(argv)
+    named = {flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")}
+    return {*config, *named} - {"help"}
+
+
 def _split(argv: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
     """What the YAML file says, if there is one, and the flags.
 

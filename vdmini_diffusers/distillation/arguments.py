@@ -86,6 +86,11 @@ class Settings:
             raise ValueError(f"`--{name}` must be {words or 'a finite number'}, not {value}.")
 
 
+def is_changed(settings: Settings, name: str) -> bool:
+    """Whether a setting is another than the default of its class."""
+    return getattr(settings, name) != type(settings).__dataclass_fields__[name].default
+
+
 @dataclass
 class RunArguments(Settings):
     """Settings of every training script."""
@@ -255,6 +260,10 @@ class CriticArguments(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.temporal_kernel_size % 2 == 0:
+            raise ValueError(f"`--temporal_kernel_size` must be odd, not {self.temporal_kernel_size}.")
+        if self.r1_sigma > 0 and self.r1_weight == 0:
+            raise ValueError("`--r1_sigma` is of a penalty whose weight is 0: give `--r1_weight` as well.")
         if self.critic_backbone is None and (self.critic_backbone_variant or self.critic_backbone_revision):
             raise ValueError("`--critic_backbone_variant` and `--critic_backbone_revision` need `--critic_backbone`.")
         if self.critic_backbone == "none" and self.discriminator_width < 4:  # its first layer is a quarter

@@ -29,6 +29,8 @@ class Head(nn.Module):
 
     def __init__(self, dimensions: int, channels: int, width: int, kernel_size: int):
         super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:  # an even one would put out another size than it takes
+            raise ValueError(f"The kernel sizes of a discriminator's heads are odd, not {kernel_size}.")
         convolution = (nn.Conv1d, nn.Conv2d)[dimensions - 1]
         groups = math.gcd(32, max(1, width // 8))  # eight channels a group: fewer would erase the means of channels
         self.conv_in = convolution(channels, width, kernel_size, padding=kernel_size // 2)
@@ -59,6 +61,7 @@ class DiscriminatorHeads(ModelMixin, ConfigMixin):
         spatial, temporal: which heads there are. With spatial ones alone, videos freeze (SF-V, ablation).
         spatial_kernel_size, temporal_kernel_size: kernel sizes of the heads. A temporal kernel of 1 makes the head
             the learnable MLP of section 3.3, which ignores the order of the frames.
+        features: the features that they learned on, in words; None if unknown.
     """
 
     @register_to_config
@@ -71,6 +74,7 @@ class DiscriminatorHeads(ModelMixin, ConfigMixin):
         temporal: bool = True,
         spatial_kernel_size: int = 3,
         temporal_kernel_size: int = 3,
+        features: str | None = None,
     ):
         super().__init__()
         if not (spatial or temporal):
@@ -128,7 +132,7 @@ class LatentDiscriminator(ModelMixin, ConfigMixin):
         in_channels: number of channels of the latents.
         condition_dim: as for [`DiscriminatorHeads`].
         widths: channels of the pyramid's levels, each at half the size of the one before.
-        temporal_kernel_size: as for [`DiscriminatorHeads`].
+        temporal_kernel_size, features: as for [`DiscriminatorHeads`].
     """
 
     @register_to_config
@@ -138,6 +142,7 @@ class LatentDiscriminator(ModelMixin, ConfigMixin):
         condition_dim: int,
         widths: Sequence[int] = (64, 128, 256),
         temporal_kernel_size: int = 3,
+        features: str | None = None,
     ):
         super().__init__()
         sizes = (in_channels, *widths)

@@ -13,7 +13,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from vdmini_diffusers.distillation.arguments import RunArguments
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
@@ -70,12 +70,21 @@ def make_accelerator(args: RunArguments) -> Accelerator:
 
 
 def make_dataloader(
-    accelerator: Accelerator, dataset: Dataset, args: RunArguments, num_workers: int = 0
+    accelerator: Accelerator,
+    dataset: Dataset,
+    args: RunArguments,
+    num_workers: int = 0,
+    sampler: Sampler[int] | None = None,
 ) -> DataLoader:
-    """Batches in random order, divided over the processes; a stream is in some order, and divided, already."""
+    """Batches in random order, or in that of `sampler`, divided over the processes; a stream is so already."""
     streaming = isinstance(dataset, IterableDataset)
     dataloader = DataLoader(
-        dataset, batch_size=args.train_batch_size, shuffle=not streaming, drop_last=True, num_workers=num_workers
+        dataset,
+        batch_size=args.train_batch_size,
+        shuffle=not streaming and sampler is None,
+        sampler=sampler,
+        drop_last=True,
+        num_workers=num_workers,
     )
     return dataloader if streaming else accelerator.prepare(dataloader)
 

@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,13 @@ class VDMiniHunyuanVideoTransformer3DModel(HunyuanVideoTransformer3DModel):
     """
 
     __init__ = register_to_config(_stock_constructor(num_layers=12, num_single_layers=28))
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        """As the parent's, but the depth of a stock model's config is taken even if it is the stock class's default,
+        which diffusers would replace by that of this class."""
+        config = {name: value for name, value in config_dict.items() if name != "_use_default_values"}
+        return super().extract_init_dict(config, **kwargs)
 
     @property
     def pruning_plan(self) -> dict[str, Any] | None:

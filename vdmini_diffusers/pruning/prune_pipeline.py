@@ -64,18 +64,26 @@ def survey_pipeline(
     plan: PruningPlan | MiddleRule | str | os.PathLike | None = None,
     *,
     family: Family | None = None,
+    denoisers_only: bool = False,
+    variant: str | None = None,
     revision: str | None = None,
+    allow_pickle: bool = False,
     **download_kwargs: Any,
 ) -> dict[str, Survey]:
     """What `prune_pipeline` would do to each denoiser, from the teacher's configs alone.
 
-    Arguments and errors are those of `prune_pipeline`.
+    Arguments and errors are those of `prune_pipeline`. Weights need not be there, unless a variant of them is named.
     """
     name = pretrained_model_name_or_path
     family = _recognise(name, family, revision, **download_kwargs)
     plan = find_plan(plan or family.default_plan)
-    teacher = open_teacher(name, family.layout, revision=revision, **download_kwargs)
-    return _surveys(teacher, family, plan)
+    wanted = family.denoisers if denoisers_only else family.layout.components
+    options = {"variant": variant, "weights": wanted, "allow_pickle": allow_pickle} if variant is not None else {}
+    teacher = open_teacher(name, family.layout, revision=revision, **options, **download_kwargs)
+    surveys = _surveys(teacher, family, plan)
+    if variant is not None:
+        _find_weights(teacher, wanted, variant, allow_pickle)
+    return surveys
 
 
 def prune_pipeline(
@@ -154,9 +162,8 @@ def prune_pipeline(
     # Plan
     surveys = _surveys(teacher, family, plan)
     weights = _original_weights(Path(original_checkpoint), surveys) if original_checkpoint is not None else {}
-    for component, part in teacher.components.items():
-        if part.has_weights and component not in weights and (component in surveys or not denoisers_only):
-            weights[component] = find_weights(teacher, component, part.library, variant, allow_pickle)
+    wanted = (family.denoisers if denoisers_only else family.layout.components).keys() - weights.keys()
+    weights |= _find_weights(teacher, wanted, variant, allow_pickle)
     for component, (tensors, pickles) in weights.items():
         if not pickles:
             _check_weights(teacher, family, component, surveys.get(component), tensors)
@@ -220,6 +227,17 @@ def _check_guider(teacher: Teacher) -> None:
                 f"{file} names blocks by their index (`{fields[0]}`), and the student's have other indices. Save the"
                 " pipeline with a guider that names none, and give the student's pipeline its own."
             )
+
+
+def _find_weights(
+    teacher: Teacher, wanted: Collection[str], variant: str | None, allow_pickle: bool
+) -> dict[str, FoundWeights]:
+    """Where the weights of the components in `wanted` are, of those that the teacher has. Raises as `find_weights`."""
+    return {
+        component: find_weights(teacher, component, part.library, variant, allow_pickle)
+        for component, part in teacher.components.items()
+        if part.has_weights and component in wanted
+    }
 
 
 def _original_weights(file: Path, surveys: Mapping[str, Survey]) -> dict[str, FoundWeights]:
@@ -318,6 +336,8 @@ def _write_index(teacher: Teacher, family: Family, denoisers: Collection[str], f
     """`model_index.json`, as the pipeline's `save_pretrained` writes it, and the code files that it names."""
     entries = {name: entry for name, entry in teacher.index.items() if not name.startswith("_")}
     for name, component in teacher.components.items():
+        if component.library == "transformers":  # whose older versions have no CLIPImageProcessorPil, for example
+            entries[name] = (entries[name][0], entries[name][1].removesuffix("Pil"))
         if component.own is not None and name not in denoisers and component.is_own(entries[name]):
             entries[name] = model_index_entry(component.own, folder / name)
     source, class_name = model_index_entry(family.pipeline, folder)

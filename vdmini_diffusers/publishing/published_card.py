@@ -270,7 +270,7 @@ def _recipe(info: ModelInfo, used: Consumption | None) -> str:
         f"| {label} | {_cell(value)} |"
         for key, label in RECIPE_SETTINGS.items()
         if not ((value := training.settings.get(key)) is None or value is False or value in ("", []))
-        # Precomputed clips have a shape of their own, and these settings none of their effect.
+        # Beside precomputed clips, whose shape is their own, earlier records have the defaults.
         and not (key in ("num_frames", "height", "width") and training.settings.get("precomputed_data_dir"))
     ]
     if used is not None:

@@ -2,16 +2,17 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from filelock import FileLock, Timeout
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.images import read_image
-from vdmini_diffusers.distillation.arguments import RunArguments
+from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, RunArguments, is_changed
 
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,68 @@ def check_push(args: RunArguments) -> None:
         raise ValueError(f"`--push_to_hub`: {name!r} is no name of a repository on the Hub. {advice}") from error
     except OSError as error:  # all of huggingface_hub's and its HTTP client's
         raise OSError(f"`--push_to_hub`: {name} cannot be written to ({error}). {advice}") from error
+
+
+def check_critic_flags(critic_args: CriticArguments, icmd_args: ICMDArguments) -> None:
+    """Raises `ValueError` if a setting that was changed asks for something of a critic that there is not.
+
+    Sizes, rates and steps of such a critic are let pass: a recipe has them, and is ablated by a weight of 0.
+    """
+    joint, has_data = icmd_args.joint_critic, icmd_args.lambda_data_critic > 0
+    has_mca = icmd_args.lambda_mca > 0 and not joint
+    if joint and is_changed(icmd_args, "lambda_mca"):
+        raise ValueError(
+            "`--lambda_mca` has no effect with `--joint_critic`, whose one critic has the weight"
+            " `--lambda_data_critic`: leave one of the two out."
+        )
+    without_mca = "`--joint_critic` has one critic for both" if joint else "`--lambda_mca` is 0"
+    discriminator = critic_args.discriminator_model_name_or_path not in (None, "none")
+    unused = {
+        "mca_from_discriminator": (not has_mca, without_mca),
+        "generator_loss": (not has_mca, f"{without_mca}; the data critic's is `--data_generator_loss`"),
+        "data_generator_loss": (not has_data, "`--lambda_data_critic` is 0; MCA's is `--generator_loss`"),
+        "discriminator_model_name_or_path": (
+            discriminator and not (has_data or (has_mca and critic_args.mca_from_discriminator)),
+            "`--lambda_data_critic` is 0, and MCA's critic starts from it with `--mca_from_discriminator` only",
+        ),
+    }
+    for name, (is_unused, reason) in unused.items():
+        if is_unused and is_changed(critic_args, name):
+            raise ValueError(f"`--{name}` has no effect, as {reason}: leave it out.")
+
+
+def check_sizes_of_saved_heads(
+    critic_args: CriticArguments, icmd_args: ICMDArguments, config: Mapping[str, Any] | None
+) -> None:
+    """Raises `ValueError` if a run whose heads are all saved ones is given other sizes than theirs.
+
+    Args:
+        config: that of the discriminator that critics start from; None without one.
+    """
+    has_new_mca = icmd_args.lambda_mca > 0 and not (icmd_args.joint_critic or critic_args.mca_from_discriminator)
+    if config is None or has_new_mca:
+        return
+    sizes = {
+        "discriminator_width": config.get("width", config.get("widths", [None])[-1]),
+        "temporal_kernel_size": config.get("temporal_kernel_size"),
+    }
+    for name, size in sizes.items():
+        if is_changed(critic_args, name) and getattr(critic_args, name) != size:
+            raise ValueError(
+                f"`--{name}` {getattr(critic_args, name)} has no effect: the critic starts from saved heads, which"
+                f" have {size}. Leave it out, or start from new heads by `--discriminator_model_name_or_path none`."
+            )
+
+
+def warn_of_short_warmup(critic_args: CriticArguments, icmd_args: ICMDArguments) -> None:
+    """Warn of new heads of MCA's that learn for fewer steps than `--critic_warmup_steps` before they contribute."""
+    steps, start = critic_args.critic_warmup_steps, icmd_args.mca_start_step
+    if start < steps:
+        logger.warning(
+            "MCA's heads learn for %d steps, not the %d of `--critic_warmup_steps`, before the student is trained by"
+            " them, as `--mca_start_step` is %d.",
+            *(start, steps, start),
+        )
 
 
 def warn_of_late_start(what: str, flag: str, start_step: int, max_train_steps: int) -> None:

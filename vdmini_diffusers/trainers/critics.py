@@ -16,6 +16,7 @@ from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArgumen
 from vdmini_diffusers.distillation.critics import Critic, CriticSettings, Real
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, LatentDiscriminator
 from vdmini_diffusers.distillation.engine import make_critic
+from vdmini_diffusers.pruning.survey import build_empty, check_numbers
 from vdmini_diffusers.serialization.checkpoint_error import short_message
 from vdmini_diffusers.serialization.repository import fetch_file
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_json, short_repr
@@ -45,7 +46,7 @@ class FoundDiscriminator:
     config: Mapping[str, Any]
 
     def load(self) -> nn.Module:
-        """Raises `ValueError` if its weights are not those of its config."""
+        """Raises `ValueError` if its weights are not those of its config, or hold NaN or infinity."""
         name, _, revision = self.source
         options = {"subfolder": DISCRIMINATOR, "revision": revision, "dtype": torch.float32, "use_safetensors": True}
         try:
@@ -58,7 +59,20 @@ class FoundDiscriminator:
             raise ValueError(
                 f"The `{DISCRIMINATOR}` of {name} does not hold the tensors of its config: {short_repr(problems)}."
             )
+        if broken := next((key for key, tensor in heads.state_dict().items() if not tensor.isfinite().all()), None):
+            raise ValueError(f"The `{DISCRIMINATOR}` of {name} holds NaN or infinity in the tensor {broken!r}.")
         return heads
+
+    def check_features(self, features: str) -> None:
+        """Raises `ValueError` if its heads learned on others than `features`, in words; older ones do not say."""
+        learned_on = self.config.get("features")
+        if learned_on not in (None, features):
+            raise ValueError(
+                f"The `{DISCRIMINATOR}` of {self.source.name} learned on {short_repr(learned_on)}, and critics here"
+                f" see {features!r}. Give the `--critic_backbone` that it was trained with, or start from new heads by"
+                " `--discriminator_model_name_or_path none`. If only the backbone's name has changed, write the new"
+                f" one into `features` of {DISCRIMINATOR}/config.json."
+            )
 
 
 def read_origin(teacher: ModelSource) -> ModelSource | None:
@@ -150,7 +164,9 @@ def _read_discriminator(source: ModelSource) -> FoundDiscriminator | None:
         raise CheckpointError(
             f"{file} describes a {short_repr(class_name)}; a discriminator is one of {sorted(HEADS)}."
         )
-    return FoundDiscriminator(source, class_name, config)
+    check_numbers(file, config)
+    heads = build_empty(lambda: HEADS[class_name].from_config(config), file, "discriminator")
+    return FoundDiscriminator(source, class_name, heads.config)  # which has the defaults as well
 
 
 def make_critics(
@@ -197,6 +213,7 @@ def make_critics(
             heads = discriminator.load()
         else:
             heads = new_heads(channels, latent_channels, condition_dim, critic_args, (seed, name))
+        heads.register_to_config(features=features)
         settings = CriticSettings(
             real=samples,
             weight=weight,

@@ -66,11 +66,14 @@ from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.pruning import PruningPlan
 from vdmini_diffusers.serialization.atomic import check_apart
 from vdmini_diffusers.trainers.before_training import (
+    check_critic_flags,
     check_images,
     check_push,
+    check_sizes_of_saved_heads,
     data_sources,
     only_run_in,
     warn_of_late_start,
+    warn_of_short_warmup,
 )
 from vdmini_diffusers.trainers.consistency import ConsistencyPair
 from vdmini_diffusers.trainers.critics import FoundDiscriminator, ModelSource, find_discriminator, make_critics
@@ -78,7 +81,7 @@ from vdmini_diffusers.trainers.flow_matching import FlowMatchingPair
 from vdmini_diffusers.trainers.single_step import SingleStepPair
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 from vdmini_diffusers.trainers.trained_pipeline import push, show_on_trackers
-from vdmini_diffusers.trainers.training_data import open_data, split_held_out
+from vdmini_diffusers.trainers.training_data import open_data, order_of, split_held_out
 
 
 logger = logging.getLogger(__name__)
@@ -207,7 +210,8 @@ def train_denoiser(
         if encode is None:
             pair.rest_encoders()
         dataset, held_out = split_held_out(dataset, critic_args.num_held_out_clips, args.train_batch_size)
-        dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers)
+        order = order_of(dataset, args.seed)
+        dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers, order)
         task = pair.make_task(denoiser, critic_args, encode)
         condition_dim = pair.family.critic_condition_dim(pair.teacher)
         channels = None if backbone is None else pair.critic_channels(critic_args, backbone.config)
@@ -231,7 +235,15 @@ def train_denoiser(
             record |= {"plan": plan.name if plan is not None else None} | pair.settings()
             for group in (args, critic_args, icmd_args, data_args):
                 record |= asdict(group)
-            record["critic_backbone"] = sources.backbone.name if sources.backbone is not None else "none"
+            source = sources.backbone or ModelSource("none")
+            record |= {
+                "critic_backbone": source.name,
+                "critic_backbone_variant": source.variant,
+                "critic_backbone_revision": source.revision,
+            }
+            if data_args.precomputed_data_dir is not None:  # motion buckets are each clip's own
+                shape = pair.clip_shape
+                record |= asdict(shape) | {"fps": shape.fps or None, "motion_bucket_id": None}
             report_run(record, denoiser, critics, pairs, None if args.dry_run else args.output_dir)
         if not args.dry_run:
             features = CriticFeatures(task, backbone, None if channels is None else tuple(channels), pair.token_grid)
@@ -265,6 +277,7 @@ def check_run(
 
     Raises as `train_denoiser`.
     """
+    check_critic_flags(critic_args, icmd_args)
     check_apart(args.output_dir, pair.sources() | data_sources(data_args))
     check_images(getattr(args, "validation_images", ()))
     check_optimizer(args)
@@ -276,11 +289,15 @@ def check_run(
         return CriticSources(None, None)
     if icmd_args.lambda_mca > 0:
         warn_of_late_start("MCA", "mca_start_step", icmd_args.mca_start_step, args.max_train_steps)
+        if not (icmd_args.joint_critic or critic_args.mca_from_discriminator):
+            warn_of_short_warmup(critic_args, icmd_args)
     backbone = pair.find_critic_backbone(critic_args)
     discriminator = None
     if icmd_args.lambda_data_critic > 0 or critic_args.mca_from_discriminator:
         discriminator = find_discriminator(pair.teacher_source, critic_args)
     if discriminator is not None:
+        discriminator.check_features(seen_by_critics(backbone, critic_args))
+        check_sizes_of_saved_heads(critic_args, icmd_args, discriminator.config)
         check_apart(args.output_dir, {"the pipeline of the discriminator": discriminator.source.name})
     if backbone is not None:
         check_apart(args.output_dir, {"the critics' backbone": backbone.name})

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.fastvideo_parquet import FastVideoParquet
@@ -48,6 +48,13 @@ def open_data(
         }
 
     return dataset, encode
+
+
+def order_of(dataset: Dataset, seed: int) -> Sampler[int] | None:
+    """The random order in which parquet files are read; None for others, any of whose samples is read by itself."""
+    samples: Any = dataset  # which has a length, if it is one of these
+    whole = samples.dataset if isinstance(samples, Subset) else samples
+    return whole.sampler(len(samples), seed) if isinstance(whole, FastVideoParquet) else None
 
 
 def split_held_out(dataset: Dataset, num_clips: int, batch_size: int) -> tuple[Dataset, DataLoader | None]:

@@ -110,12 +110,15 @@ def train_vae_decoder(
         torch.manual_seed(args.seed)
         models = load_vaes(args, loss_args, accelerator, vae_name, teacher_name, variant, revision, teacher_variant)
         perceptual = perceptual or load_perceptual(loss_args, accelerator)
-        dataloader, size = open_decoder_data(args, loss_args, data_args, models.vae, accelerator)
+        dataloader, num_frames, size = open_decoder_data(args, loss_args, data_args, models.vae, accelerator)
         critic = make_discriminator(loss_args, size, accelerator.device) if loss_args.adversarial_weight > 0 else None
         if accelerator.is_main_process:
             record = {"vae": vae_name, "teacher": teacher_name}
             for group in (args, loss_args, data_args):
                 record |= asdict(group)
+            if data_args.precomputed_data_dir is not None:  # which does not say more of its clips
+                shape = {"num_frames": num_frames, "height": size[0], "width": size[1]}
+                record |= {**shape, "fps": None, "motion_bucket_id": None}
             report_decoder_run(record, models, critic, None if args.dry_run else args.output_dir)
         if not args.dry_run:
             run_decoder_training(
@@ -248,8 +251,8 @@ def open_decoder_data(
     data_args: VideoDataArguments,
     vae: Any,
     accelerator: Accelerator,
-) -> tuple[DataLoader, tuple[int, int]]:
-    """Batches, and height and width of their frames."""
+) -> tuple[DataLoader, int, tuple[int, int]]:
+    """Batches, the number of frames of their clips, and the height and width of these."""
     if data_args.precomputed_data_dir is not None:
         dataset = PrecomputedLatents(data_args.precomputed_data_dir)
         sample = dataset[0]
@@ -274,7 +277,7 @@ def open_decoder_data(
             f"The data has clips of {num_frames} frames, fewer than `--min_num_frames` {loss_args.min_num_frames}."
         )
     dataloader = make_dataloader(accelerator, dataset, args, data_args.dataloader_num_workers)
-    return dataloader, (size[0], size[1])
+    return dataloader, num_frames, (size[0], size[1])
 
 
 def check_latents(sample: Mapping[str, Tensor], vae: Any, folder: str) -> None:
