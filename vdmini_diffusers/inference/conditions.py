@@ -49,7 +49,8 @@ def is_inference(*modules: nn.Module) -> bool:
     layers), compiled children and forward passes that were put in a child's place would be missed. Hooks of `modules`
     themselves do not matter: what is called is still the module.
     """
-    if torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or has_global_hooks():
+    autocast = torch._C._is_any_autocast_enabled() or torch.is_autocast_enabled("mps")  # of which the former is silent
+    if torch.is_grad_enabled() or autocast or has_global_hooks():
         return False
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():  # also under `no_grad`
         return False
