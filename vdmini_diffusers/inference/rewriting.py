@@ -91,8 +91,6 @@ def stock_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 def modules_of(target: DiffusionPipeline | nn.Module) -> list[nn.Module]:
     if not isinstance(target, DiffusionPipeline | nn.Module):
-        raise TypeError(
-            f"Pass a pipeline of diffusers or a network, a `torch.nn.Module`, not {type(target).__name__}."
-        )
+        raise TypeError(f"Pass a pipeline of diffusers, or a network, but not {type(target).__name__}.")
     parts = target.components.values() if isinstance(target, DiffusionPipeline) else [target]
     return [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
