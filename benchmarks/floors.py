@@ -27,8 +27,7 @@ turns.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,7 +42,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.evaluation.latency import time_in_turns
+from vdmini_diffusers.evaluation.latency import optimized_copy, time_in_turns
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes
 from vdmini_diffusers.evaluation.paper_components import (
     DTYPES,
@@ -53,7 +52,6 @@ from vdmini_diffusers.evaluation.paper_components import (
     Place,
     pipeline_components,
 )
-from vdmini_diffusers.inference import optimize, restore
 from vdmini_diffusers.serialization.atomic import write_file
 
 
@@ -188,16 +186,6 @@ def take_ceilings(device: str, dtype: torch.dtype) -> Ceilings:
     return Ceilings(2 * size**3 / best["mm"], 2 * source.nbytes / best["copy"])
 
 
-@contextmanager
-def optimized_if(network: nn.Module, optimized: bool) -> Iterator[None]:
-    if optimized:
-        optimize(network)
-    try:
-        yield
-    finally:
-        restore(network)
-
-
 @dataclass
 class Pass:
     """One forward pass: counted, and measured unless the device is "meta"."""
@@ -234,19 +222,14 @@ def passes_of(pipeline: str, component: PipelineComponent, args: Arguments) -> l
     """A pass of each network, and one of it rewritten if that changes its kernels."""
     place = Place(args.device, DTYPES[args.dtype])
     inputs = component.inputs(place)
-
-    def work(network: nn.Module, optimized: bool) -> None:
-        with optimized_if(network, optimized):
-            component.run(network, inputs)
-
     works: dict[str, Callable[[], object]] = {}
     counts: dict[str, tuple[list[Kernel], int]] = {}
     weights: dict[str, tuple[int, int]] = {}
     for name in component.networks:
         network = place.build(name, component.without)
-        for optimized in (False, True):
+        for optimized, each in ((False, network), (True, optimized_copy(network))):
             key = f"{name}|{optimized}"
-            works[key] = partial(work, network, optimized)
+            works[key] = partial(component.run, each, inputs)
             counts[key] = count(works[key], network.parameters())
         weights[name] = weights_of(network)
         if counts[f"{name}|True"][0] == counts[f"{name}|False"][0]:

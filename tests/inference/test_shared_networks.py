@@ -60,7 +60,7 @@ def living_tensors():
 def test_nothing_stays_of_calls_of_many_sizes(tiled):
     pipe = optimize(pipeline(unet=student_of(image_unet(), VDMINI_UNET), vae=compressed_vae()))
     if tiled:
-        pipe.vae.enable_tiling(8, 8, 2, 4, 4, 1)
+        pipe.vae.enable_tiling(16, 16, 2, 16, 16, 2)
     sizes = [(32, 32, 4), (16, 16, 2), (32, 16, 3), (16, 32, 1), (48, 16, 2)]
     for size in sizes:
         video(pipe, *size)
