@@ -22,7 +22,8 @@ Published peaks for dense half precision are those of an A100 (SXM, 40 GB: 312 T
 2.039) and an H100 (SXM: 989 TFLOP/s, 3.35 TB/s). "In reach" takes 0.65 and 0.55 of the products and 0.8 of the rate,
 about what the best kernels get. On `--device cpu` or `cuda` this machine's ceilings, the best product of `torch.mm`
 and the best copy, are taken in the same run, and the networks are counted there and run with random weights, taking
-turns.
+turns. Shares above 1 are possible where that is no ceiling: in float32 on a GPU, as torch's convolutions round to TF32
+there and `torch.mm` does not, and where a cache holds what is counted as traffic.
 """
 
 import json

@@ -26,6 +26,7 @@ def video(pipe, height=16, width=16, num_frames=2):
     return pipe(tiny_image(), height, width, num_frames, 1, output_type="pt", generator=generator).frames
 
 
+@pytest.mark.slow
 def test_pipelines_that_share_networks_are_optimised_and_restored_together(tmp_path):
     one = pipeline()
     others = [VDMiniI2VPipeline(**one.components), VDMiniI2VPipeline.from_pipe(one)]
