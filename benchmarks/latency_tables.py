@@ -32,7 +32,7 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.networks import build_i2v_scheduler
 from vdmini_diffusers.demo.teachers import T2V_TEACHER
-from vdmini_diffusers.evaluation.latency import count_tmacs, time_in_turns
+from vdmini_diffusers.evaluation.latency import count_tmacs, optimized_copy, time_in_turns
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes
 from vdmini_diffusers.evaluation.paper_components import (
     DTYPES,
@@ -44,7 +44,7 @@ from vdmini_diffusers.evaluation.paper_components import (
     Place,
     pipeline_components,
 )
-from vdmini_diffusers.inference import compile_blocks, optimize, restore
+from vdmini_diffusers.inference import compile_blocks
 from vdmini_diffusers.serialization.atomic import write_file
 from vdmini_diffusers.t2v_turbo.convert import scheduler as t2v_scheduler
 
@@ -193,18 +193,11 @@ def measure(component: Timed, args: Arguments) -> list[dict[str, Any]]:
         with torch.compiler.set_stance(stance):
             component.work(each)
 
-    def optimized_work() -> None:
-        for network in networks_of(made[-1]):
-            optimize(network)
-        component.work(made[-1])
-        for network in networks_of(made[-1]):
-            restore(network)
-
     works: dict[str, Callable[[], object]] = {
         f"{mode} {i}": partial(work, stance, each) for mode, stance in stances.items() for i, each in enumerate(made)
     }
     if args.optimize:
-        works["optimized"] = optimized_work
+        works["optimized"] = partial(component.work, optimized_copy(made[-1]))
     counters = {
         name: LiveBytes(p for each in made for n in networks_of(each) for p in n.parameters()) for name in works
     }

@@ -43,8 +43,8 @@ from torch import nn
 from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder, VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.evaluation.latency import build_network, time_in_turns
-from vdmini_diffusers.inference import compile_blocks, optimize, restore
+from vdmini_diffusers.evaluation.latency import build_network, optimized_copy, time_in_turns
+from vdmini_diffusers.inference import compile_blocks, optimize
 
 
 STEPS = 16
@@ -101,11 +101,6 @@ def variants_of(
     """What to run, by name; `work` runs a network on inputs of a dtype. Variants of one dtype share their weights."""
     bf16 = in_dtype(network, torch.bfloat16)
 
-    def optimized(network: nn.Module, dtype: torch.dtype) -> torch.Tensor:
-        output = work(optimize(network), dtype)
-        restore(network)
-        return output
-
     def autocast() -> torch.Tensor:
         with torch.autocast(args.device, torch.bfloat16):
             return work(network, torch.float32)
@@ -116,7 +111,7 @@ def variants_of(
 
     runs: dict[str, Callable[[], torch.Tensor]] = {
         "exact": partial(work, network, torch.float32),
-        "`optimize` (exact to rounding)": partial(optimized, network, torch.float32),
+        "`optimize` (exact to rounding)": partial(work, optimized_copy(network), torch.float32),
         "bf16 autocast of float32 weights": autocast,
         "bf16 weights": eager,
     }
@@ -126,7 +121,7 @@ def variants_of(
     if args.compile:
         runs["bf16 weights, `compile_blocks`"] = partial(work, compile_blocks(bf16), torch.bfloat16)
     else:
-        runs["bf16 weights, `optimize`"] = partial(optimized, bf16, torch.bfloat16)
+        runs["bf16 weights, `optimize`"] = partial(work, optimized_copy(bf16), torch.bfloat16)
     return runs
 
 

@@ -4,14 +4,20 @@ import copy
 
 import pytest
 import torch
-from diffusers.hooks import apply_group_offloading
-from diffusers.models.attention_processor import AttnProcessor
+from accelerate import cpu_offload
+from accelerate.hooks import remove_hook_from_module
+from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from test_rewrites import compressed_vae, frames_of_any_size, image_unet, rewritten  # noqa: F401 - a fixture
-from tiny import decode, randomise, tiny_latents, tiny_unet_inputs
+from tiny import decode, randomise, student_of, tiny_latents, tiny_unet_inputs
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 from vdmini_diffusers.inference import optimize, restore
+from vdmini_diffusers.inference.conditions import is_inference
+from vdmini_diffusers.pruning import VDMINI_UNET
 
 
 class DoubledConv2d(nn.Conv2d):
@@ -91,6 +97,13 @@ def hooks_that_change_outputs(network):
             module.register_forward_hook(lambda module, args, output: output / 2)
 
 
+def attention_of_another_scale(network):
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())  # torch's own attention does not ask the module for its scale
+            module.scale *= 2
+
+
 def other_mixing(network):
     for name, module in network.named_modules():
         if name.endswith("time_mixer"):
@@ -159,6 +172,7 @@ CHANGES = [
     parametrised_weights,
     other_forward,
     hooks_that_change_outputs,
+    attention_of_another_scale,
     other_mixing,
     removed_norms,
     other_activations,
@@ -167,7 +181,7 @@ CHANGES = [
     other_direction_of_the_blend,
     one_more_block,
 ]
-QUICK = (wrapped_values, one_more_block)
+QUICK = (wrapped_values, attention_of_another_scale, one_more_block)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +206,7 @@ def test_modules_replaced_later(kind, change, networks):
         change(network)
     expected = run(stock)
     torch.testing.assert_close(run(fast), expected, rtol=1e-11, atol=1e-11)
-    same = kind == "vae" and change is wrapped_values  # which has no such layers
+    same = kind == "vae" and change in (wrapped_values, attention_of_another_scale)  # which has no such layers
     assert torch.allclose(before, expected) == same
 
 
@@ -294,3 +308,115 @@ def test_a_copy_that_is_restored_leaves_its_original_optimised(networks):
     assert rewritten(fast) and not rewritten(other)
     assert torch.equal(run(fast), expected)
     assert torch.equal(run(other), run(networks["u-net"]))
+
+
+@torch.no_grad()
+def test_hooks_of_all_modules_see_the_stock_ones(networks):
+    outputs = []
+    for network in (networks["u-net"], optimize(copy.deepcopy(networks["u-net"]))):
+        handle = register_module_forward_hook(lambda module, args, y: y / 2 if isinstance(module, nn.Linear) else None)
+        outputs.append(run(network))
+        handle.remove()
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-11)
+    assert not torch.allclose(outputs[0], run(networks["u-net"]))
+
+
+@torch.no_grad()
+def test_operations_are_counted_of_what_computes(networks):
+    counted = []
+    for network in (networks["vae"], optimize(copy.deepcopy(networks["vae"]))):
+        with FlopCounterMode(display=False) as counter:  # whose hooks of all modules only note which one runs
+            run(network)
+        counted.append(counter.get_total_flops())
+    assert counted[1] < 0.95 * counted[0]
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda", "mps", "xpu"])
+@torch.no_grad()
+def test_under_autocast_of_any_device_nothing_is_rewritten(device_type):
+    assert is_inference()
+    torch.set_autocast_enabled(device_type, True)
+    try:
+        assert not is_inference()
+    finally:
+        torch.set_autocast_enabled(device_type, False)
+
+
+@torch.no_grad()
+def test_once_hooks_are_removed_rewrites_compute_again(networks):
+    fast = optimize(copy.deepcopy(networks["u-net"]))
+    expected = run(fast)
+    cpu_offload(fast, torch.device("cpu"))
+    assert not torch.equal(run(fast), expected)
+    remove_hook_from_module(fast, recurse=True)
+    assert torch.equal(run(fast), expected)
+    assert torch.equal(run(restore(fast)), run(networks["u-net"]))
+
+
+class Counting(ModelHook):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def pre_forward(self, module, *args, **kwargs):
+        self.calls += 1
+        return args, kwargs
+
+
+@pytest.mark.parametrize("kind", [pytest.param("u-net", marks=pytest.mark.slow), "vae"])
+@torch.no_grad()
+def test_hooks_of_diffusers_are_called_as_often_as_in_the_stock_network(kind, networks):
+    counts, outputs = [], []
+    for first in (None, "optimize", "hooks"):
+        network = copy.deepcopy(networks[kind])
+        if first == "optimize":
+            optimize(network)
+        hooks = {name: Counting() for name, _ in network.named_modules() if name}
+        for name, hook in hooks.items():
+            module = network.get_submodule(name)
+            HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, "counting")
+        if first == "hooks":
+            optimize(network)
+        outputs.append(run(network))
+        counts.append({name: hook.calls for name, hook in hooks.items()})
+    assert counts[0] == counts[1] == counts[2] and sum(counts[0].values()) > 50
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0], rtol=0, atol=1e-11)
+
+
+@torch.no_grad()
+def test_restore_leaves_stock_classes_though_weights_were_parametrised_since(networks):
+    stock, fast = copy.deepcopy(networks["vae"]), optimize(copy.deepcopy(networks["vae"]))
+    for network in (stock, fast):
+        parametrised_weights(network)
+    assert torch.equal(run(restore(fast)), run(stock))
+    for network in (stock, fast):
+        for module in network.modules():
+            if parametrize.is_parametrized(module):
+                parametrize.remove_parametrizations(module, "weight")
+    assert torch.equal(run(fast), run(stock))
+    assert [type(module) for module in fast.modules()] == [type(module) for module in stock.modules()]
+
+
+@torch.no_grad()
+def test_restore_while_an_adapter_is_there_and_when_it_is_gone():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["to_v", "conv1", "conv", "proj"], init_lora_weights=False)
+    stock, fast = student_of(image_unet(), VDMINI_UNET), optimize(student_of(image_unet(), VDMINI_UNET))
+    for step in ("add", "fuse", "unfuse", "unload"):
+        for network in (stock, fast):
+            torch.manual_seed(0)
+            if step == "add":
+                network.add_adapter(config)
+            else:
+                getattr(network, f"{step}_lora")()
+        assert torch.equal(run(restore(fast)), run(stock)), step
+        states = [network.state_dict() for network in (stock, fast)]
+        assert list(states[0]) == list(states[1]) and all(map(torch.equal, states[0].values(), states[1].values()))
+        optimize(fast)
+
+
+def test_what_is_neither_pipeline_nor_network_is_refused():
+    for change in (optimize, restore):
+        with pytest.raises(TypeError, match="Pass a pipeline of diffusers, or a network, but not dict"):
+            change({"unet": image_unet()})

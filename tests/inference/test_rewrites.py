@@ -164,9 +164,10 @@ class TestEqualToRounding:
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
         assert rewritten(conv)
 
+    @pytest.mark.parametrize("mean", [3, 300])
     @torch.no_grad()
-    def test_norms_of_large_channels_last_frames_are_as_accurate_as_of_contiguous_ones(self):
-        x = 3 + torch.randn(1, 64, 128, 256, generator=torch.Generator().manual_seed(0))
+    def test_norms_of_large_channels_last_frames_are_as_accurate_as_of_contiguous_ones(self, mean):
+        x = mean + torch.randn(1, 64, 128, 256, generator=torch.Generator().manual_seed(0))
         norm = randomise(nn.GroupNorm(32, 64))
         exact = copy.deepcopy(norm).double()(x.double())
         last = x.contiguous(memory_format=torch.channels_last)

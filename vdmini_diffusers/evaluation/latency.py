@@ -1,5 +1,6 @@
 """Latency and memory of networks side by side, on random weights: what the paper's Tables A1, A3 and A5 compare."""
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from vdmini_diffusers.inference.rewriting import modules_of, optimize
 
 
 @dataclass
@@ -73,6 +76,12 @@ def build_network(make: Callable[[], nn.Module], device: str | torch.device, dty
         torch.set_default_dtype(default)
     # diffusers makes the mixing factors on the CPU, whatever the device, and its own `to` warns of half precision.
     return nn.Module.to(network, device, dtype).eval()
+
+
+def optimized_copy(target: Any) -> Any:
+    """What `optimize` makes of a network or a pipeline, beside it: the copy has the same parameters and buffers."""
+    tensors = [x for m in modules_of(target) for x in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
+    return optimize(copy.deepcopy(target, {id(x): x for x in tensors}))
 
 
 @torch.no_grad()

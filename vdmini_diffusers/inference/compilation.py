@@ -1,14 +1,15 @@
 """Compilation of the blocks that a network repeats, for clips of all sizes at once."""
 
 import inspect
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet3DConditionModel, UNetSpatioTemporalConditionModel
+from diffusers import UNet3DConditionModel, UNetSpatioTemporalConditionModel
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
 from diffusers.models.autoencoders.vae import Decoder
 from torch import nn
 
+from vdmini_diffusers.inference.rewriting import Target, modules_of
 from vdmini_diffusers.models.unet_spatio_temporal_vdmini import VDMiniUNetSpatioTemporalConditionModel
 
 
@@ -19,8 +20,6 @@ REPEATED_BLOCKS: dict[type[nn.Module], list[str]] = {
     Decoder: ["ResnetBlock2D", "Upsample2D"],
     TemporalDecoder: ["SpatioTemporalResBlock", "Upsample2D"],
 }
-
-Target = TypeVar("Target", bound=DiffusionPipeline | nn.Module)
 
 
 def compile_blocks(target: Target, **options: Any) -> Target:
@@ -38,11 +37,10 @@ def compile_blocks(target: Target, **options: Any) -> Target:
         `target`.
 
     Raises:
+        TypeError: if `target` is neither.
         ValueError: if no block is known to repeat.
     """
-    parts = target.components.values() if isinstance(target, DiffusionPipeline) else [target]
-    networks = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
-    blocks = [block for network in networks for block in repeated_blocks(network)]
+    blocks = [block for network in modules_of(target) for block in repeated_blocks(network)]
     if not blocks:
         raise ValueError(
             f"{type(target).__name__} has no blocks that are known to repeat: pass a pipeline, denoiser or VAE of this"

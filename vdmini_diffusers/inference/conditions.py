@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.nn.modules import module as module_hooks
+from torch.utils.module_tracker import ModuleTracker
 
 
 class Rewrite:
@@ -47,16 +49,32 @@ def is_inference(*modules: nn.Module) -> bool:
     layers), compiled children and forward passes that were put in a child's place would be missed. Hooks of `modules`
     themselves do not matter: what is called is still the module.
     """
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+    autocast = torch._C._is_any_autocast_enabled() or torch.is_autocast_enabled("mps")  # of which the former is silent
+    if torch.is_grad_enabled() or autocast or has_global_hooks():
         return False
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():  # also under `no_grad`
         return False
     return not any(is_watched(child) for module in modules for child in module.modules() if child is not module)
 
 
+def has_global_hooks() -> bool:
+    """Hooks of all modules, except those that only note which module runs, as torch's counter of FLOPs has."""
+    hooks = (*module_hooks._global_forward_pre_hooks.values(), *module_hooks._global_forward_hooks.values())
+    return not all(isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in hooks)
+
+
 def is_watched(module: nn.Module) -> bool:
-    replaced = "forward" in vars(module) or module._compiled_call_impl is not None
+    replaced = has_other_forward(module) or module._compiled_call_impl is not None
     return bool(module._forward_hooks or module._forward_pre_hooks or replaced)
+
+
+def has_other_forward(module: nn.Module) -> bool:
+    """Than that of its class, which hooks of accelerate and diffusers leave in the module when they are removed."""
+    forward = vars(module).get("forward")
+    if forward is None:
+        return False
+    of_module = getattr(forward, "__self__", None) is module
+    return not of_module or forward.__func__ not in [vars(cls).get("forward") for cls in type(module).__mro__]
 
 
 def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:

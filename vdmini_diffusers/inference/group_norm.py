@@ -11,10 +11,11 @@ CHUNK = 2**15  # elements that fit into a core's cache
 
 
 class ChannelsLastGroupNorm(Rewrite, nn.GroupNorm):
-    """Moments from sums over chunks, which are added in float64.
+    """Moments about a mean of few positions from sums over chunks, which are added in float64.
 
-    On a CPU torch adds all positions of a channels-last frame one after the other: at 256 x 384 positions the result
-    is 50 dB further from the exact one than that of contiguous input.
+    On a CPU torch adds all positions of a channels-last frame one after the other, and their squares: at 256 x 384
+    positions the result is 50 dB further from the exact one than that of contiguous input, and more where the mean is
+    larger than the deviations from it.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -39,14 +40,21 @@ class ChannelsLastGroupNorm(Rewrite, nn.GroupNorm):
     def _scale_and_shift(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Each channel's factor and shift, `(batch, channels)`; `rows`: `(batch, positions, channels)`."""
         batch, positions, channels = rows.shape
-        chunks = [chunk for one in rows for chunk in one.split(max(CHUNK // channels, 1))]
-        sums = torch.stack([torch.stack((chunk.sum(0), chunk.square().sum(0))) for chunk in chunks]).double()
-        sums = sums.view(batch, -1, 2, self.num_groups, channels // self.num_groups).sum((1, 4))
-        mean, square = (sums / (positions * channels // self.num_groups)).unbind(1)  # (batch, groups)
-        inverse_std = (square - mean**2).clamp(min=0).add(self.eps).rsqrt()
-        mean, inverse_std = (x.repeat_interleave(channels // self.num_groups, 1) for x in (mean, inverse_std))
-        scale = self.weight * inverse_std
-        return scale.to(rows.dtype), (self.bias - mean * scale).to(rows.dtype)
+        size = max(CHUNK // channels, 1)
+        near = rows[:, :size].mean(1)  # (batch, channels): squares of all values would round off their deviations
+        sums = []
+        for one, center in zip(rows, near, strict=True):
+            for chunk in one.split(size):
+                deviation = chunk - center
+                sums += [deviation.sum(0), deviation.square_().sum(0)]
+        shape = (batch, -1, 2, self.num_groups, channels // self.num_groups)
+        offset, square = (torch.stack(sums).view(shape).sum(1, dtype=torch.float64) / positions).unbind(1)
+        means = near.view(offset.shape) + offset  # of channels, (batch, groups, channels of a group)
+        mean = means.mean(2, keepdim=True)
+        var = (square - offset**2 + (means - mean) ** 2).mean(2, keepdim=True)
+        scale = self.weight.view(offset.shape[1:]) * (var + self.eps).rsqrt()
+        shift = self.bias.view(offset.shape[1:]) - mean * scale
+        return scale.flatten(1).to(rows.dtype), shift.flatten(1).to(rows.dtype)
 
 
 class ChannelsLastClipGroupNorm(ChannelsLastGroupNorm, ClipGroupNorm):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import AlphaBlender
 from diffusers.models.transformers.transformer_temporal import (
     TransformerSpatioTemporalModel,
@@ -17,7 +17,7 @@ from vdmini_diffusers.inference.conditions import Rewrite, is_inference, is_watc
 from vdmini_diffusers.models.unet_spatio_temporal_vdmini import VDMiniAttnProcessor
 
 
-STOCK_PROCESSORS = (AttnProcessor, AttnProcessor2_0, VDMiniAttnProcessor)
+STOCK_PROCESSORS = (AttnProcessor2_0, VDMiniAttnProcessor)  # which scale by the width of a head
 
 
 class OneTokenTransformerSpatioTemporalModel(Rewrite, TransformerSpatioTemporalModel):

@@ -11,6 +11,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from vdmini_diffusers.inference.conditions import Rewrite
 from vdmini_diffusers.inference.convolutions import FewPositionsConv2d, SubPixelUpsample2D, TemporalConv3d
 from vdmini_diffusers.inference.feed_forward import SplitGEGLU
 from vdmini_diffusers.inference.group_norm import ChannelsLastClipGroupNorm, ChannelsLastGroupNorm
@@ -62,6 +63,9 @@ def optimize(target: Target) -> Target:
 
     Returns:
         `target`.
+
+    Raises:
+        TypeError: if `target` is neither.
     """
     for module in modules_of(target):
         rewrite = REWRITE_OF.get(type(module))
@@ -73,10 +77,20 @@ def optimize(target: Target) -> Target:
 def restore(target: Target) -> Target:
     """Undo `optimize`. In place; returns `target`."""
     for module in modules_of(target):
-        module.__class__ = STOCK_OF.get(type(module), type(module))
+        module.__class__ = stock_class(type(module))
     return target
 
 
+def stock_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class without rewrites, also of one that torch has derived since, for a parametrised or sharded weight."""
+    if cls in STOCK_OF or not issubclass(cls, Rewrite):
+        return STOCK_OF.get(cls, cls)
+    attributes = {name: each for name, each in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(cls)(cls.__name__, tuple(map(stock_class, cls.__bases__)), attributes)
+
+
 def modules_of(target: DiffusionPipeline | nn.Module) -> list[nn.Module]:
+    if not isinstance(target, DiffusionPipeline | nn.Module):
+        raise TypeError(f"Pass a pipeline of diffusers, or a network, but not {type(target).__name__}.")
     parts = target.components.values() if isinstance(target, DiffusionPipeline) else [target]
     return [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
