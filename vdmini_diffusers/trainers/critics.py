@@ -208,6 +208,7 @@ def make_critics(
     for name, (samples, weight, from_discriminator) in real.items():
         if weight == 0:
             continue
+        heads: Any
         if discriminator is not None and from_discriminator:
             check_discriminator(discriminator, channels, latent_channels, condition_dim)
             heads = discriminator.load()
