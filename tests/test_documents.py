@@ -48,7 +48,7 @@ def test_the_snippet_of_the_readme_makes_a_video_of_the_demo_teacher_s_student(t
     with torch.random.fork_rng():
         exec(compile(code, "README.md", "exec"), {})
     with Image.open("video.gif") as video:
-        assert video.size == (64, 64) and video.n_frames == 8
+        assert video.size == (64, 64) and video.n_frames == 16
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
