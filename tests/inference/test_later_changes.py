@@ -398,6 +398,7 @@ def test_restore_leaves_stock_classes_though_weights_were_parametrised_since(net
     assert [type(module) for module in fast.modules()] == [type(module) for module in stock.modules()]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_restore_while_an_adapter_is_there_and_when_it_is_gone():
     peft = pytest.importorskip("peft")

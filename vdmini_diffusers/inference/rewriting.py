@@ -86,7 +86,8 @@ def stock_class(cls: type[nn.Module]) -> type[nn.Module]:
     if cls in STOCK_OF or not issubclass(cls, Rewrite):
         return STOCK_OF.get(cls, cls)
     attributes = {name: each for name, each in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-    return type(cls)(cls.__name__, tuple(map(stock_class, cls.__bases__)), attributes)
+    metaclass: Any = type(cls)
+    return metaclass(cls.__name__, tuple(map(stock_class, cls.__bases__)), attributes)
 
 
 def modules_of(target: DiffusionPipeline | nn.Module) -> list[nn.Module]:
