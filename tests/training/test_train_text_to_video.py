@@ -114,8 +114,6 @@ def test_the_settings_are_those_of_the_task(folders, tmp_path):
         '"lambda_icd": 0.1',
         '"lambda_mca": 1.0',
         '"lambda_data_critic": 0.0',
-        '"height": 320',
-        '"width": 512',
         '"huber_c": 0.001',
     ):
         assert setting in output
