@@ -16,12 +16,12 @@ from vdmini_diffusers.demo.scenes import Scene, draw_clip, middle_view
 from vdmini_diffusers.demo.teachers import EXAMPLES
 
 
-# One for each kind of motion, before any model was run on them.
+# One for each kind of motion, of objects that stand out from their places, before any model was run on them.
 CHOSEN = {
-    "car.png": Scene("car", "astronaut", "moves right", "quickly"),
-    "octopus.png": Scene("octopus", "retina", "moves up", "slowly"),
-    "pizza.png": Scene("pizza", "china.jpg", "turns left", "quickly"),
-    "ball.png": Scene("ball", "coffee", "bounces", "quickly"),
+    "car.png": Scene("car", "chelsea", "moves right", "quickly"),
+    "octopus.png": Scene("octopus", "hubble_deep_field", "moves up", "slowly"),
+    "pizza.png": Scene("pizza", "chelsea", "turns left", "quickly"),
+    "ball.png": Scene("ball", "rocket", "bounces", "quickly"),
 }
 
 
