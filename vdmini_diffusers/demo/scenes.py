@@ -92,7 +92,8 @@ class Scene:
     @property
     def is_held_out(self) -> bool:
         """Of captions: each object is held out on one of `PLACES`, and each of these with one object."""
-        return (self.object, self.place) in zip(OBJECTS, PLACES, strict=True)
+        pairs: list[tuple[str | None, str]] = [*zip(OBJECTS, PLACES, strict=True)]
+        return (self.object, self.place) in pairs
 
     @property
     def held_out_start(self) -> tuple[float, float]:
