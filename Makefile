@@ -99,8 +99,9 @@ $(VENV)/.installed-test: setup.py $(VENV)/.torch
 	$(INSTALL_HERE) '.[test]'
 	@touch $@ $(VENV)/.installed
 
+# The reference shows the types of the app as well.
 $(VENV)/.installed-docs: setup.py $(VENV)/.torch
-	$(INSTALL_HERE) '.[docs]'
+	$(INSTALL_HERE) '.[docs,app]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-quality: setup.py $(VENV)/.torch
