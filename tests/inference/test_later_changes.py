@@ -8,7 +8,7 @@ from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_module
 from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
 from diffusers.models.attention_processor import Attention, AttnProcessor
-from test_rewrites import compressed_vae, frames_of_any_size, image_unet, rewritten  # noqa: F401 - a fixture
+from test_rewrites import compressed_vae, image_unet, rewritten
 from tiny import decode, randomise, student_of, tiny_latents, tiny_unet_inputs
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -18,6 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vdmini_diffusers.inference import optimize, restore
 from vdmini_diffusers.inference.conditions import is_inference
 from vdmini_diffusers.pruning import VDMINI_UNET
+
+
+pytestmark = pytest.mark.usefixtures("frames_of_any_size")
 
 
 class DoubledConv2d(nn.Conv2d):

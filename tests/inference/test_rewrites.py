@@ -29,14 +29,12 @@ from tiny_text_to_video import tiny_t2v_inputs, tiny_t2v_student
 from torch import nn
 
 from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder, VDMiniI2VPipeline
-from vdmini_diffusers.inference import convolutions, optimize, restore
+from vdmini_diffusers.inference import optimize, restore
 from vdmini_diffusers.inference.rewriting import STOCK_OF
 from vdmini_diffusers.pruning import VDMINI_UNET
 
 
-@pytest.fixture(autouse=True)
-def frames_of_any_size(monkeypatch):
-    monkeypatch.setattr(convolutions, "MIN_POSITIONS", 1)
+pytestmark = pytest.mark.usefixtures("frames_of_any_size")
 
 
 def image_unet():

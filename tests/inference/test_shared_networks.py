@@ -7,12 +7,15 @@ import tracemalloc
 
 import pytest
 import torch
-from test_rewrites import compressed_vae, frames_of_any_size, image_unet, rewritten  # noqa: F401 - a fixture
+from test_rewrites import compressed_vae, image_unet, rewritten
 from tiny import student_of, tiny_image, tiny_svd_pipeline
 
 from vdmini_diffusers import VDMiniI2VPipeline
 from vdmini_diffusers.inference import optimize, restore
 from vdmini_diffusers.pruning import VDMINI_UNET
+
+
+pytestmark = pytest.mark.usefixtures("frames_of_any_size")
 
 
 def pipeline(**networks):

@@ -168,7 +168,7 @@ class TestHeads:
             critics_of(found, channels=None)
 
     def test_that_learned_on_another_backbone_are_refused_before_models_are_loaded(self, distilled, tmp_path):
-        """Of the same architecture, whose features have the same names and channels."""
+        """The other backbone has the same architecture, so that its features have the same names and channels."""
         _, teacher, student, latents = distilled
         assert json.loads((teacher / DISCRIMINATOR / "config.json").read_text())["features"] == "blocks of svd"
         with pytest.raises(ValueError, match="learned on 'blocks of svd', and critics here see 'blocks of sf-v'"):

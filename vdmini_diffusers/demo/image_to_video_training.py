@@ -34,9 +34,7 @@ class ImageToVideoTraining(TeacherTraining):
         args = self.args
         self.train_vae()
         latents = self.cache_latents()
-        # Latents of unit variance, as the scheduler assumes; the factor is the VAE's own, as in every diffusers VAE.
-        self.scaling_factor = 1 / latents["latents"].float().std().item()
-        self.vae.register_to_config(scaling_factor=self.scaling_factor)
+        self.set_scaling_factor(latents)
         set_seed(args.seed)
         unet = self.prepared(networks.build_i2v_unet())
         self.image_encoder = self.prepared(networks.build_image_encoder())
@@ -128,7 +126,7 @@ class ImageToVideoTraining(TeacherTraining):
         def loss_at(step: int) -> Tensor:
             rows = torch.randint(len(latents["latents"]), (args.train_batch_size,))
             keep = (torch.rand(len(rows)) >= args.conditioning_dropout_prob).float()
-            x_0 = (latents["latents"][rows].float() * self.scaling_factor).to(self.device)
+            x_0 = (latents["latents"][rows].float() * self.vae.config.scaling_factor).to(self.device)
             sigmas = sample_sigmas(len(rows))
             noise = torch.randn(x_0.shape).to(self.device)
             noisy = x_0 + per_sample(sigmas, x_0) * noise

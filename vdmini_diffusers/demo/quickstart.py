@@ -258,7 +258,7 @@ def main(args: Arguments) -> None:
 
 
 def against_teacher(videos: np.ndarray, teachers: np.ndarray) -> dict[str, float]:
-    """Of the same pictures or texts, and the same noise."""
+    """How near a student's videos are to its teacher's, which are of the same pictures or texts and the same noise."""
     return {
         "psnr_to_teacher_db": round(psnr(videos, teachers), 2),
         "motion_cosine_to_teacher": round(motion_cosine(videos, teachers), 3),

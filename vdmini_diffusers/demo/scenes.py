@@ -91,13 +91,13 @@ class Scene:
 
     @property
     def is_held_out(self) -> bool:
-        """Of captions: each object is held out on one of `PLACES`, and each of these with one object."""
+        """Whether no caption to train on says it: each object is held out in one of `PLACES`, and each of these once."""
         pairs: list[tuple[str | None, str]] = [*zip(OBJECTS, PLACES, strict=True)]
         return (self.object, self.place) in pairs
 
     @property
     def held_out_start(self) -> tuple[float, float]:
-        """Of first frames: where the object starts in none that is trained on, another point for other places."""
+        """Where the object starts in no first frame to train on: one of nine points, another one in other places."""
         assert self.object is not None
         point = (OBJECTS.index(self.object) + PHOTOS.index(self.place)) % len(STARTS) ** 2
         return STARTS[point % len(STARTS)], STARTS[point // len(STARTS)]

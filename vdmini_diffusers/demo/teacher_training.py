@@ -161,3 +161,7 @@ class TeacherTraining:
         latents = {name: torch.stack(row) if isinstance(row[0], Tensor) else row for name, row in rows.items()}
         write_tensors(latents, path)
         return latents
+
+    def set_scaling_factor(self, latents: dict[str, Any]) -> None:
+        """Latents get unit variance, as the scheduler assumes. The VAE has the factor, as every one of diffusers."""
+        self.vae.register_to_config(scaling_factor=1 / latents["latents"].float().std().item())

@@ -27,13 +27,12 @@ class TextToVideoTraining(TeacherTraining):
         args = self.args
         self.train_vae()
         latents = self.cache_latents()
-        scaling_factor = 1 / latents["latents"].float().std().item()
-        self.vae.register_to_config(scaling_factor=scaling_factor)
+        self.set_scaling_factor(latents)
         set_seed(args.seed)
         tokenizer = networks.build_tokenizer(scene.caption for scene in all_captioned_scenes())
         unet = self.prepared(networks.build_t2v_unet())
         text_encoder = self.prepared(networks.build_text_encoder(tokenizer))
-        self.train_multi_step(unet, text_encoder, tokenizer, latents, scaling_factor)
+        self.train_multi_step(unet, text_encoder, tokenizer, latents)
         self.tune_decoder()
         scheduler: Any = networks.build_t2v_scheduler()
         VDMiniT2VPipeline(
@@ -52,7 +51,7 @@ class TextToVideoTraining(TeacherTraining):
         self.vae.requires_grad_(False)
 
     def train_multi_step(
-        self, unet: Any, text_encoder: Any, tokenizer: CLIPTokenizer, latents: dict[str, Any], scaling_factor: float
+        self, unet: Any, text_encoder: Any, tokenizer: CLIPTokenizer, latents: dict[str, Any]
     ) -> None:
         """Denoising, by v-prediction, of single frames at first and then of clips; the text encoder learns along."""
         args = self.args
@@ -65,7 +64,9 @@ class TextToVideoTraining(TeacherTraining):
             x_0 = latents["latents"][rows]
             if images:
                 x_0 = x_0[torch.arange(len(rows)), torch.randint(NUM_FRAMES, rows.shape)][:, None]
-            x_0 = (x_0.float() * scaling_factor).transpose(1, 2).to(self.device)  # (batch, channels, frames, ...)
+            x_0 = (
+                (x_0.float() * self.vae.config.scaling_factor).transpose(1, 2).to(self.device)
+            )  # (batch, channels, frames, ...)
             no_condition = torch.rand(len(rows), 1) < args.conditioning_dropout_prob
             ids = torch.where(no_condition, no_words, input_ids[rows]).to(self.device)
             share = torch.rand(len(rows))
