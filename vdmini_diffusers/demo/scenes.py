@@ -91,7 +91,7 @@ class Scene:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether no caption to train on says it: each object is held out in one of `PLACES`, and each of these once."""
+        """Whether no caption to train on says it: each object is held out in one of `PLACES`, each place once."""
         pairs: list[tuple[str | None, str]] = [*zip(OBJECTS, PLACES, strict=True)]
         return (self.object, self.place) in pairs
 
