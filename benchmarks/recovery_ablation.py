@@ -23,7 +23,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,12 +32,10 @@ from tqdm.auto import tqdm
 
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
-from vdmini_diffusers.demo.linear_decoder import LinearDecoder
-from vdmini_diffusers.demo.measures import HeldOutImages, HeldOutPrompts, Videos
-from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_DISTILLATION, T2V_SAMPLING
-from vdmini_diffusers.demo.training_latents import draw_training_clip, write_training_latents
+from vdmini_diffusers.demo.judge import FROM_LATENTS, MEASURES, Judge
+from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_DISTILLATION
+from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.demo.training_runs import complete_run, recipe_flags
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.evaluation.paired import paired_difference
@@ -53,11 +50,6 @@ TRAIN_SCRIPT = Path(__file__).parents[1] / "training" / "train_icmd.py"
 RANDOM_MCA = Path(__file__).with_name("train_with_random_mca.py")
 # Named before the first look: the share of clips that go the way that their image allows, or their caption says.
 PRIMARY = "right_way"
-FROM_LATENTS = (PRIMARY, "moves", "speed")  # of all clips, decoded by one matrix
-DECODED = ("sharpness", "flicker", "object", "place", "motion_cosine", "psnr_to_teacher", "fvd", "kvd")
-MEASURES = (*FROM_LATENTS, *DECODED, "decoders_agree")
-NUM_LINEAR_CLIPS = 64  # to train on, which the matrix is fitted to
-SAMPLING: dict[str, dict[str, Any]] = {"image": {"num_inference_steps": 1}, "text": T2V_SAMPLING}
 Given = Literal["image", "text"]  # what a teacher makes videos of
 RATE_SEED = 1000  # of the runs that choose the learning rate; their scenes have it as well
 TEMPORAL = ("temporal", "time_mixer", "time_pos_embed", "temp_conv", "temp_attention", "transformer_in")
@@ -232,6 +224,10 @@ class Ablation:
         name = f"{row.strip('+ ').replace(' ', '_').replace(':', '')}-{seed}"
         return Job(row, seed, learning_rate, self.folder / "runs" / name)
 
+    def judge(self, seed: int, num_clips: int) -> Judge:
+        args, detector = self.args, load_i3d(None) if self.args.fvd else None
+        return Judge(args.teacher, self.latents, self.folder, seed, num_clips, args.num_decoded_clips, detector)
+
     def choose_learning_rate(self) -> float:
         """The rate with which the task alone comes out best by the primary measure, on scenes that are not used
         again."""
@@ -239,7 +235,7 @@ class Ablation:
         if not file.exists():
             task_alone = self.rows["+ ICD"].against
             assert task_alone is not None
-            judge = Judge(self, RATE_SEED, max(1, self.args.num_clips // 4))
+            judge = self.judge(RATE_SEED, max(1, self.args.num_clips // 4))
             found = {}
             for rate in self.args.learning_rates:
                 folder = self.folder / "runs" / f"rate_{rate:g}"
@@ -248,61 +244,6 @@ class Ablation:
             best = max(found, key=lambda rate: found[rate])
             write_file(file, (json.dumps({"chosen": best, PRIMARY: found}, indent=2) + "\n").encode())
         return json.loads(file.read_text())["chosen"]
-
-
-class Judge:
-    """Makes videos of held-out scenes, and measures them; both are kept beside the model."""
-
-    def __init__(self, ablation: Ablation, seed: int, num_clips: int):
-        args, given = ablation.args, ablation.family.given
-        kind = HeldOutImages if given == "image" else HeldOutPrompts
-        self.seed, self.teacher_folder = seed, args.teacher
-        self.sampling = SAMPLING[given]
-        self.all: Any = kind(num_clips, seed)
-        num_decoded = min(args.num_decoded_clips, num_clips)
-        self.decoded: Any = kind(num_decoded, seed, load_i3d(None) if args.fvd else None)
-        indices = range(min(NUM_LINEAR_CLIPS, args.num_train_clips))
-        latents = PrecomputedLatents(ablation.latents)
-        self.linear = LinearDecoder(
-            torch.stack([latents[i]["latents"] for i in indices]),
-            np.stack([draw_training_clip(given, i)[0] for i in indices]),
-        )
-        self.cache = args.output_dir / f"teachers_videos-{seed}.npz"
-
-    @cached_property
-    def teacher(self) -> Videos:
-        if not self.cache.exists():
-            frames = self.decoded.generate(self.teacher_folder, **self.sampling).frames
-            partial = self.cache.with_suffix(".partial.npz")
-            np.savez_compressed(partial, frames=frames)
-            partial.rename(self.cache)
-        return self.decoded.look_at(np.load(self.cache)["frames"])
-
-    def measure(self, pipeline: Path, beside: Path | None = None) -> dict[str, list[float]]:
-        """Numbers by measure, one for each clip; FVD and KVD are one.
-
-        Args:
-            beside: folder for the numbers, and the first videos; by default the pipeline's.
-        """
-        folder = pipeline if beside is None else beside
-        file = folder / f"measures-{self.seed}.json"
-        if not file.exists():
-            videos = self.all.generate(pipeline, decode=self.linear, **self.sampling)
-            decoded, teacher = self.teacher, None
-            if pipeline != self.teacher_folder:
-                decoded, teacher = self.decoded.generate(pipeline, **self.sampling), self.teacher
-            found = self.all.per_clip(videos)
-            numbers = {name: found[name].tolist() for name in FROM_LATENTS}
-            found = self.decoded.per_clip(decoded, teacher)
-            numbers |= {name: found[name].tolist() for name in DECODED if name in found}
-            pairs = zip(decoded.motions, videos.motions, strict=False)  # the second has more
-            numbers["decoders_agree"] = [float(one.way == other.way) for one, other in pairs]
-            if decoded.features is not None:
-                numbers |= {name: [value] for name, value in self.decoded.distances(decoded).items()}
-            folder.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(folder / "first_videos.npz", frames=decoded.frames[:6])
-            write_file(file, json.dumps(numbers).encode())
-        return json.loads(file.read_text())
 
 
 Results = dict[str, dict[int, dict[str, float]]]  # means over clips, by row and seed
@@ -388,7 +329,7 @@ def main(args: Arguments) -> None:
     ablation = Ablation(args)
     learning_rate = ablation.choose_learning_rate()
 
-    judge = Judge(ablation, seed=0, num_clips=args.num_clips)
+    judge = ablation.judge(seed=0, num_clips=args.num_clips)
     results = read_results(args.output_dir)
     for name, folder in {"teacher": args.teacher, "pruned": ablation.students["pruned"]}.items():
         results[name] = {0: means(judge.measure(folder, args.output_dir / name))}

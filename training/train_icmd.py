@@ -26,7 +26,8 @@ from typing import ClassVar, Literal
 
 from vdmini_diffusers.cli.script import named_settings, parse_arguments, peek_argument, run
 from vdmini_diffusers.families import find_trainable_family
-from vdmini_diffusers.trainers.distill import OBJECTIVES, Objective, train_denoiser
+from vdmini_diffusers.trainers.distill import OBJECTIVES, Objective
+from vdmini_diffusers.trainers.train_denoiser import train_denoiser
 
 
 TASKS = {"i2v": "single_step", "t2v": "consistency", "t2v_hy": "flow_matching"}

@@ -16,8 +16,8 @@ from typing import ClassVar
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.distillation.arguments import ICMDArguments, TrainingArguments, UNetCriticArguments, setting
-from vdmini_diffusers.trainers.distill import train_denoiser
 from vdmini_diffusers.trainers.single_step import SingleStepPair
+from vdmini_diffusers.trainers.train_denoiser import train_denoiser
 
 
 @dataclass

@@ -22,7 +22,7 @@ from vdmini_diffusers.distillation.consistency_arguments import (
     TextToVideoTrainingArguments,
 )
 from vdmini_diffusers.trainers.consistency import ConsistencyPair
-from vdmini_diffusers.trainers.distill import train_denoiser
+from vdmini_diffusers.trainers.train_denoiser import train_denoiser
 
 
 @dataclass

@@ -160,7 +160,7 @@ def test_the_defaults_are_fastvideo_s_and_the_paper_s(folders, tmp_path):
         printed.update(record)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vdmini_diffusers.trainers.distill.report_settings", note)
+        patch.setattr("vdmini_diffusers.trainers.train_denoiser.report_settings", note)
         settings = {"mixed_precision": "no", "critic_block_stride": 3, "dry_run": True}
         distill(teacher, student, tmp_path / "out", precomputed_data_dir=str(latents), **settings)
     expected = {

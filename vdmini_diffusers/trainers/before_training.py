@@ -5,20 +5,89 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 from filelock import FileLock, Timeout
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
 from vdmini_diffusers.data.images import read_image
-from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, RunArguments, is_changed
+from vdmini_diffusers.distillation.arguments import (
+    CriticArguments,
+    DenoiserTrainingArguments,
+    ICMDArguments,
+    RunArguments,
+    is_changed,
+)
+from vdmini_diffusers.distillation.checkpoints import Checkpoints
+from vdmini_diffusers.distillation.engine import check_optimizer
+from vdmini_diffusers.serialization.atomic import check_apart
+from vdmini_diffusers.trainers.critics import FoundDiscriminator, ModelSource, find_discriminator
+from vdmini_diffusers.trainers.lora import lora_config
+from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 
 
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".training.lock"
 LOCK_SECONDS = 15.0  # data loader workers of a killed run hold its lock for some seconds
+
+
+class CriticSources(NamedTuple):
+    """What the critics are made of: the network that they stand on, and the heads that they start from."""
+
+    backbone: ModelSource | None
+    discriminator: FoundDiscriminator | None
+
+
+def check_run(
+    pair: TeacherAndStudent,
+    args: DenoiserTrainingArguments,
+    critic_args: CriticArguments,
+    icmd_args: ICMDArguments,
+    data_args: VideoDataArguments,
+    checkpoints: Checkpoints,
+) -> CriticSources:
+    """Check all that is known without loading a model, and find what the critics are made of.
+
+    Raises as `train_denoiser`.
+    """
+    check_critic_flags(critic_args, icmd_args)
+    check_apart(args.output_dir, pair.sources() | data_sources(data_args))
+    check_images(getattr(args, "validation_images", ()))
+    check_optimizer(args)
+    checkpoints.choose()
+    pair.check(args)
+    if args.rank is not None:
+        lora_config(args.rank, pair.lora_targets)
+    if icmd_args.lambda_mca == 0 and icmd_args.lambda_data_critic == 0:
+        return CriticSources(None, None)
+    if icmd_args.lambda_mca > 0:
+        warn_of_late_start("MCA", "mca_start_step", icmd_args.mca_start_step, args.max_train_steps)
+        if not (icmd_args.joint_critic or critic_args.mca_from_discriminator):
+            warn_of_short_warmup(critic_args, icmd_args)
+    backbone = pair.find_critic_backbone(critic_args)
+    discriminator = None
+    if icmd_args.lambda_data_critic > 0 or critic_args.mca_from_discriminator:
+        discriminator = find_discriminator(pair.teacher_source, critic_args)
+    if discriminator is not None:
+        discriminator.check_features(seen_by_critics(backbone, critic_args))
+        check_sizes_of_saved_heads(critic_args, icmd_args, discriminator.config)
+        check_apart(args.output_dir, {"the pipeline of the discriminator": discriminator.source.name})
+    if backbone is not None:
+        check_apart(args.output_dir, {"the critics' backbone": backbone.name})
+        logger.info("critics stand on %s%s", backbone.name, f" ({backbone.variant})" if backbone.variant else "")
+    if icmd_args.lambda_data_critic > 0 and discriminator is None:
+        late = critic_args.critic_warmup_steps
+        warn_of_late_start("The data critic", "critic_warmup_steps", late, args.max_train_steps)
+    return CriticSources(backbone, discriminator)
+
+
+def seen_by_critics(backbone: ModelSource | None, args: CriticArguments) -> str:
+    """The critics' features in words, which stay the same where folders move."""
+    if backbone is None:
+        return "noisy latents"
+    return " ".join(filter(None, (args.features_in_words, "of", Path(backbone.name).name, backbone.variant)))
 
 
 def data_sources(data_args: VideoDataArguments) -> dict[str, str | None]:

@@ -1,0 +1,98 @@
+"""What a distilled demo student can do, measured on held-out scenes at little cost."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vdmini_diffusers.data.latents import PrecomputedLatents
+from vdmini_diffusers.demo.linear_decoder import LinearDecoder
+from vdmini_diffusers.demo.measures import HeldOutImages, HeldOutPrompts, Videos
+from vdmini_diffusers.demo.teachers import T2V_SAMPLING
+from vdmini_diffusers.demo.training_latents import draw_training_clip
+from vdmini_diffusers.evaluation.i3d import I3D
+from vdmini_diffusers.families import find_trainable_family
+from vdmini_diffusers.serialization.atomic import write_file
+
+
+FROM_LATENTS = ("right_way", "moves", "speed")  # of all scenes, decoded by one matrix
+DECODED = ("sharpness", "flicker", "object", "place", "motion_cosine", "psnr_to_teacher", "fvd", "kvd")
+MEASURES = (*FROM_LATENTS, *DECODED, "decoders_agree")
+NUM_LINEAR_CLIPS = 64  # to train on, which the matrix is fitted to
+
+
+class Judge:
+    """Makes a teacher's and its students' videos of held-out scenes, and measures them; both are kept.
+
+    The way that things go is read off a linear decoding of the latents of all scenes, the rest off frames of the first
+    ones by the VAE.
+
+    Args:
+        teacher: folder of its pipeline.
+        latents: its training latents, by `write_training_latents`.
+        folder: where the teacher's videos are kept.
+        num_decoded: the number of scenes that the VAE decodes.
+        detector: I3D, for FVD and KVD of those.
+    """
+
+    def __init__(
+        self,
+        teacher: Path,
+        latents: Path,
+        folder: Path,
+        seed: int,
+        num_clips: int,
+        num_decoded: int,
+        detector: I3D | None = None,
+    ):
+        given = find_trainable_family(str(teacher)).given
+        kind = HeldOutImages if given == "image" else HeldOutPrompts
+        self.seed, self.teacher_folder = seed, teacher
+        self.sampling: dict[str, Any] = {"num_inference_steps": 1} if given == "image" else T2V_SAMPLING
+        self.all: Any = kind(num_clips, seed)
+        self.decoded: Any = kind(min(num_decoded, num_clips), seed, detector)
+        dataset = PrecomputedLatents(latents)
+        indices = range(min(NUM_LINEAR_CLIPS, len(dataset)))
+        self.linear = LinearDecoder(
+            torch.stack([dataset[i]["latents"] for i in indices]),
+            np.stack([draw_training_clip(given, i)[0] for i in indices]),
+        )
+        self.cache = folder / f"teachers_videos-{seed}.npz"
+
+    @cached_property
+    def teacher(self) -> Videos:
+        if not self.cache.exists():
+            frames = self.decoded.generate(self.teacher_folder, **self.sampling).frames
+            partial = self.cache.with_suffix(".partial.npz")
+            np.savez_compressed(partial, frames=frames)
+            partial.rename(self.cache)
+        return self.decoded.look_at(np.load(self.cache)["frames"])
+
+    def measure(self, pipeline: Path, beside: Path | None = None) -> dict[str, list[float]]:
+        """Numbers by measure, one for each clip; FVD and KVD are one.
+
+        Args:
+            beside: folder for the numbers, and the first videos; by default the pipeline's.
+        """
+        folder = pipeline if beside is None else beside
+        file = folder / f"measures-{self.seed}.json"
+        if not file.exists():
+            videos = self.all.generate(pipeline, decode=self.linear, **self.sampling)
+            decoded, teacher = self.teacher, None
+            if pipeline != self.teacher_folder:
+                decoded, teacher = self.decoded.generate(pipeline, **self.sampling), self.teacher
+            found = self.all.per_clip(videos)
+            numbers = {name: found[name].tolist() for name in FROM_LATENTS}
+            found = self.decoded.per_clip(decoded, teacher)
+            numbers |= {name: found[name].tolist() for name in DECODED if name in found}
+            pairs = zip(decoded.motions, videos.motions, strict=False)  # the second has more
+            numbers["decoders_agree"] = [float(one.way == other.way) for one, other in pairs]
+            if decoded.features is not None:
+                numbers |= {name: [value] for name, value in self.decoded.distances(decoded).items()}
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(folder / "first_videos.npz", frames=decoded.frames[:6])
+            write_file(file, json.dumps(numbers).encode())
+        return json.loads(file.read_text())
