@@ -298,7 +298,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             return for_each_video(prompt_embeds), None
         return for_each_video(prompt_embeds), for_each_video(negative_prompt_embeds)
 
-    def decode_latents(self, latents: torch.Tensor, decode_chunk_size: int = 16) -> torch.Tensor:
+    def decode_latents(self, latents: torch.Tensor, decode_chunk_size: int = 8) -> torch.Tensor:
         """Latents `(batch, channels, frames, h, w)` to pixels `(batch, 3, frames, height, width)` in [-1, 1]."""
         frames = 1 / self.vae.config.scaling_factor * latents.transpose(1, 2).flatten(0, 1)
         chunks = frames.to(self.vae.dtype).split(decode_chunk_size)
@@ -330,7 +330,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         fps: float = 8,
         motion_guidance_scale: float | None = None,
         motion_guidance_percentage: float = 0.5,
-        decode_chunk_size: int = 16,
+        decode_chunk_size: int = 8,
         timesteps: list[int] | None = None,
     ) -> VDMiniT2VPipelineOutput | tuple:
         r"""
@@ -368,7 +368,9 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
                 refuse it.
             motion_guidance_percentage (`float`, defaults to 0.5):
                 The part of the noise levels, from the highest on, at which the strength is this one; below, it is 0.
-            decode_chunk_size (`int`, defaults to 16): Frames that the VAE decodes at once, at least 1.
+            decode_chunk_size (`int`, defaults to 8):
+                Frames that the VAE decodes at once, at least 1. It decodes each frame by itself, so that fewer at once
+                take less memory for the same video.
             timesteps (`list[int]`, *optional*):
                 Falling timesteps, from 0 on, instead of the default ones, where the scheduler takes them.
 
