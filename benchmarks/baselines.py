@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from vdmini_diffusers.analysis.calibration import reconstruction_losses
 from vdmini_diffusers.analysis.scores import notes_on
 from vdmini_diffusers.cli.markdown_table import markdown_table
+from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.demo.measures import HeldOutImages
@@ -323,18 +324,9 @@ def write_results(
     return text
 
 
-def import_matplotlib() -> Any:
-    """Raises `ImportError` without it, saying what to do."""
-    try:
-        import matplotlib.figure  # pyright: ignore[reportMissingImports] - extra `plot`
-    except ImportError as error:
-        raise ImportError("The plot needs matplotlib: run `pip install -e '.[plot]'` in a checkout.") from error
-    return matplotlib
-
-
 def plot(results: Results, costs: list[dict[str, Any]]) -> Any:
     """A figure: FVD against latency, a colour for each method; and the time by resolution."""
-    figure = import_matplotlib().figure.Figure(figsize=(13, 5), layout="constrained")
+    figure = import_figure()(figsize=(13, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, row in enumerate(costs):
         for recipe, marker in MARKERS.items():
@@ -368,7 +360,7 @@ def main(args: Arguments) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     keep_settings(args)
     detector = load_i3d(args.i3d)  # before the students are trained: it may not be there, nor what draws the plot
-    import_matplotlib()
+    import_figure()
     latents = write_training_latents(args.output_dir / "latents", args.teacher, args.num_train_clips)
     pruned = prune_all(args, latents)
     costs = measure_costs({TEACHER: args.teacher, **pruned}, PrecomputedLatents(latents)[0], args.latency_rounds)

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from vdmini_diffusers import distill, prune_pipeline
 from vdmini_diffusers.cli.markdown_table import markdown_table
+from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.latents import LatentShards
 from vdmini_diffusers.demo.resumable_training import Deadline, train_steps
@@ -334,10 +335,8 @@ def write_table(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """One panel a family, a line for each run: those of a colour differ in the seed."""
-    import matplotlib.figure  # pyright: ignore[reportMissingImports] - extra `plot`
-
     families = list(dict.fromkeys(row["family"] for row in rows))
-    figure = matplotlib.figure.Figure(figsize=(4 * len(families), 3.5), layout="constrained")
+    figure = import_figure()(figsize=(4 * len(families), 3.5), layout="constrained")
     for axis, family in zip(figure.subplots(1, len(families), squeeze=False)[0], families, strict=True):
         for i, weight in enumerate(dict.fromkeys(row["lambda_icd"] for row in rows)):
             own = [row for row in rows if (row["family"], row["lambda_icd"]) == (family, weight)]
@@ -355,6 +354,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    import_figure()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     which = ("output_dir", "families", "seeds", "lambda_icd")  # runs there are, each of which is as it would be alone
     settings = {name: value for name, value in asdict(args).items() if name not in which}

@@ -24,6 +24,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 
 from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder
+from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.scenes import load_photo
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
@@ -131,10 +132,8 @@ WAYS: dict[str, Callable | None] = {
 
 def draw(pictures: dict[str, Tensor], path: Path) -> None:
     """The middle frame of each, and eight times its difference to the first."""
-    import matplotlib.figure  # pyright: ignore[reportMissingImports] - extra `plot`
-
     whole = next(iter(pictures.values()))
-    figure = matplotlib.figure.Figure(figsize=(4 * len(pictures), 6), layout="tight")
+    figure = import_figure()(figsize=(4 * len(pictures), 6), layout="tight")
     axes = figure.subplots(2, len(pictures))
     for (name, picture), (above, below) in zip(pictures.items(), axes.T, strict=True):
         above.imshow((picture / 2 + 0.5).clamp(0, 1).permute(1, 2, 0))
@@ -149,6 +148,7 @@ def draw(pictures: dict[str, Tensor], path: Path) -> None:
 
 @torch.no_grad()
 def main(args: Arguments) -> None:
+    import_figure()
     teacher = AutoencoderKLTemporalDecoder.from_pretrained(I2V_TEACHER, subfolder="vae")
     config = {name: value for name, value in teacher.config.items() if not name.startswith("_")}
     vae = VDMiniAutoencoderKLTemporalDecoder(**config, **KEEP).eval()
