@@ -7,8 +7,9 @@
 Prunes the teacher by the paper's plan, by BK-SDM's, and by four criteria of Torch-Pruning (`pruning/unet_channels.py`)
 to the paper's number of parameters within 1 %. Each is trained with the same recipe, steps and seeds, once by ICMD and
 once without ICD, which compares channel-pruned students on the channels that they kept. All U-Nets are timed in turns.
-Writes `table.md`, `stages.md`, `results.csv`, `results.json` and `plot.png`. What is finished is kept: run it again
-after a stop. A start with other settings is refused.
+Writes `table.md`, `stages.md`, `results.csv`, `results.json`, `costs.json` and `plot.png` after each seed. What is
+finished is kept: run it again after a stop, or with `settings.json` and `results.json` of another machine in the
+folder. A start with other settings is refused.
 """
 
 import csv
@@ -18,14 +19,12 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from vdmini_diffusers.analysis.calibration import reconstruction_losses
 from vdmini_diffusers.analysis.scores import notes_on
@@ -33,12 +32,12 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.latents import PrecomputedLatents
-from vdmini_diffusers.demo.measures import HeldOutImages
+from vdmini_diffusers.demo.judge import FROM_LATENTS, Judge, Results, means, read_results
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.demo.training_latents import write_training_latents
-from vdmini_diffusers.demo.training_runs import complete_run, recipe_flags
+from vdmini_diffusers.demo.training_runs import as_trained, complete_run, recipe_flags
 from vdmini_diffusers.evaluation.detectors import I3DDetector
-from vdmini_diffusers.evaluation.i3d import I3D, load_i3d
+from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.evaluation.latency import time_in_turns
 from vdmini_diffusers.evaluation.paired import paired_difference
 from vdmini_diffusers.families.svd import SVD
@@ -81,7 +80,10 @@ class Arguments:
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
     num_train_clips: int = field(default=1024, metadata={"help": "Clips to train on."})
     num_calibration_clips: int = field(default=64, metadata={"help": "The first of them, for Taylor's gradients."})
-    num_clips: int = field(default=256, metadata={"help": "Held-out clips to measure on, and as many as reference."})
+    num_clips: int = field(default=256, metadata={"help": "Held-out clips whose motion is measured."})
+    num_decoded_clips: int = field(
+        default=64, metadata={"help": "The first of them, which the VAE decodes for FVD; as many are the reference."}
+    )
     latency_rounds: int = field(default=20, metadata={"help": "Rounds in which each U-Net runs once."})
     num_parallel: int = field(
         default=1, metadata={"help": "Runs at once: on a CPU as many as cores, with OMP_NUM_THREADS=1."}
@@ -91,8 +93,11 @@ class Arguments:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`--seeds` are one or more different numbers, not {self.seeds}.")
-        if self.num_clips < 2:
-            raise ValueError(f"`--num_clips` is 2 at least, as FVD compares distributions; got {self.num_clips}.")
+        if not 2 <= self.num_decoded_clips <= self.num_clips:
+            raise ValueError(
+                f"`--num_decoded_clips` is 2 at least, as FVD compares distributions, and at most the {self.num_clips}"
+                f" of `--num_clips`; got {self.num_decoded_clips}."
+            )
         if not 1 <= self.num_calibration_clips <= self.num_train_clips:
             raise ValueError(
                 f"`--num_calibration_clips` is between 1 and the {self.num_train_clips} of `--num_train_clips`, not"
@@ -136,37 +141,29 @@ def prune_all(args: Arguments, latents: Path) -> dict[str, Path]:
     return folders
 
 
-def train(args: Arguments, student: Path, latents: Path, recipe: str, seed: int, folder: Path) -> None:
+class Job(NamedTuple):
+    """One training run."""
+
+    method: str
+    recipe: str
+    seed: int
+    folder: Path
+
+
+def train(args: Arguments, student: Path, latents: Path, job: Job) -> None:
     flags = recipe_flags(
         teacher=args.teacher,
         student=student,
         latents=latents,
-        output_dir=folder,
-        seed=seed,
+        output_dir=job.folder,
+        seed=job.seed,
         max_train_steps=args.max_train_steps,
         train_batch_size=args.train_batch_size,
         learning_rate=args.learning_rate,
         discriminator_learning_rate=args.discriminator_learning_rate,
         mixed_precision=args.mixed_precision,
     )
-    complete_run(TRAIN_SCRIPT, flags | RECIPES[recipe], folder)
-
-
-class Judge:
-    """Makes videos of held-out clips and measures them. Numbers are kept beside the model."""
-
-    def __init__(self, args: Arguments, detector: I3D):
-        self.measure = HeldOutImages(args.num_clips, detector=detector)
-        self.teacher = self.measure.generate(args.teacher, num_inference_steps=1)
-
-    def __call__(self, pipeline: Path, file: Path) -> dict[str, float]:
-        if not file.exists():
-            videos = self.measure.generate(pipeline, num_inference_steps=1)
-            is_teacher = np.array_equal(videos.frames, self.teacher.frames)
-            per_clip = self.measure.per_clip(videos, None if is_teacher else self.teacher)
-            numbers = self.measure.distances(videos) | {name: float(each.mean()) for name, each in per_clip.items()}
-            write_file(file, json.dumps(numbers).encode())
-        return json.loads(file.read_text())
+    complete_run(TRAIN_SCRIPT, flags | RECIPES[job.recipe], job.folder)
 
 
 def load_unet(folder: Path) -> Any:
@@ -241,9 +238,6 @@ class StageClock:
         return float(np.median(np.sum([self.seconds[name] for name in stages], axis=0) / self.seconds[""]))
 
 
-Results = dict[str, dict[int, dict[str, float]]]  # by row and seed
-
-
 MEASURES = ("fvd", "kvd", "right_way", "speed", "sharpness", "psnr_to_teacher")
 
 
@@ -293,7 +287,8 @@ def write_results(
     seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
     text = (
         f"{args.max_train_steps} steps of {args.train_batch_size} clips, seeds {', '.join(map(str, seeds))};"
-        f" {args.num_clips} held-out clips; real against real: FVD {floor['fvd']:.2f}, KVD {floor['kvd']:.2f}."
+        f" {args.num_clips} held-out clips, of which {args.num_decoded_clips} are decoded by the VAE (all but"
+        f" {', '.join(FROM_LATENTS)}); real against real: FVD {floor['fvd']:.2f}, KVD {floor['kvd']:.2f}."
         f" One-shot pruning, ranked over the whole network; latency on a CPU with {torch.get_num_threads()} thread(s),"
         f" median of {args.latency_rounds} rounds in turns. ± is the standard deviation over seeds."
     )
@@ -316,8 +311,8 @@ def write_results(
     writer.writeheader()
     writer.writerows(flat)
     write_file(args.output_dir / "results.csv", table.getvalue().encode())
-    record = {"results": results, "costs": costs, "floor": floor}
-    write_file(args.output_dir / "results.json", (json.dumps(record, indent=2) + "\n").encode())
+    for name, record in {"results": results, "costs": {"costs": costs, "floor": floor}}.items():
+        write_file(args.output_dir / f"{name}.json", (json.dumps(record, indent=2) + "\n").encode())
     picture = io.BytesIO()
     plot(results, costs).savefig(picture, dpi=120, format="png")
     write_file(args.output_dir / "plot.png", picture.getvalue())
@@ -365,26 +360,26 @@ def main(args: Arguments) -> None:
     pruned = prune_all(args, latents)
     costs = measure_costs({TEACHER: args.teacher, **pruned}, PrecomputedLatents(latents)[0], args.latency_rounds)
 
-    wanted = [(method, recipe, seed) for seed in args.seeds for method in METHODS for recipe in RECIPES]
-    runs = {job: args.output_dir / "runs" / slug("-".join(map(str, job))) for job in wanted}
-    with ThreadPoolExecutor(args.num_parallel) as pool:
-        jobs = [
-            pool.submit(train, args, pruned[method], latents, recipe, seed, folder)
-            for (method, recipe, seed), folder in runs.items()
-        ]
-        for job in tqdm(as_completed(jobs), total=len(jobs), desc="runs"):
-            job.result()
-
-    judge = Judge(args, detector)
-    floor = judge.measure.distances(judge.measure.real)
-    results: Results = {TEACHER: {0: judge(args.teacher, args.output_dir / "teacher.json")}}
+    judge = Judge(args.teacher, latents, args.output_dir, 0, args.num_clips, args.num_decoded_clips, detector)
+    floor = judge.decoded.distances(judge.decoded.real)
+    notes = notes_on(args.num_decoded_clips, I3DDetector(detector), MEASURES)
+    results = read_results(args.output_dir / "results.json")
+    results[TEACHER] = {0: means(judge.measure(args.teacher, args.output_dir / TEACHER))}
     for method, folder in pruned.items():
-        file = args.output_dir / "pruned" / f"{folder.name}.json"
-        results[f"{method}, {UNTRAINED}"] = {0: judge(folder, file)}
-    for (method, recipe, seed), folder in tqdm(runs.items(), desc="measured"):
-        results.setdefault(f"{method}, {recipe}", {})[seed] = judge(folder, folder / "measures.json")
-    notes = notes_on(args.num_clips, I3DDetector(detector), MEASURES)
-    print(write_results(args, results, costs, floor, notes))
+        beside = args.output_dir / "measured" / folder.name
+        results[f"{method}, {UNTRAINED}"] = {0: means(judge.measure(folder, beside))}
+    order = [TEACHER, *(f"{method}, {recipe}" for recipe in (UNTRAINED, *RECIPES) for method in METHODS)]
+    for seed in args.seeds:
+        wanted = [
+            Job(method, recipe, seed, args.output_dir / "runs" / slug(f"{method}-{recipe}-{seed}"))
+            for method in METHODS
+            for recipe in RECIPES
+            if seed not in results.get(f"{method}, {recipe}", {})
+        ]
+        for job in as_trained(wanted, lambda job: train(args, pruned[job.method], latents, job), args.num_parallel):
+            results.setdefault(f"{job.method}, {job.recipe}", {})[seed] = means(judge.measure(job.folder))
+        results = {row: results[row] for row in order if row in results}
+        print(write_results(args, results, costs, floor, notes))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,16 +28,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
-from vdmini_diffusers.demo.judge import FROM_LATENTS, MEASURES, Judge
+from vdmini_diffusers.demo.judge import FROM_LATENTS, MEASURES, Judge, Results, means, read_results
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_DISTILLATION
 from vdmini_diffusers.demo.training_latents import write_training_latents
-from vdmini_diffusers.demo.training_runs import complete_run, recipe_flags
+from vdmini_diffusers.demo.training_runs import as_trained, complete_run, recipe_flags
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.evaluation.paired import paired_difference
 from vdmini_diffusers.families import TrainableFamily, find_trainable_family
@@ -207,20 +205,8 @@ class Ablation:
         )
         return {**of_task, **recipe, **self.rows[job.row].flags}
 
-    def train(self, job: Job) -> Job:
+    def train(self, job: Job) -> None:
         complete_run(self.rows[job.row].script, self.flags(job), job.folder)
-        return job
-
-    def train_all(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Each job as it is done."""
-        with ThreadPoolExecutor(self.args.num_parallel) as pool:
-            futures = [pool.submit(self.train, job) for job in jobs]
-            try:
-                for future in tqdm(as_completed(futures), total=len(jobs), desc="runs"):
-                    yield future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
 
     def job(self, row: str, seed: int, learning_rate: float) -> Job:
         name = f"{row.strip('+ ').replace(' ', '_').replace(':', '')}-{seed}"
@@ -241,18 +227,11 @@ class Ablation:
             found = {}
             for rate in self.args.learning_rates:
                 folder = self.folder / "runs" / f"rate_{rate:g}"
-                job = self.train(Job(task_alone, RATE_SEED, rate, folder))
-                found[rate] = float(np.mean(judge.measure(job.folder)[PRIMARY]))
+                self.train(Job(task_alone, RATE_SEED, rate, folder))
+                found[rate] = float(np.mean(judge.measure(folder)[PRIMARY]))
             best = max(found, key=lambda rate: found[rate])
             write_file(file, (json.dumps({"chosen": best, PRIMARY: found}, indent=2) + "\n").encode())
         return json.loads(file.read_text())["chosen"]
-
-
-Results = dict[str, dict[int, dict[str, float]]]  # means over clips, by row and seed
-
-
-def means(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {name: float(np.mean(values)) for name, values in numbers.items()}
 
 
 def differences(rows: Mapping[str, Row], results: Results) -> list[dict[str, Any]]:
@@ -331,7 +310,7 @@ def main(args: Arguments) -> None:
     learning_rate = ablation.choose_learning_rate()
 
     judge = ablation.judge(seed=0, num_clips=args.num_clips)
-    results = read_results(args.output_dir)
+    results = read_results(args.output_dir / "results.json")
     for name, folder in {"teacher": args.teacher, "pruned": ablation.students["pruned"]}.items():
         results[name] = {0: means(judge.measure(folder, args.output_dir / name))}
     for seed in sorted({*args.seeds, *args.sensitivity_seeds}):
@@ -341,19 +320,11 @@ def main(args: Arguments) -> None:
             if seed in (args.sensitivity_seeds if row in SENSITIVITY else args.seeds)
             and seed not in results.get(row, {})
         ]
-        for job in ablation.train_all(wanted):
+        for job in as_trained(wanted, ablation.train, args.num_parallel):
             results.setdefault(job.row, {})[seed] = means(judge.measure(job.folder))
         results = {name: results[name] for name in ("teacher", "pruned", *ablation.rows) if name in results}
         text = report(ablation, results, contact_sheet(ablation, judge), learning_rate)
         logger.info("seed %d is done\n%s", seed, text)
-
-
-def read_results(folder: Path) -> Results:
-    """What runs of earlier starts gave, on this machine or another."""
-    file = folder / "results.json"
-    if not file.exists():
-        return {}
-    return {row: {int(seed): run for seed, run in runs.items()} for row, runs in json.loads(file.read_text()).items()}
 
 
 def contact_sheet(ablation: Ablation, judge: Judge) -> list[tuple[str, np.ndarray]]:

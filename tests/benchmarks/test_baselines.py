@@ -74,16 +74,20 @@ def test_each_method_has_a_colour_and_times_add_up_to_the_whole(baselines):
 
 def test_the_report_is_whole(baselines, tmp_path, monkeypatch):
     monkeypatch.setattr(baselines, "plot", lambda results, costs: Picture())
-    args = baselines.Arguments(output_dir=tmp_path, num_clips=16)
+    args = baselines.Arguments(output_dir=tmp_path, num_clips=16, num_decoded_clips=4)
     text = baselines.write_results(args, RESULTS, COSTS, {"fvd": 50.0, "kvd": -1.0}, ["A note."])
     assert (tmp_path / "table.md").read_text() == text
-    assert "seeds 0, 1, 2; 16 held-out clips; real against real: FVD 50.00, KVD -1.00" in text and "A note." in text
+    assert (
+        "seeds 0, 1, 2; 16 held-out clips, of which 4 are decoded" in text
+        and "FVD 50.00, KVD -1.00" in text
+        and "A note." in text
+    )
     assert text.count("\n| VDMini, ICMD |") == 1 and "| DepGraph (L2), ICMD, less VDMini | 3 |" in text
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert [(row["row"], row["seed"], row["ms"]) for row in rows[2:5]] == [
         ("VDMini, ICMD", str(seed), "100.0") for seed in range(3)
     ]
-    assert json.loads((tmp_path / "results.json").read_text())["results"]["teacher"]["0"]["fvd"] == 100
+    assert json.loads((tmp_path / "results.json").read_text())["teacher"]["0"]["fvd"] == 100
     assert (tmp_path / "plot.png").read_bytes() == b"picture"
     assert "| VDMini | 0.6 | 0.3 |" in (tmp_path / "stages.md").read_text()
 
@@ -99,7 +103,8 @@ class Picture:
     ("wrong", "message"),
     [
         ({"seeds": [1, 1]}, "one or more different numbers"),
-        ({"num_clips": 1}, "`--num_clips` is 2 at least"),
+        ({"num_decoded_clips": 1}, "`--num_decoded_clips` is 2 at least"),
+        ({"num_clips": 8, "num_decoded_clips": 9}, "at most the 8 of `--num_clips`"),
         ({"num_train_clips": 8, "num_calibration_clips": 9}, "between 1 and the 8"),
         ({"latency_rounds": 0}, "are 1 at least"),
     ],

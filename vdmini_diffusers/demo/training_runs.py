@@ -3,8 +3,28 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import TypeVar
+
+from tqdm.auto import tqdm
+
+
+Job = TypeVar("Job")
+
+
+def as_trained(jobs: Sequence[Job], train: Callable[[Job], object], num_parallel: int) -> Iterator[Job]:
+    """Train some at once, and yield each as it is done. After an error no further one begins."""
+    with ThreadPoolExecutor(num_parallel) as pool:
+        futures = {pool.submit(train, job): job for job in jobs}
+        try:
+            for future in tqdm(as_completed(futures), total=len(jobs), desc="runs"):
+                future.result()
+                yield futures[future]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def recipe_flags(
