@@ -167,7 +167,8 @@ def read_results(paths: Iterable[str | os.PathLike], suite: Suite) -> dict[str, 
             elif name not in T2V_SUITE.dimensions and name not in I2V_SUITE.dimensions:
                 raise CheckpointError(f"{file}: VBench has no dimension {short_repr(name)}.")
     if not found:
-        raise CheckpointError(f"{', '.join(map(str, files)) or 'These folders'} hold no dimension of {suite.name}.")
+        where = ", ".join(map(str, files)) or "these folders"
+        raise CheckpointError(f"There is no dimension of {suite.name} in {where}.")
     return {name: found[name][0] for name in suite.dimensions if name in found}
 
 
