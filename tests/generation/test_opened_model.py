@@ -40,6 +40,11 @@ def test_what_it_says_of_itself(opened, tmp_path):
     assert demo_teacher("image").is_dir() and demo_model("text").folder.is_dir()
 
 
+def test_the_first_clip_of_a_size_is_known_as_such(opened):
+    options, image = {"num_inference_steps": 1, "num_frames": 4}, tiny_image()
+    assert [opened.make(seed, options, image).is_first for seed in (1, 1, 2)] == [True, False, False]
+
+
 def test_a_clip_is_what_the_pipeline_makes_alone_also_after_one_was_stopped(opened):
     image, steps = tiny_image(), []
     clip = opened.make(5, THREE, image, progress=lambda *at: steps.append(at))

@@ -331,6 +331,8 @@ def _measured(model: OpenedModel, clip: MadeClip) -> str:
     if clip.peak is not None:
         beside = " more" if model.device == "cpu" else ", weights included,"
         lines.append(f"**{_in_words(clip.peak)}**{beside} at the peak")
+    if clip.is_first:
+        lines.append("The first of this size: later ones are faster.")
     return "  \n".join(lines)
 
 

@@ -48,12 +48,14 @@ class MadeClip:
     seconds: of the pipeline's call.
     peak: bytes, or None where they cannot be measured: on an accelerator all that were allocated, weights included;
         on a CPU those by which the process grew.
+    is_first: of the model's clips of this size, which takes longer and more memory than those after it.
     """
 
     frames: np.ndarray
     seconds: float
     num_steps: int
     peak: int | None
+    is_first: bool
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class OpenedModel:
     options: Mapping[str, Any]
     memory: int | None = None
     _counted: dict[tuple[int, int, int], int] = field(default_factory=dict, repr=False)
+    _made: set[tuple[int, ...]] = field(default_factory=set, repr=False)  # sizes
 
     @classmethod
     def open(cls, model: ModelToOpen, options: Mapping[str, Any] | None = None) -> "OpenedModel":
@@ -217,7 +220,9 @@ class OpenedModel:
                 if self.device != "cpu":
                     torch.get_device_module(self.device).empty_cache()  # so that what is free is seen to be free
             seconds = time.perf_counter() - start
-        return MadeClip(made[0], seconds, len(self.pipe.scheduler.timesteps), peak)
+            is_first = made[0].shape not in self._made
+            self._made.add(made[0].shape)
+        return MadeClip(made[0], seconds, len(self.pipe.scheduler.timesteps), peak, is_first)
 
     def _peak_of(self, work: Callable[[], object]) -> int | None:
         kind = torch.device(self.device).type
