@@ -92,7 +92,7 @@ $(VENV)/.torch: $(CONSTRAINTS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed: setup.py $(VENV)/.torch
-	$(INSTALL_HERE) '.[teacher]'
+	$(INSTALL_HERE) '.[teacher,video]'
 	@touch $@
 
 $(VENV)/.installed-test: setup.py $(VENV)/.torch

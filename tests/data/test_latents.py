@@ -177,6 +177,14 @@ class TestShards:
         with pytest.raises(ValueError, match="other settings: seed was 1 and is 2"):
             write("a", settings={"seed": 2})
 
+    def test_settings_that_failed_before_the_first_shard_bind_nobody(self, write, tmp_path):
+        write("a", shards=())
+        write("a", settings={"seed": 2}, shards=())
+        assert json.loads((tmp_path / "a/manifest.json").read_text())["settings"] == {"seed": 2}
+        write("a", settings={"seed": 2}, shards=(0,))
+        with pytest.raises(ValueError, match="other settings: seed was 2 and is 1"):
+            write("a", shards=())
+
     def test_other_folders_are_refused(self, write, tmp_path):
         (tmp_path / "a").mkdir()
         (tmp_path / "a/model.safetensors").touch()

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vdmini_diffusers.generation.clip_files import read_record, write_clip
-from vdmini_diffusers.generation.jobs import derived_seed, request_of, short_name, unfinished
+from vdmini_diffusers.generation.jobs import derived_seed, refuse_existing, request_of, short_name, unfinished
 
 
 SETTINGS = {"model": "m", "num_frames": None}
@@ -55,6 +55,15 @@ def test_a_derived_seed_depends_on_the_seed_and_the_name_alone():
     assert derived_seed(0, "b.png") == 3213081613
     seeds = {derived_seed(seed, name) for seed in range(9) for name in ("a", "b", "c")}
     assert len(seeds) == 27 and all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_a_clip_that_is_there_is_refused_before_anything_is_loaded(pictures, tmp_path):
+    request = request_of(pictures / "a.png", None, tmp_path / "clip.gif", 0)
+    refuse_existing(request, overwrite=False)
+    (tmp_path / "clip.gif").touch()
+    refuse_existing(request, overwrite=True)
+    with pytest.raises(FileExistsError, match=r"clip\.gif exists"):
+        refuse_existing(request, overwrite=False)
 
 
 def test_names_of_prompts_are_short_and_safe():

@@ -14,6 +14,7 @@ from tiny_hunyuan_video import tiny_hunyuan_pipeline
 from vdmini_diffusers import VDMiniI2VPipeline, optimize
 from vdmini_diffusers.analysis.cost_table import FusedAttention
 from vdmini_diffusers.demo.students import demo_model
+from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes, grown_by
 from vdmini_diffusers.families.hunyuan_video import HUNYUAN_VIDEO
 from vdmini_diffusers.families.svd import SVD
@@ -113,6 +114,12 @@ def test_a_step_is_counted_on_meta_as_it_is_where_it_runs(family, make):
         network(**inputs)
     counted = count_denoising(network, family.example_inputs, 5, 64, 64)
     assert counted == pytest.approx(counter.peak, rel=0.01)
+
+
+def test_a_clip_too_small_for_the_norms_is_refused_by_its_size():
+    unet = VDMiniI2VPipeline.from_pretrained(I2V_TEACHER, vae=None, image_encoder=None, dtype=torch.float32).unet
+    with pytest.raises(ValueError, match="1 frame of 64 x 64 pixels: too little for this model"):
+        count_denoising(unet, SVD.example_inputs, 1, 64, 64)
 
 
 @torch.no_grad()

@@ -117,10 +117,12 @@ def test_results_that_are_damaged_are_no_evaluation(tmp_path, change, message):
         read_evaluations([tmp_path / "fvd.json"], is_distilled=True)
 
 
-def test_a_folder_s_name_breaks_no_table(tmp_path):
-    (tmp_path / "fvd.json").write_text(json.dumps(FVD | {"real": {"source": "videos/a|b\nc"}}))
+def test_a_folder_s_name_breaks_no_table_and_warnings_stand_in_it(tmp_path):
+    warned = {"real": {"source": "videos/a|b\nc"}, "warnings": ["8 clips are too few."]}
+    (tmp_path / "fvd.json").write_text(json.dumps(FVD | warned))
     table = results_table(read_evaluations([tmp_path / "fvd.json"], is_distilled=True))
     assert len(table.splitlines()) == 4 and "| a\\|b c |" in table
+    assert table.count("8 clips are too few.") == 2
 
 
 def test_a_card_in_another_encoding_is_named(folder):

@@ -98,11 +98,14 @@ def generate(
     Options left out are the model's own. A folder of pictures becomes a folder of clips, and the same command goes on
     where it was stopped.
     """
-    from vdmini_diffusers.demo.students import demo_model
-    from vdmini_diffusers.generation.jobs import request_of
-    from vdmini_diffusers.generation.production import ModelToOpen, produce
+    from vdmini_diffusers.generation.jobs import refuse_existing, request_of
 
     request = request_of(image, prompt, out, seed)
+    refuse_existing(request, overwrite)
+    # What follows imports diffusers, which takes seconds.
+    from vdmini_diffusers.demo.students import demo_model
+    from vdmini_diffusers.generation.production import ModelToOpen, produce
+
     options = {
         "num_frames": frames,
         "height": height,

@@ -86,9 +86,12 @@ class LatentShards:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_file(manifest, _to_json({"settings": settings, "complete": False}))
             return
-        old = _checked(manifest, _read_json(manifest), settings=dict)["settings"]
+        begun = _checked(manifest, _read_json(manifest), settings=dict, complete=bool)
+        old = begun["settings"]
         keys = [key for key in {**old, **settings} if old.get(key) != settings.get(key)]
-        if keys:
+        if keys and not begun["complete"] and not any(self.folder.glob("latents-*")):  # it failed before its first
+            write_file(manifest, _to_json({"settings": settings, "complete": False}))
+        elif keys:
             differences = ", ".join(f"{key} was {old.get(key)!r} and is {settings.get(key)!r}" for key in keys)
             raise ValueError(
                 f"{self.folder} was begun with other settings: {differences}. Go on with those, or choose another "

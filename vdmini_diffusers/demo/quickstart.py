@@ -268,11 +268,11 @@ def against_teacher(videos: np.ndarray, teachers: np.ndarray) -> dict[str, float
 
 
 def markdown_report(report: dict[str, Any]) -> str:
-    models = report["models"]
+    models, steps = report["models"], report["num_inference_steps"]
     lines = [
         f"# Demo teacher and its student by the plan {report['plan']!r}",
         "",
-        f"{report['num_inference_steps']} sampling steps, {report['max_train_steps']} steps of distillation.",
+        f"{steps} sampling step{'s' * (steps > 1)}, {report['max_train_steps']} steps of distillation.",
         "",
         f"| | {' | '.join(models)} |",
         "| --- " * (len(models) + 1) + "|",

@@ -110,7 +110,7 @@ def build_page(tabs: Mapping[str, Mapping[str, OpenedModel]]) -> "gr.Blocks":
     _keep_files_apart()
     stops = Stops()
     with gr.Blocks(title="VDMini", analytics_enabled=False, delete_cache=(KEPT // 6, KEPT), fill_width=True) as page:
-        gr.Markdown("# VDMini\nPruned and distilled video diffusion models, beside their teachers.")
+        gr.Markdown("# VDMini\nPruned and distilled video diffusion models.")
 
         def stop_running(request: gr.Request) -> None:  # pyright: ignore[reportInvalidTypeForm] - Gradio reads it
             stops.stop(request.session_hash)

@@ -77,6 +77,12 @@ def derived_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4])
 
 
+def refuse_existing(request: Request, overwrite: bool) -> None:
+    """Raises `FileExistsError` if one clip is asked for, and its file is there."""
+    if request.folder is None and not overwrite and request.jobs[0].output.exists():
+        raise FileExistsError(f"{request.jobs[0].output} exists: give another name, or replace it with --overwrite.")
+
+
 def unfinished(request: Request, settings: Mapping[str, Any], overwrite: bool) -> list[Job]:
     """The jobs whose files are not there yet. Those that are there in a folder stay as they are.
 
@@ -88,9 +94,8 @@ def unfinished(request: Request, settings: Mapping[str, Any], overwrite: bool) -
     """
     if overwrite:
         return request.jobs
+    refuse_existing(request, overwrite)
     there = [job for job in request.jobs if job.output.exists()]
-    if there and request.folder is None:
-        raise FileExistsError(f"{there[0].output} exists: give another name, or replace it with --overwrite.")
     for job in there:
         found, wanted = read_record(job.output), job.record(settings)
         if found is None:

@@ -69,14 +69,26 @@ def count_need(
 
 @torch.no_grad()
 def count_denoising(network: Any, example_inputs: Any, num_frames: int, height: int, width: int) -> int:
-    """The most bytes that tensors of one forward pass take at once, beside the weights; counted on the meta device."""
+    """The most bytes that tensors of one forward pass take at once, beside the weights; counted on the meta device.
+
+    Raises:
+        ValueError: if the clip is so small that a norm would see one value a channel, which torch refuses.
+    """
     dtype = next(network.parameters()).dtype
     empty = build_network(lambda: type(network).from_config(network.config), "meta", dtype)
     with torch.device("meta"):
         inputs = example_inputs(network.config, num_frames, height, width)
         inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
         with FusedAttention(), LiveBytes(empty.parameters()) as counter:
-            empty(**inputs)
+            try:
+                empty(**inputs)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise ValueError(
+                    f"{num_frames} frame{'s' * (num_frames > 1)} of {width} x {height} pixels: too little for this"
+                    " model, whose deepest norms would see one value each: ask for more frames or more pixels."
+                ) from error
     return counter.peak
 
 

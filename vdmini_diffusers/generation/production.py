@@ -119,7 +119,8 @@ def produce(
         write_clip(frames, job.output, rate, {**job.record(settings), "steps": num_steps})
         if alone:
             say(
-                f"{job.output}: {len(frames)} frames of {frames.shape[2]} x {frames.shape[1]}, {rate:g} a second;"
+                f"{job.output}: {len(frames)} frame{'s' * (len(frames) > 1)} of {frames.shape[2]} x"
+                f" {frames.shape[1]}, {rate:g} a second;"
                 f" seed {job.seed}, {num_steps} step{'s' * (num_steps > 1)}, {time.perf_counter() - start:.1f} s"
             )
     return wrong

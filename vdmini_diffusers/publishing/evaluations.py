@@ -98,6 +98,7 @@ def _fvd(content: Mapping[str, Any]) -> list[CardResult]:
     protocol, real = content["protocol"], content["real"]
     size = f"{protocol['num_frames']} x {protocol['height']} x {protocol['width']}"
     setting = f"{protocol['num_clips']} clips of {size}, {content['detector']['name']}"
+    setting = ". ".join([setting, *map(str, content.get("warnings", ()))])
     dataset = Path(real["source"]).name
     return [
         CardResult(name, name.upper(), round(float(content[name]), 4), dataset, _interval(content, name), setting)
