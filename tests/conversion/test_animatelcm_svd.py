@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from checkout import ROOT
 from diffusers import DiffusionPipeline
 from forked_scripts import start
 from safetensors.torch import save_file
@@ -12,7 +13,7 @@ from tiny import randomise, tiny_image, tiny_svd_pipeline, tiny_teacher_unet
 from vdmini_diffusers import VDMiniAnimateLCMSVDScheduler, VDMiniI2VPipeline
 
 
-SCRIPT = "conversion/convert_animatelcm_svd_to_diffusers.py"
+SCRIPT = ROOT / "conversion/convert_animatelcm_svd_to_diffusers.py"
 
 
 @pytest.fixture

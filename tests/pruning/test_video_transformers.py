@@ -10,6 +10,7 @@ import diffusers.models.transformers
 import pytest
 import torch
 from diffusers import AutoModel, DiffusionPipeline, ModelMixin
+from tiny import in_own_memory
 from tiny_video_transformers import TRANSFORMERS, cut_by_hand, outputs, tiny_transformer
 
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
@@ -108,7 +109,7 @@ def test_the_student_that_stock_diffusers_opens_is_the_teacher_with_blocks_delet
     whole = outputs(teacher, tiny)
     assert all(output.isfinite().all() for output in whole)
     student_of(teacher, plan).save_pretrained(tmp_path)
-    student = AutoModel.from_pretrained(str(tmp_path))
+    student = in_own_memory(AutoModel.from_pretrained(str(tmp_path)))
     assert type(student) is type(teacher)
 
     pairs = plan.feature_pairs(teacher.config)
