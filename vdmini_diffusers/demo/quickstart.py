@@ -1,7 +1,7 @@
 """The whole method on a demo teacher that ships with the package: prune it, distil the student, sample, compare.
 
-    python -m vdmini_diffusers.quickstart --output_dir outputs/quickstart
-    python -m vdmini_diffusers.quickstart --task t2v --output_dir outputs/quickstart_t2v
+    python -m vdmini_diffusers.quickstart
+    python -m vdmini_diffusers.quickstart --task t2v
 
 Writes a GIF for each model, `contact_sheet.png`, `report.md` and `report.json` into the output folder, and into
 folders inside it the pruned pipeline (`pruned`) and the distilled one (`vdmini-i2v`, `vdmini-t2v`). Distillation is a
@@ -54,7 +54,10 @@ PROMPTS = (  # objects in front of what the teacher has not seen them in front o
 
 @dataclass
 class Arguments:
-    output_dir: Path = field(default=Path("outputs/quickstart"), metadata={"help": "Where the results go."})
+    output_dir: Path | None = field(
+        default=None,
+        metadata={"help": "Where the results go; by default outputs/quickstart, or quickstart_t2v there."},
+    )
     task: Literal["i2v", "t2v"] = field(default="i2v", metadata={"help": "Image or text to video."})
     image: Path | None = field(default=None, metadata={"help": "Animate this picture instead of the shipped ones."})
     prompts: list[str] = field(default_factory=lambda: list(PROMPTS), metadata={"help": "Prompts for --task t2v."})
@@ -70,6 +73,10 @@ class Arguments:
             raise ValueError("`--image` belongs to `--task i2v`; `--task t2v` makes videos from `--prompts`.")
         if self.num_inference_steps is not None and self.num_inference_steps < 1:
             raise ValueError(f"`--num_inference_steps` must be at least 1, not {self.num_inference_steps}.")
+
+    @property
+    def folder(self) -> Path:
+        return self.output_dir or Path("outputs", {"i2v": "quickstart", "t2v": "quickstart_t2v"}[self.task])
 
 
 class FromPictures:
@@ -183,7 +190,7 @@ def read_square(path: Path, size: int) -> np.ndarray:
 
 def distil(task: FromPictures | FromTexts, args: Arguments, pruned: Path) -> Path:
     """ICMD as `training/train_icmd.py` does it, on clips drawn from photographs of the extra `teacher`."""
-    latents, folder = args.output_dir / "latents", args.output_dir / task.student_name
+    latents, folder = args.folder / "latents", args.folder / task.student_name
     for earlier in (latents, folder):
         shutil.rmtree(earlier, ignore_errors=True)
     write_training_latents(latents, task.teacher, args.num_train_clips)
@@ -208,11 +215,11 @@ def main(args: Arguments) -> None:
     logger.setLevel(logging.INFO)
     plan = PLANS["vdmini"]
     task = {"i2v": FromPictures, "t2v": FromTexts}[args.task](args)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    args.folder.mkdir(parents=True, exist_ok=True)
 
     logger.info("1/4 Pruning the demo teacher by the plan %r (paper, Table A4)", plan.name)
     folders = {"teacher": task.teacher}
-    folders["pruned"] = prune_pipeline(task.teacher, args.output_dir / "pruned", plan=plan, overwrite=True)
+    folders["pruned"] = prune_pipeline(task.teacher, args.folder / "pruned", plan=plan, overwrite=True)
     if args.max_train_steps > 0:
         logger.info("2/4 Distilling: %d steps of ICMD (paper, section 3.3)", args.max_train_steps)
         folders["distilled"] = distil(task, args, folders["pruned"])
@@ -235,15 +242,15 @@ def main(args: Arguments) -> None:
         if name != "teacher":
             models[name] |= against_teacher(clips[name], clips["teacher"])
 
-    logger.info("4/4 Writing pictures and report to %s", args.output_dir)
+    logger.info("4/4 Writing pictures and report to %s", args.folder)
     rows = []
     for i, caption in enumerate(task.captions):
         if task.real is not None:
             rows.append((f"{caption}: one way to go on (held out)", task.real[i]))
         rows += [(f"{caption}: {name}", clips[name][i]) for name in folders]
-    write_contact_sheet(rows, args.output_dir / "contact_sheet.png")
+    write_contact_sheet(rows, args.folder / "contact_sheet.png")
     for name in folders:
-        write_gif(list(clips[name]), args.output_dir / f"{name}.gif")
+        write_gif(list(clips[name]), args.folder / f"{name}.gif")
 
     report = {
         "plan": plan.name,
@@ -251,10 +258,10 @@ def main(args: Arguments) -> None:
         "max_train_steps": args.max_train_steps,
         "models": models,
     }
-    (args.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (args.folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     text = markdown_report(report)
-    (args.output_dir / "report.md").write_text(text)
-    logger.info("%s\nLook at %s", text, args.output_dir / "contact_sheet.png")
+    (args.folder / "report.md").write_text(text)
+    logger.info("%s\nLook at %s", text, args.folder / "contact_sheet.png")
 
 
 def against_teacher(videos: np.ndarray, teachers: np.ndarray) -> dict[str, float]:
