@@ -36,7 +36,7 @@ def demo_model(given: str) -> DemoModel:
     return DemoModel(
         teacher,
         "No --model: the small demo teacher makes it, as no distilled student ships yet. To make one in minutes:"
-        f" python -m vdmini_diffusers.quickstart --task {task}, and then --model outputs/quickstart/vdmini-{task}",
+        f" python -m vdmini_diffusers.quickstart --task {task}, and then --model {(QUICKSTART_FOLDERS[task] / f'vdmini-{task}').as_posix()}",
         defaults,
     )
 
