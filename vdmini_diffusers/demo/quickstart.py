@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vdmini_diffusers.data.images import fit_picture, read_image
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet, write_gif
+from vdmini_diffusers.demo.students import QUICKSTART_FOLDERS
 from vdmini_diffusers.demo.teachers import (
     I2V_TEACHER,
     T2V_BASE,
@@ -76,7 +77,7 @@ class Arguments:
 
     @property
     def folder(self) -> Path:
-        return self.output_dir or Path("outputs", {"i2v": "quickstart", "t2v": "quickstart_t2v"}[self.task])
+        return self.output_dir or QUICKSTART_FOLDERS[self.task]
 
 
 class FromPictures:

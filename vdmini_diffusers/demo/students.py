@@ -11,6 +11,8 @@ from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_SAMPLING, T2V_TEACHE
 
 I2V_STUDENT = Path(__file__).parent / "i2v_student"
 T2V_STUDENT = Path(__file__).parent / "t2v_student"
+# Where the quickstart of each task writes, unless it is told otherwise.
+QUICKSTART_FOLDERS = {"i2v": Path("outputs/quickstart"), "t2v": Path("outputs/quickstart_t2v")}
 
 
 class DemoModel(NamedTuple):
@@ -33,10 +35,11 @@ def demo_model(given: str) -> DemoModel:
         student, teacher, task, defaults = T2V_STUDENT, T2V_TEACHER, "t2v", T2V_SAMPLING
     if (student / "model_index.json").is_file():
         return DemoModel(student, "No --model: the distilled student of the demo teacher makes it.", defaults)
+    made = QUICKSTART_FOLDERS[task] / f"vdmini-{task}"
     return DemoModel(
         teacher,
         "No --model: the small demo teacher makes it, as no distilled student ships yet. To make one in minutes:"
-        f" python -m vdmini_diffusers.quickstart --task {task}, and then --model {(QUICKSTART_FOLDERS[task] / f'vdmini-{task}').as_posix()}",
+        f" python -m vdmini_diffusers.quickstart --task {task}, and then --model {made.as_posix()}",
         defaults,
     )
 
