@@ -61,7 +61,7 @@ setup(
         "torch>=2.6",  # the first whose `torch.load` reads tensors only unless told otherwise
         "tqdm>=4.67",
         "transformers>=5.11,<5.24",  # older ones rename CLIP's tensors; 5.24 wants peft 0.22, not yet released
-        "typer>=0.16",  # parses the command `vdmini`; huggingface_hub brings it, with rich
+        "typer>=0.19",  # parses `vdmini`, whose errors and help older ones print otherwise; huggingface_hub brings it
     ],
     extras_require=EXTRAS,
     # Pipelines and model cards live in top-level folders. In a checkout, the links to them in vdmini_diffusers/ make

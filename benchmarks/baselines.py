@@ -32,7 +32,7 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.latents import PrecomputedLatents
-from vdmini_diffusers.demo.judge import FROM_LATENTS, Judge, Results, means, read_results
+from vdmini_diffusers.demo.judge import FROM_LATENTS, Judge, Results, earlier_results, means
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.demo.training_runs import as_trained, complete_run, recipe_flags
@@ -363,7 +363,7 @@ def main(args: Arguments) -> None:
     judge = Judge(args.teacher, latents, args.output_dir, 0, args.num_clips, args.num_decoded_clips, detector)
     floor = judge.decoded.distances(judge.decoded.real)
     notes = notes_on(args.num_decoded_clips, I3DDetector(detector), MEASURES)
-    results = read_results(args.output_dir / "results.json")
+    results = earlier_results(args.output_dir / "results.json")
     results[TEACHER] = {0: means(judge.measure(args.teacher, args.output_dir / TEACHER))}
     for method, folder in pruned.items():
         beside = args.output_dir / "measured" / folder.name

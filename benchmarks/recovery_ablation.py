@@ -33,7 +33,7 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
-from vdmini_diffusers.demo.judge import FROM_LATENTS, MEASURES, Judge, Results, means, read_results
+from vdmini_diffusers.demo.judge import FROM_LATENTS, MEASURES, Judge, Results, earlier_results, means
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_DISTILLATION
 from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.demo.training_runs import as_trained, complete_run, recipe_flags
@@ -310,7 +310,7 @@ def main(args: Arguments) -> None:
     learning_rate = ablation.choose_learning_rate()
 
     judge = ablation.judge(seed=0, num_clips=args.num_clips)
-    results = read_results(args.output_dir / "results.json")
+    results = earlier_results(args.output_dir / "results.json")
     for name, folder in {"teacher": args.teacher, "pruned": ablation.students["pruned"]}.items():
         results[name] = {0: means(judge.measure(folder, args.output_dir / name))}
     for seed in sorted({*args.seeds, *args.sensitivity_seeds}):

@@ -27,7 +27,7 @@ NUM_LINEAR_CLIPS = 64  # to train on, which the matrix is fitted to
 Results = dict[str, dict[int, dict[str, float]]]  # means over clips, by row and seed
 
 
-def read_results(file: Path) -> Results:
+def earlier_results(file: Path) -> Results:
     """What runs of earlier starts gave, on this machine or another; nothing if there is no file."""
     if not file.exists():
         return {}
