@@ -23,6 +23,7 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.families import Family, TrainableFamily, find_family
+from vdmini_diffusers.generation.pipeline_call import chosen_options
 from vdmini_diffusers.serialization.pipeline_folder import read_model_index
 
 
@@ -46,6 +47,9 @@ class Arguments:
     height: int | None = field(default=None, metadata={"help": "Pixels; by default the pipeline's."})
     width: int | None = field(default=None, metadata={"help": "Pixels; by default the pipeline's."})
     num_inference_steps: int | None = field(default=None, metadata={"help": "By default the pipeline's."})
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "Likewise; `max_guidance_scale` of image to video."}
+    )
     max_queries_per_frame: int = field(
         default=64, metadata={"help": "Places of each frame at which attention is measured; 0: all, which is slow."}
     )
@@ -122,7 +126,8 @@ def main(args: Arguments) -> None:
     for name in models:
         (output_dir / name).mkdir(parents=True, exist_ok=True)
 
-    sizes = ("num_frames", "height", "width", "num_inference_steps")
+    names = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale")
+    options = chosen_options({name: getattr(args, name) for name in names}, family.pipeline)
     pipe = family.pipeline.from_pretrained(
         args.pretrained_model_name_or_path,
         variant=args.variant,
@@ -138,7 +143,7 @@ def main(args: Arguments) -> None:
         samples,
         "image" if family.given == "image" else "prompt",
         output_dir / F3_SCORES,
-        {name: getattr(args, name) for name in sizes if getattr(args, name) is not None},
+        options,
         args.max_queries_per_frame or None,
         args.seed,
     )

@@ -23,6 +23,7 @@ from vdmini_diffusers.analysis.parts import removable_parts, removed
 from vdmini_diffusers.analysis.pictures import bars, first_and_last_frames, sheet
 from vdmini_diffusers.analysis.scores import MAX_PSNR, content_and_motion_error, standard_scores
 from vdmini_diffusers.cli.importance_command import ImportanceArguments, digest_of_inputs, importance_command
+from vdmini_diffusers.data.video_writing import write_video
 
 
 PARTS = ["M", "D.0.R-A.0", "U.3.R.1.RB-T"]
@@ -196,6 +197,29 @@ def test_what_is_missing_is_said_before_the_pipeline_is_loaded(pipe, tmp_path):
     with pytest.raises(ValueError, match="`num_frames` is 3 at least"):
         command(num_frames=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_guidance_goes_by_the_name_that_the_pipeline_has_for_it(tmp_path):
+    model, out = tmp_path / "model", tmp_path / "out"
+    tiny_svd_pipeline().save_pretrained(model)
+    (tmp_path / "videos").mkdir()
+    for i in range(2):
+        write_video(np.full((3, 16, 16, 3), 60 * i, np.uint8), tmp_path / "videos" / f"{i}.mp4", 7)
+    importance_command(
+        ImportanceArguments(
+            str(model),
+            str(out),
+            real_videos=str(tmp_path / "videos"),
+            num_videos=2,
+            parts=["M"],
+            num_frames=3,
+            height=16,
+            width=16,
+            num_inference_steps=1,
+            guidance_scale=1.5,
+        )
+    )
+    assert json.loads((out / "importance.json").read_text())["settings"]["guidance_scale"] == 1.5
 
 
 def test_results_of_other_clips_under_the_same_path_are_others():

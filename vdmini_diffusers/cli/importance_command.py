@@ -21,6 +21,7 @@ from vdmini_diffusers.analysis.scores import standard_scores
 from vdmini_diffusers.evaluation.detectors import load_detector
 from vdmini_diffusers.families import find_family
 from vdmini_diffusers.generation.opening import open_pipeline
+from vdmini_diffusers.generation.pipeline_call import chosen_options
 from vdmini_diffusers.serialization.atomic import check_apart, write_file
 
 
@@ -53,6 +54,9 @@ class ImportanceArguments:
     width: int | None = field(default=None, metadata={"help": "Likewise."})
     fps: int = field(default=7, metadata={"help": "Frame rate at which real videos are read."})
     num_inference_steps: int | None = field(default=None, metadata={"help": "By default the pipeline's."})
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "Likewise; `max_guidance_scale` of image to video."}
+    )
     score_height: int | None = field(
         default=None, metadata={"help": "Videos are resized to this before they are scored; the paper's is 240."}
     )
@@ -143,7 +147,8 @@ def _check_inputs(args: ImportanceArguments, task: str) -> None:
 
 def _videos_of(args: ImportanceArguments, pipe: Any, from_image: bool) -> tuple[FixedVideos, Any]:
     """The videos to make, and real clips for FVD, or None."""
-    settings = {name: getattr(args, name) for name in ("num_frames", "height", "width", "num_inference_steps")}
+    names = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale")
+    settings = chosen_options({name: getattr(args, name) for name in names}, type(pipe))
     inputs: list[dict[str, Any]] = [{} for _ in range(args.num_videos)]
     if from_image:
         height, width = (args.height, args.width) if args.height and args.width else frame_size(pipe)
@@ -154,8 +159,7 @@ def _videos_of(args: ImportanceArguments, pipe: Any, from_image: bool) -> tuple[
         prompts = read_prompts(args.prompts, args.num_videos)
         inputs = [{**given, "prompt": prompt} for given, prompt in zip(inputs, prompts, strict=True)]
     size = (args.score_height, args.score_width) if args.score_height and args.score_width else None
-    given = {name: value for name, value in settings.items() if value is not None}
-    generate = FixedVideos(pipe, inputs, args.seed, given, size)
+    generate = FixedVideos(pipe, inputs, args.seed, settings, size)
     if not args.fvd:
         return generate, None
     _, num_frames, height, width, _ = generate(1).shape

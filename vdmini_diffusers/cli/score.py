@@ -5,6 +5,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from vdmini_diffusers.cli.generate import finite
+
 
 def score(
     model: Annotated[str, Argument(help="Folder or Hub id of a video pipeline.")],
@@ -20,6 +22,10 @@ def score(
         int, Option(min=2, help="Made without each part; the paper makes 1,200.", rich_help_panel="Input")
     ] = 64,
     steps: Annotated[int | None, Option(min=1, help="Denoising steps.", rich_help_panel="Input")] = None,
+    guidance_scale: Annotated[
+        float | None,
+        Option(min=0, callback=finite, help="By default the pipeline's own.", rich_help_panel="Input"),
+    ] = None,
     seed: Annotated[int, Option(min=0, help="Seed of the noise.", rich_help_panel="Input")] = 0,
     fvd: Annotated[
         bool, Option("--fvd", help="By FVD as well; needs --real-videos.", rich_help_panel="Input")
@@ -45,6 +51,7 @@ def score(
             prompts=None if prompts is None else str(prompts),
             num_videos=num_videos,
             num_inference_steps=steps,
+            guidance_scale=guidance_scale,
             seed=seed,
             fvd=fvd,
             variant=variant,
