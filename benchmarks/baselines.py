@@ -32,14 +32,14 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.latents import PrecomputedLatents
-from vdmini_diffusers.demo.judge import FROM_LATENTS, Judge, Results, earlier_results, means
+from vdmini_diffusers.demo.judge import FROM_LATENTS, Judge
+from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, keep_settings, levels, means
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.demo.training_runs import as_trained, complete_run, recipe_flags
 from vdmini_diffusers.evaluation.detectors import I3DDetector
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.evaluation.latency import time_in_turns
-from vdmini_diffusers.evaluation.paired import paired_difference
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.pruning.cost import forward_cost
 from vdmini_diffusers.pruning.presets import BK_SDM_BASE, VDMINI_UNET
@@ -109,16 +109,10 @@ class Arguments:
             )
 
 
-def keep_settings(args: Arguments) -> None:
+def check_settings(args: Arguments) -> None:
     """Raises `ValueError` if the folder was begun with other settings."""
-    settings = asdict(args)
-    for free in ("output_dir", "seeds", "num_parallel", "latency_rounds", "i3d"):  # more seeds are welcome
-        del settings[free]
-    text = json.dumps(settings, indent=2, default=lambda path: path.name) + "\n"
-    file = args.output_dir / "settings.json"
-    if file.exists() and file.read_text() != text:
-        raise ValueError(f"{file} has other settings: choose another --output_dir, or the settings that are there.")
-    write_file(file, text.encode())
+    free = ("output_dir", "seeds", "num_parallel", "latency_rounds", "i3d")  # more seeds are welcome
+    keep_settings(args.output_dir, {name: value for name, value in asdict(args).items() if name not in free})
 
 
 def slug(name: str) -> str:
@@ -241,34 +235,14 @@ class StageClock:
 MEASURES = ("fvd", "kvd", "right_way", "speed", "sharpness", "psnr_to_teacher")
 
 
-def levels_of(results: Results) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds of each row."""
-    lines = []
-    for name, by_seed in results.items():
-        line: dict[str, Any] = {"row": name, "seeds": len(by_seed)}
-        for measure in MEASURES:
-            values = [numbers[measure] for numbers in by_seed.values() if measure in numbers]
-            spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-            line[measure] = f"{np.mean(values):.2f}{spread}" if values else ""
-        lines.append(line)
-    return lines
-
-
-def differences(results: Results) -> list[dict[str, Any]]:
-    """What each other method has more than the paper's plan has, by the same recipe and seeds."""
-    lines = []
-    for name, by_seed in results.items():
-        method, _, recipe = name.partition(", ")
-        own = results.get(f"{OURS}, {recipe}", {})
-        seeds = sorted(own.keys() & by_seed.keys())
-        if method == OURS or recipe not in RECIPES or len(seeds) < 2:
-            continue
-        line: dict[str, Any] = {"row": f"{name}, less {OURS}", "seeds": len(seeds)}
-        for measure in MEASURES:
-            theirs, ours = ([runs[seed][measure] for seed in seeds] for runs in (by_seed, own))
-            line[measure] = str(paired_difference(theirs, ours))
-        lines.append(line)
-    return lines
+def compared_rows(results: Results) -> dict[str, str | None]:
+    """The row that each other method's is compared with: the paper's plan, by the same recipe."""
+    against: dict[str, str | None] = {}
+    for row in results:
+        method, _, recipe = row.partition(", ")
+        if method != OURS and recipe in RECIPES:
+            against[row] = f"{OURS}, {recipe}"
+    return against
 
 
 def write_results(
@@ -281,7 +255,7 @@ def write_results(
     """The text of `table.md`."""
     of_method = {row["method"]: row for row in costs}
     lines = []
-    for line in levels_of(results):
+    for line in levels(results, MEASURES):
         cost = of_method[line["row"].partition(", ")[0]]
         lines.append({**line, **{name: cost[name] for name in ("parameters", "GMACs", "ms", "times the teacher's")}})
     seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
@@ -293,7 +267,7 @@ def write_results(
         f" median of {args.latency_rounds} rounds in turns. ± is the standard deviation over seeds."
     )
     text = " ".join([text, *notes]) + f"\n\n{markdown_table(lines)}\n"
-    if compared := differences(results):
+    if compared := differences(results, compared_rows(results), MEASURES):
         text += (
             f"\nThe same recipe and seed, the method less {OURS}: mean and 95 % interval over seeds.\n\n"
             f"{markdown_table(compared)}\n"
@@ -353,7 +327,7 @@ def plot(results: Results, costs: list[dict[str, Any]]) -> Any:
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    keep_settings(args)
+    check_settings(args)
     detector = load_i3d(args.i3d)  # before the students are trained: it may not be there, nor what draws the plot
     import_figure()
     latents = write_training_latents(args.output_dir / "latents", args.teacher, args.num_train_clips)

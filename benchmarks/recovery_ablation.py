@@ -33,12 +33,12 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
-from vdmini_diffusers.demo.judge import FROM_LATENTS, MEASURES, Judge, Results, earlier_results, means
-from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE, T2V_DISTILLATION
+from vdmini_diffusers.demo.judge import FROM_LATENTS, MEASURES, Judge
+from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, keep_settings, levels, means
+from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE
 from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.demo.training_runs import as_trained, complete_run, recipe_flags
 from vdmini_diffusers.evaluation.i3d import load_i3d
-from vdmini_diffusers.evaluation.paired import paired_difference
 from vdmini_diffusers.families import TrainableFamily, find_trainable_family
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 from vdmini_diffusers.serialization.atomic import write_file
@@ -162,13 +162,7 @@ class Ablation:
         settings |= {"primary": PRIMARY, "denoiser_sha256": hashlib.sha256(denoiser.read_bytes()).hexdigest()}
         for place in ("output_dir", "num_parallel", "seeds", "sensitivity_seeds"):  # more seeds are welcome
             del settings[place]
-        text = json.dumps(settings, indent=2, default=lambda path: path.name) + "\n"
-        file = self.folder / "settings.json"
-        if file.exists() and file.read_text() != text:
-            raise ValueError(
-                f"{file} has other settings: choose another --output_dir, or the settings that are there."
-            )
-        write_file(file, text.encode())
+        keep_settings(self.folder, settings)
 
     def reset_temporal_layers(self) -> None:
         """The pruned student, with temporal layers as in a new network: it has to learn all motion."""
@@ -187,10 +181,6 @@ class Ablation:
 
     def flags(self, job: Job) -> dict[str, object]:
         args = self.args
-        of_task: dict[str, object] = {}
-        if self.family.given == "text":
-            of_task = {"task": "t2v", "ode_teacher_model_name_or_path": args.ode_teacher, "temporal_dropout": 0.0}
-            of_task |= T2V_DISTILLATION
         recipe = recipe_flags(
             teacher=args.teacher,
             student=self.students[self.rows[job.row].student],
@@ -202,8 +192,9 @@ class Ablation:
             learning_rate=job.learning_rate,
             discriminator_learning_rate=args.discriminator_learning_rate,
             mixed_precision=args.mixed_precision,
+            ode_teacher=args.ode_teacher if self.family.given == "text" else None,
         )
-        return {**of_task, **recipe, **self.rows[job.row].flags}
+        return {**recipe, **self.rows[job.row].flags}
 
     def train(self, job: Job) -> None:
         complete_run(self.rows[job.row].script, self.flags(job), job.folder)
@@ -234,38 +225,6 @@ class Ablation:
         return json.loads(file.read_text())["chosen"]
 
 
-def differences(rows: Mapping[str, Row], results: Results) -> list[dict[str, Any]]:
-    """Each row less the one that it is compared with, over the seeds that both have."""
-    lines = []
-    for name, row in rows.items():
-        other = results.get(row.against or "", {})
-        seeds = sorted(results.get(name, {}).keys() & other.keys())
-        if len(seeds) < 2:
-            continue
-        line: dict[str, Any] = {"row": f"{name}, less {row.against}", "seeds": len(seeds)}
-        for measure in MEASURES:
-            if measure in results[name][seeds[0]] and measure in other[seeds[0]]:
-                of, to = ([by_seed[seed][measure] for seed in seeds] for by_seed in (results[name], other))
-                line[measure] = str(paired_difference(of, to))
-        lines.append(line)
-    return lines
-
-
-def levels(results: Results) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds of each row."""
-    lines = []
-    for name, by_seed in results.items():
-        line: dict[str, Any] = {"row": name, "seeds": len(by_seed)}
-        for measure in MEASURES:
-            values = [numbers[measure] for numbers in by_seed.values() if measure in numbers]
-            if not values:
-                continue
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            line[measure] = f"{np.mean(values):.3f}{spread}"
-        lines.append(line)
-    return lines
-
-
 def plot(results: Results, path: Path) -> None:
     """One panel a measure, a bar for the mean of each row, a dot for each seed."""
     shown = (PRIMARY, "speed", "sharpness", "psnr_to_teacher")
@@ -282,17 +241,18 @@ def plot(results: Results, path: Path) -> None:
 
 def report(ablation: Ablation, results: Results, sheet: Sequence[tuple[str, np.ndarray]], learning_rate: float) -> str:
     args = ablation.args
+    against = {name: row.against for name, row in ablation.rows.items()}
     digest = hashlib.sha256((ablation.folder / "settings.json").read_bytes()).hexdigest()[:12]
     lines = [
         f"Primary measure, named before the first run: `{PRIMARY}`. {args.max_train_steps} steps of"
         f" {args.train_batch_size} clips, {args.num_clips} held-out clips ({', '.join(FROM_LATENTS)}) of which"
         f" {args.num_decoded_clips} are decoded (the rest), learning rate {learning_rate:g}, settings {digest}.",
         "",
-        markdown_table(levels(results)),
+        markdown_table(levels(results, MEASURES)),
         "",
         "Mean differences of seeds, with 95 % intervals:",
         "",
-        markdown_table(differences(ablation.rows, results)),
+        markdown_table(differences(results, against, MEASURES)),
     ]
     text = "\n".join(lines) + "\n"
     write_file(ablation.folder / "table.md", text.encode())

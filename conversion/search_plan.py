@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vdmini_diffusers.analysis.cost_table import CostTable
 from vdmini_diffusers.analysis.importance import ImportanceTable
-from vdmini_diffusers.analysis.plan_search import Budget, cost_of_plan, plan_from_scores
+from vdmini_diffusers.analysis.plan_search import Budget, cost_of_plan, importance_of_plan, plan_from_scores
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.pruning import DepthConstraints
 from vdmini_diffusers.serialization.atomic import write_file
@@ -47,11 +47,12 @@ def main() -> None:
     (args,) = parse_arguments([SearchArguments], __doc__)
     costs = CostTable.read(Path(args.cost))
     constraints = DepthConstraints(contiguous=args.contiguous, max_run=args.max_run)
+    scores, weights = ImportanceTable.read(Path(args.importance)), dict(zip(args.scores, args.weights, strict=True))
     plan = plan_from_scores(
-        ImportanceTable.read(Path(args.importance)),
+        scores,
         costs,
         budget=Budget(args.num_parameters, args.num_macs, args.milliseconds, args.memory_bytes),
-        weights=dict(zip(args.scores, args.weights, strict=True)),
+        weights=weights,
         constraints=None if constraints == DepthConstraints() else constraints,
         name=args.name,
     )
@@ -59,6 +60,7 @@ def main() -> None:
     print(plan.to_json_string(), end="")
     for metric, value in cost_of_plan(plan, costs).items():
         print(f"{metric}: {value:,.6g}")
+    print(f"importance that stays: {importance_of_plan(plan, scores, costs, weights):.1%}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,13 @@ from tiny_video_transformers import tiny_transformer
 
 from vdmini_diffusers.analysis.cost_table import CostError, CostTable, PartCost, costed_parts, count_costs
 from vdmini_diffusers.analysis.importance import ImportanceError, ImportanceTable
-from vdmini_diffusers.analysis.plan_search import Budget, PlanSearchError, cost_of_plan, plan_from_scores
+from vdmini_diffusers.analysis.plan_search import (
+    Budget,
+    PlanSearchError,
+    cost_of_plan,
+    importance_of_plan,
+    plan_from_scores,
+)
 from vdmini_diffusers.families.block_lists import BLOCK_LISTS
 from vdmini_diffusers.pruning import (
     VDMINI_UNET,
@@ -133,6 +139,11 @@ def check_best(plans, table, scores, metric, limit, constraints=None):
     best = max(value_by_hand(other, scores, weights) for other in fitting)
     assert value_by_hand(plan, scores, weights) == pytest.approx(best, abs=1e-7)
     assert cost_of_plan(plan, table)[metric] == pytest.approx(cost_by_hand(plan, table, metric))
+    every = [scores.importance(score) for score in weights]
+    shares = [sum(one.values()) / sum(map(abs, one.values())) for one in every]
+    whole = sum(weight * share for weight, share in zip(weights.values(), shares, strict=True))
+    share = value_by_hand(plan, scores, weights) / whole
+    assert importance_of_plan(plan, scores, table, weights) == pytest.approx(share, rel=1e-4)
     return plan
 
 

@@ -23,18 +23,6 @@ def test_every_row_is_compared_with_one_that_exists_and_differs_from_it(ablation
     assert len({repr((sorted(row.flags.items()), row.student, row.script)) for row in rows.values()}) == len(rows)
 
 
-def test_differences_are_paired_by_seed(ablation):
-    rows = {"a": ablation.Row({}), "b": ablation.Row({}, "a"), "c": ablation.Row({}, "a")}
-    way = ablation.PRIMARY
-    results = {
-        "a": {0: {way: 0.1}, 1: {way: 0.5}, 2: {way: 0.9}},
-        "b": {2: {way: 1.0}, 0: {way: 0.2}, 1: {way: 0.6}},
-        "c": {0: {way: 0.3}},  # one seed is no pair of them
-    }
-    (line,) = ablation.differences(rows, results)
-    assert line == {"row": "b, less a", "seeds": 3, way: "+0.100 [+0.100, +0.100]"}
-
-
 @pytest.fixture(scope="module")
 def control():
     with as_module("benchmarks/train_with_random_mca.py") as module:

@@ -343,12 +343,29 @@ def cost_of_plan(plan: PruningPlan, costs: CostTable) -> dict[str, float]:
 
     Parameters are exact. Milliseconds are left out where the costs have none.
     """
-    space: Any = (
-        _UNetSpace(costs) if isinstance(plan, UNetPruningPlan) else _TransformerSpace(costs, DepthConstraints())
-    )
+    space = _space_of(costs)
     metrics = ["num_parameters", "num_macs", "memory_bytes"]
     metrics += ["milliseconds"] if costs.whole.milliseconds is not None else []
     return _student_costs(space, space.kept(plan), metrics)
+
+
+def importance_of_plan(
+    plan: PruningPlan,
+    scores: ImportanceTable,
+    costs: CostTable,
+    weights: Mapping[str, float] = CONTENT_AND_MOTION,
+) -> float:
+    """The importance of what stays, which `plan_from_scores` makes as great as it can, as a share of all.
+
+    It may be above 1 where parts have negative importance: what they are removed from is better without.
+    """
+    space = _space_of(costs)
+    importance, kept = weighted_importance(scores, weights, space.scored), space.kept(plan)
+    return sum(importance[part] for part in importance.keys() & kept) / sum(importance.values())
+
+
+def _space_of(costs: CostTable) -> "_Space":
+    return _TransformerSpace(costs, DepthConstraints()) if costs.class_name in BLOCK_LISTS else _UNetSpace(costs)
 
 
 def _student_costs(space: _Space, kept: set[str], metrics: Iterable[str]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """What a distilled demo student can do, measured on held-out scenes at little cost."""
 
 import json
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,6 @@ FROM_LATENTS = ("right_way", "moves", "speed")  # of all scenes, decoded by one 
 DECODED = ("sharpness", "flicker", "object", "place", "motion_cosine", "psnr_to_teacher", "fvd", "kvd")
 MEASURES = (*FROM_LATENTS, *DECODED, "decoders_agree")
 NUM_LINEAR_CLIPS = 64  # to train on, which the matrix is fitted to
-
-Results = dict[str, dict[int, dict[str, float]]]  # means over clips, by row and seed
-
-
-def earlier_results(file: Path) -> Results:
-    """What runs of earlier starts gave, on this machine or another; nothing if there is no file."""
-    if not file.exists():
-        return {}
-    return {row: {int(seed): run for seed, run in runs.items()} for row, runs in json.loads(file.read_text()).items()}
-
-
-def means(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {name: float(np.mean(values)) for name, values in numbers.items()}
 
 
 class Judge:

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
+from vdmini_diffusers.demo.teachers import T2V_DISTILLATION
+
 
 Job = TypeVar("Job")
 
@@ -39,9 +41,19 @@ def recipe_flags(
     learning_rate: float,
     discriminator_learning_rate: float,
     mixed_precision: str,
+    ode_teacher: Path | None = None,
 ) -> dict[str, object]:
-    """Flags of `training/train_icmd.py`, by name. MCA starts after 30 % of the steps, as in section 4.2."""
+    """Flags of `training/train_icmd.py`, by name. MCA starts after 30 % of the steps, as in section 4.2.
+
+    Args:
+        ode_teacher: for text to video: the multi-step pipeline that the teacher was made of.
+    """
+    of_task: dict[str, object] = {}
+    if ode_teacher is not None:
+        of_task = {"task": "t2v", "ode_teacher_model_name_or_path": ode_teacher, "temporal_dropout": 0.0}
+        of_task |= T2V_DISTILLATION
     return {
+        **of_task,
         "pretrained_teacher_model_name_or_path": teacher,
         "pretrained_student_model_name_or_path": student,
         "precomputed_data_dir": latents,

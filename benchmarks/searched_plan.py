@@ -1,0 +1,211 @@
+#!/usr/bin/env python
+"""A plan from measured scores against the paper's, under the paper's own budget, on a demo teacher of either task.
+
+    pip install -e '.[teacher,train,plot]'
+    python conversion/measure_block_importance.py --pretrained_model_name_or_path vdmini_diffusers/demo/i2v_teacher \\
+        --real_videos FOLDER_OF_VIDEOS --output_dir outputs/importance
+    python conversion/measure_block_cost.py --pretrained_model_name_or_path vdmini_diffusers/demo/i2v_teacher \\
+        --num_frames 16 --height 64 --width 64 --output_dir outputs/cost
+    python benchmarks/searched_plan.py --importance outputs/importance/importance.json --cost outputs/cost/cost.json
+
+The budget is the paper's student: its parameters and its multiplications. Both students are measured as they are
+pruned, and after the same short ICMD with the same seeds, on held-out scenes of which none was scored. Writes
+`plan.json`; `table.md` and `results.json` after each seed; and `contact_sheet.png`. What is finished is kept: run it
+again after a stop.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vdmini_diffusers.analysis.cost_table import CostTable
+from vdmini_diffusers.analysis.importance import ImportanceTable
+from vdmini_diffusers.analysis.plan_search import Budget, cost_of_plan, importance_of_plan, plan_from_scores
+from vdmini_diffusers.cli.markdown_table import markdown_table
+from vdmini_diffusers.cli.script import parse_arguments, run
+from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
+from vdmini_diffusers.demo.judge import FROM_LATENTS, MEASURES, Judge
+from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, keep_settings, levels, means
+from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE
+from vdmini_diffusers.demo.training_latents import write_training_latents
+from vdmini_diffusers.demo.training_runs import as_trained, complete_run, recipe_flags
+from vdmini_diffusers.families import find_trainable_family
+from vdmini_diffusers.pruning.plans import UNetPruningPlan
+from vdmini_diffusers.pruning.presets import VDMINI_UNET
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
+from vdmini_diffusers.serialization.atomic import write_file
+
+
+logger = logging.getLogger(__name__)
+
+TRAIN_SCRIPT = Path(__file__).parents[1] / "training" / "train_icmd.py"
+PAPER, SEARCHED = "the paper's plan", "the searched plan"
+SLUGS = {PAPER: "paper", SEARCHED: "searched"}
+UNTRAINED, TRAINED = "not trained", "ICMD"
+
+
+@dataclass
+class Arguments:
+    importance: Path = field(metadata={"help": "importance.json of conversion/measure_block_importance.py."})
+    cost: Path = field(metadata={"help": "cost.json of conversion/measure_block_cost.py."})
+    output_dir: Path = field(default=Path("outputs/searched_plan"), metadata={"help": "Where runs and results go."})
+    teacher: Path = field(default=I2V_TEACHER, metadata={"help": "Few-step pipeline folder, of either task."})
+    ode_teacher: Path = field(
+        default=T2V_BASE, metadata={"help": "What a text-to-video teacher was made of (multi-step pipeline folder)."}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run per plan and seed."})
+    max_train_steps: int = field(
+        default=100, metadata={"help": "Optimiser steps of each run. MCA starts after 30 %% of them, as in the paper."}
+    )
+    train_batch_size: int = field(default=2, metadata={"help": "Clips per step."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "The U-Net's rate, before its cosine."})
+    discriminator_learning_rate: float = field(default=1e-4, metadata={"help": "The heads' rate (paper: 1e-5)."})
+    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
+    num_train_clips: int = field(default=512, metadata={"help": "Clips to train on."})
+    num_clips: int = field(default=512, metadata={"help": "Held-out scenes to measure on."})
+    num_decoded_clips: int = field(
+        default=24, metadata={"help": "The first of them, which the VAE decodes: for sharpness, flicker and PSNR."}
+    )
+    num_parallel: int = field(
+        default=1, metadata={"help": "Runs at once: on a CPU as many as cores, with OMP_NUM_THREADS=1."}
+    )
+
+
+class Job(NamedTuple):
+    """One training run."""
+
+    plan: str
+    seed: int
+    folder: Path
+
+
+def job_of(args: Arguments, plan: str, seed: int) -> Job:
+    return Job(plan, seed, args.output_dir / "runs" / f"{SLUGS[plan]}-{seed}")
+
+
+def check_settings(args: Arguments) -> None:
+    """Raises `ValueError` if the folder was begun with other settings."""
+    free = ("output_dir", "importance", "cost", "seeds", "num_parallel")  # the tables' content counts, not their place
+    settings = {name: value for name, value in asdict(args).items() if name not in free}
+    tables = {name: hashlib.sha256(getattr(args, name).read_bytes()).hexdigest() for name in ("importance", "cost")}
+    keep_settings(args.output_dir, settings | tables)
+
+
+def search(scores: ImportanceTable, costs: CostTable) -> UNetPruningPlan:
+    """What keeps the most importance, by content and motion alike, and costs no more than the paper's student."""
+    paper = cost_of_plan(VDMINI_UNET, costs)
+    budget = Budget(num_parameters=int(paper["num_parameters"]), num_macs=int(paper["num_macs"]))
+    plan = plan_from_scores(scores, costs, budget=budget)
+    assert isinstance(plan, UNetPruningPlan)
+    return plan
+
+
+def describe(plans: Mapping[str, UNetPruningPlan], scores: ImportanceTable, costs: CostTable) -> list[dict[str, Any]]:
+    """What each plan keeps, what it costs, and the share of all importance that it keeps."""
+    lines = []
+    for name, plan in plans.items():
+        cost = cost_of_plan(plan, costs)
+        lines.append(
+            {
+                "plan": name,
+                "parameters": f"{cost['num_parameters']:,.0f}",
+                "GMACs": f"{cost['num_macs'] / 1e9:.2f}",
+                "importance": f"{importance_of_plan(plan, scores, costs):.3f}",
+                "layers that stay, down": layers_of(plan.down),
+                "mid block": "stays" if plan.keep_mid else "goes",
+                "up": layers_of(plan.up),
+            }
+        )
+    return lines
+
+
+def layers_of(stages: Mapping[int, Sequence[int]]) -> str:
+    return "; ".join(f"{stage}: {', '.join(map(str, layers))}" for stage, layers in sorted(stages.items()))
+
+
+def table_of(args: Arguments, plans: Sequence[Mapping[str, Any]], results: Results) -> str:
+    against = {f"{SEARCHED}, {TRAINED}": f"{PAPER}, {TRAINED}"}
+    lines = [
+        f"{args.max_train_steps} steps of {args.train_batch_size} clips; {args.num_clips} held-out clips"
+        f" ({', '.join(FROM_LATENTS)}), of which {args.num_decoded_clips} are decoded (the rest). ± is the standard"
+        " deviation over seeds.",
+        "",
+        markdown_table(plans),
+        "",
+        markdown_table(levels(results, MEASURES)),
+    ]
+    if compared := differences(results, against, MEASURES):
+        lines += ["", "Mean differences of seeds, with 95 % intervals:", "", markdown_table(compared)]
+    return "\n".join(lines) + "\n"
+
+
+def train(args: Arguments, latents: Path, job: Job) -> None:
+    is_t2v = find_trainable_family(str(args.teacher)).given == "text"
+    flags = recipe_flags(
+        teacher=args.teacher,
+        student=args.output_dir / "pruned" / SLUGS[job.plan],
+        latents=latents,
+        output_dir=job.folder,
+        seed=job.seed,
+        max_train_steps=args.max_train_steps,
+        train_batch_size=args.train_batch_size,
+        learning_rate=args.learning_rate,
+        discriminator_learning_rate=args.discriminator_learning_rate,
+        mixed_precision=args.mixed_precision,
+        ode_teacher=args.ode_teacher if is_t2v else None,
+    )
+    complete_run(TRAIN_SCRIPT, flags, job.folder)
+
+
+def contact_sheet(args: Arguments, judge: Judge) -> list[tuple[str, np.ndarray]]:
+    """The first videos by scene: the real ones, the teacher's, and each student's."""
+    folders = {"teacher": args.output_dir / "teacher"}
+    for plan in SLUGS:
+        folders[f"{plan}, {UNTRAINED}"] = args.output_dir / "measured" / SLUGS[plan]
+        folders[f"{plan}, {TRAINED}"] = job_of(args, plan, args.seeds[-1]).folder
+    files = {name: folder / "first_videos.npz" for name, folder in folders.items()}
+    videos = {name: np.load(file)["frames"] for name, file in files.items() if file.exists()}
+    videos = {"real": judge.decoded.real.frames, **videos}
+    captions = judge.decoded.captions[:6]
+    return [(f"{caption}: {name}", rows[i]) for i, caption in enumerate(captions) for name, rows in videos.items()]
+
+
+def main(args: Arguments) -> None:
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    check_settings(args)
+    scores, costs = ImportanceTable.read(args.importance), CostTable.read(args.cost)
+    plans = {PAPER: VDMINI_UNET, SEARCHED: search(scores, costs)}
+    write_file(args.output_dir / "plan.json", plans[SEARCHED].to_json_string().encode())
+    described = describe(plans, scores, costs)
+    logger.info("\n%s", markdown_table(described))
+    latents = write_training_latents(args.output_dir / "latents", args.teacher, args.num_train_clips)
+
+    judge = Judge(args.teacher, latents, args.output_dir, 0, args.num_clips, args.num_decoded_clips)
+    results = earlier_results(args.output_dir / "results.json")
+    results["teacher"] = {0: means(judge.measure(args.teacher, args.output_dir / "teacher"))}
+    for name, plan in plans.items():
+        student = args.output_dir / "pruned" / SLUGS[name]
+        if not student.exists():
+            prune_pipeline(args.teacher, student, plan)
+        beside = args.output_dir / "measured" / SLUGS[name]
+        results[f"{name}, {UNTRAINED}"] = {0: means(judge.measure(student, beside))}
+    for seed in args.seeds:
+        wanted = [job_of(args, name, seed) for name in plans if seed not in results.get(f"{name}, {TRAINED}", {})]
+        for job in as_trained(wanted, lambda job: train(args, latents, job), args.num_parallel):
+            results.setdefault(f"{job.plan}, {TRAINED}", {})[seed] = means(judge.measure(job.folder))
+        text = table_of(args, described, results)
+        write_file(args.output_dir / "table.md", text.encode())
+        write_file(args.output_dir / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+        logger.info("seed %d is done\n%s", seed, text)
+    write_contact_sheet(contact_sheet(args, judge), args.output_dir / "contact_sheet.png")
+
+
+if __name__ == "__main__":
+    run(lambda: main(*parse_arguments((Arguments,), __doc__)))

@@ -1,0 +1,67 @@
+"""The search of `searched_plan.py` and its report. Its trainings run for an hour."""
+
+import random
+
+import pytest
+import torch
+from checkout import as_module
+from tiny import tiny_teacher_unet, tiny_unet_inputs
+
+from vdmini_diffusers.analysis.cost_table import costed_parts, count_costs
+from vdmini_diffusers.analysis.importance import ImportanceTable
+from vdmini_diffusers.analysis.plan_search import cost_of_plan
+from vdmini_diffusers.pruning.presets import VDMINI_UNET
+
+
+@pytest.fixture(scope="module")
+def searched_plan():
+    with as_module("benchmarks/searched_plan.py") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def tables():
+    unet, inputs = tiny_teacher_unet(), tiny_unet_inputs()
+    with torch.no_grad():
+        costs = count_costs(unet, lambda: unet(*inputs), costed_parts(unet), (2, 64, 64), inputs)
+    rng = random.Random(0)
+    scores = {name: {"content_mse": rng.random(), "motion_mse": rng.random()} for name in costs.parts}
+    zeros = {"content_mse": 0.0, "motion_mse": 0.0}
+    return ImportanceTable(
+        costs.class_name, costs.config, {}, dict.fromkeys(zeros, False), zeros, scores, costs.kinds
+    ), costs
+
+
+def test_the_searched_student_costs_no_more_than_the_paper_s_and_keeps_more_of_what_was_scored(searched_plan, tables):
+    scores, costs = tables
+    found = searched_plan.search(scores, costs)
+    paper, own = cost_of_plan(VDMINI_UNET, costs), cost_of_plan(found, costs)
+    assert all(own[name] <= paper[name] for name in ("num_parameters", "num_macs"))
+    first, second = searched_plan.describe({"paper": VDMINI_UNET, "searched": found}, scores, costs)
+    assert float(second["importance"]) > float(first["importance"])
+    assert first["parameters"] == f"{paper['num_parameters']:,.0f}"
+    assert first["mid block"] == "goes" and first["layers that stay, down"] == "0: 0; 1: 0; 2: 0, 1"
+
+
+def test_the_table_compares_the_trained_plans_by_seed(searched_plan):
+    args = searched_plan.Arguments(importance=None, cost=None)
+    trained = {0: {"right_way": 0.5}, 1: {"right_way": 0.7}}
+    results = {
+        "the paper's plan, ICMD": trained,
+        "the searched plan, ICMD": {seed: {"right_way": run["right_way"] + 0.1} for seed, run in trained.items()},
+    }
+    text = searched_plan.table_of(args, [{"plan": "a"}], results)
+    assert "| the searched plan, ICMD, less the paper's plan, ICMD | 2 | +0.100 [+0.100, +0.100] |" in text
+
+
+def test_results_of_other_scores_are_refused_wherever_they_lie(searched_plan, tmp_path):
+    for name in ("importance", "cost", "moved"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    args = {"importance": tmp_path / "importance.json", "cost": tmp_path / "cost.json", "output_dir": folder}
+    searched_plan.check_settings(searched_plan.Arguments(**args))
+    searched_plan.check_settings(searched_plan.Arguments(**args | {"importance": tmp_path / "moved.json"}, seeds=[5]))
+    (tmp_path / "importance.json").write_text("{} ")
+    with pytest.raises(ValueError, match="has other settings"):
+        searched_plan.check_settings(searched_plan.Arguments(**args))

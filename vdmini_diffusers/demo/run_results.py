@@ -1,0 +1,69 @@
+"""What repeated runs of a benchmark gave: kept with its settings, summed up over seeds, and compared in pairs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vdmini_diffusers.evaluation.paired import paired_difference
+from vdmini_diffusers.serialization.atomic import write_file
+
+
+Results = dict[str, dict[int, dict[str, float]]]  # means over clips, by row and seed
+
+
+def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write `settings.json`, a path by its last part. Raises `ValueError` if the folder was begun with others."""
+    file = folder / "settings.json"
+    text = json.dumps(settings, indent=2, default=lambda path: path.name) + "\n"
+    if file.exists() and file.read_text() != text:
+        raise ValueError(f"{file} has other settings: choose another --output_dir, or the settings that are there.")
+    write_file(file, text.encode())
+
+
+def earlier_results(file: Path) -> Results:
+    """What runs of earlier starts gave, on this machine or another; nothing if there is no file."""
+    if not file.exists():
+        return {}
+    return {row: {int(seed): run for seed, run in runs.items()} for row, runs in json.loads(file.read_text()).items()}
+
+
+def means(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: float(np.mean(values)) for name, values in numbers.items()}
+
+
+def levels(results: Results, measures: Sequence[str]) -> list[dict[str, Any]]:
+    """A line for each row: mean and standard deviation over seeds of the measures that any row has."""
+    shown = [name for name in measures if any(name in run for runs in results.values() for run in runs.values())]
+    lines = []
+    for row, by_seed in results.items():
+        line: dict[str, Any] = {"row": row, "seeds": len(by_seed)}
+        for measure in shown:
+            values = [numbers[measure] for numbers in by_seed.values() if measure in numbers]
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            line[measure] = f"{np.mean(values):.3f}{spread}" if values else ""
+        lines.append(line)
+    return lines
+
+
+def differences(results: Results, against: Mapping[str, str | None], measures: Sequence[str]) -> list[dict[str, Any]]:
+    """Each row less the one that it is compared with, over the seeds that both have: means and 95 % intervals.
+
+    Args:
+        against: by row. Pairs that share fewer than two seeds are left out.
+    """
+    lines = []
+    for row, other in against.items():
+        own, theirs = results.get(row, {}), results.get(other or "", {})
+        seeds = sorted(own.keys() & theirs.keys())
+        if len(seeds) < 2:
+            continue
+        line: dict[str, Any] = {"row": f"{row}, less {other}", "seeds": len(seeds)}
+        for measure in measures:
+            if measure in own[seeds[0]] and measure in theirs[seeds[0]]:
+                of, to = ([runs[seed][measure] for seed in seeds] for runs in (own, theirs))
+                line[measure] = str(paired_difference(of, to))
+        lines.append(line)
+    return lines
