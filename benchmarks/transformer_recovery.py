@@ -1,14 +1,16 @@
 #!/usr/bin/env python
-"""Pruned video transformers distilled with and without ICD: how near do they come to their teachers?
+"""Pruned video transformers distilled with and without ICD, and by two plans: how near do they come to their teachers?
 
     pip install -e '.[teacher,train,plot]'
     python benchmarks/transformer_recovery.py --output_dir outputs/transformer_recovery
 
 Small transformers of HunyuanVideo, Wan and CogVideoX are trained on latents in which two blobs move, as the text
 embedding says. A third of their blocks goes, by the plan `middle`. What is left is trained by `distill`, for each seed
-once without ICD and once with each of its weights: on the same clips, in the same order, with the same noise. The
-error on held-out clips is the mean square of the student's velocity less the teacher's, in percent of the teacher's
-mean square: 0 for the teacher, and 100 for a student that predicts nothing.
+once without ICD and once with each of its weights: on the same clips, in the same order, with the same noise. So is
+the student of a searched plan, with the first of these weights: it costs no more than the other one, and is found by
+how much the error grows without each block, on clips to train on. The error on held-out clips is the mean square of
+the student's velocity less the teacher's, in percent of the teacher's mean square: 0 for the teacher, and 100 for a
+student that predicts nothing.
 
 Writes `table.md`, `results.csv` and `plot.png`. What is finished is kept: run it again after a stop.
 """
@@ -39,6 +41,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vdmini_diffusers import distill, prune_pipeline
+from vdmini_diffusers.analysis.cost_table import costed_parts, count_costs
+from vdmini_diffusers.analysis.importance import ImportanceTable
+from vdmini_diffusers.analysis.parts import plain_config, removable_parts, removed
+from vdmini_diffusers.analysis.plan_search import Budget, cost_of_plan, plan_from_scores
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
@@ -50,11 +56,15 @@ from vdmini_diffusers.distillation.tasks.flow_matching import FlowMatchingTask
 from vdmini_diffusers.distillation.velocity import FlowMatchingPath, VPredictionPath
 from vdmini_diffusers.evaluation.paired import paired_difference
 from vdmini_diffusers.families import family_of
+from vdmini_diffusers.pruning.plans import PruningPlan
+from vdmini_diffusers.pruning.presets import find_plan
 from vdmini_diffusers.serialization.atomic import write_file
 
 
 CHANNELS, FRAMES, SIZE = 4, 4, 8  # of the latents
 NUM_BLOBS, WORD_WIDTH = 2, 32
+NUM_SCORED_CLIPS = 128  # of the clips to train on, for the importance of blocks
+MIDDLE, SEARCHED = "middle", "searched"
 
 
 def hunyuan_video() -> HunyuanVideoPipeline:
@@ -193,9 +203,37 @@ class Bench(NamedTuple):
     def teacher(self) -> Path:
         return self.folder / "teacher"
 
+    def student(self, plan: str) -> Path:
+        return self.folder / ("student" if plan == MIDDLE else f"student-{plan}")
+
+
+class Variant(NamedTuple):
+    """What the runs of a seed differ in."""
+
+    plan: str
+    lambda_icd: float
+
+    def __str__(self) -> str:
+        losses = f"ICD, weight {self.lambda_icd:g}" if self.lambda_icd else "without ICD"
+        return losses if self.plan == MIDDLE else f"{self.plan} plan, {losses}"
+
     @property
-    def student(self) -> Path:
-        return self.folder / "student"
+    def untrained(self) -> str:
+        return "before" if self.plan == MIDDLE else f"{self.plan} plan, before"
+
+    def folder(self, seed: int) -> str:
+        name = f"icd-{self.lambda_icd}-seed-{seed}"
+        return name if self.plan == MIDDLE else f"{self.plan}-{name}"
+
+
+def variants_of(args: Arguments) -> dict[Variant, Variant | None]:
+    """All of them, and what each is compared with."""
+    base = Variant(MIDDLE, 0.0)
+    variants: dict[Variant, Variant | None] = {base: None}
+    variants |= dict.fromkeys((Variant(MIDDLE, weight) for weight in args.lambda_icd), base)
+    if args.lambda_icd:
+        variants[Variant(SEARCHED, args.lambda_icd[0])] = Variant(MIDDLE, args.lambda_icd[0])
+    return variants
 
 
 def train_teacher(bench: Bench, pipe: DiffusionPipeline, args: Arguments) -> None:
@@ -221,11 +259,43 @@ def train_teacher(bench: Bench, pipe: DiffusionPipeline, args: Arguments) -> Non
 
 
 @torch.no_grad()
-def predict(bench: Bench, transformer: nn.Module) -> tuple[Tensor, float]:
-    """The velocities of the held-out clips, and the task's loss of them."""
-    inputs = bench.task.prepare(bench.held_out, sample_generators(20_000, 0, 0, len(bench.held_out["fps"])))
+def predict(bench: Bench, transformer: nn.Module, clips: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+    """The velocities of clips, and the task's loss of them."""
+    inputs = bench.task.prepare(clips, sample_generators(20_000, 0, 0, len(clips["fps"])))
     denoised = bench.task.denoise(transformer, inputs.noisy_latents, inputs.noise_levels, inputs.conditioning)
     return denoised.raw_output, sum(loss.item() for loss in bench.task.losses(denoised, inputs).values())
+
+
+def relative_error(velocity: Tensor, teachers: Tensor) -> float:
+    """In percent."""
+    return 100 * ((velocity - teachers).square().mean() / teachers.square().mean()).item()
+
+
+def search_plan(bench: Bench) -> PruningPlan:
+    """The plan that keeps the most importance at no more than the parameters and multiplications of `middle`."""
+    transformer = load_transformer(bench, bench.teacher)
+    name, config = type(transformer).__name__, plain_config(transformer)
+    clips = {name: tensor[:NUM_SCORED_CLIPS] for name, tensor in bench.training_clips.items()}
+    whole, _ = predict(bench, transformer, clips)
+    blocks = {name: part for name, part in removable_parts(transformer).items() if part.kind == "block"}
+    errors = {}
+    for block, part in blocks.items():
+        with removed(transformer, part):
+            errors[block] = {"error": relative_error(predict(bench, transformer, clips)[0], whole)}
+    kinds = dict.fromkeys(blocks, "block")
+    scores = ImportanceTable(name, config, {}, {"error": False}, {"error": 0.0}, errors, kinds)
+    one = {name: tensor[:1] for name, tensor in clips.items()}
+    costs = count_costs(
+        transformer,
+        lambda: predict(bench, transformer, one),
+        costed_parts(transformer),
+        (FRAMES, SIZE, SIZE),
+        one.values(),
+    )
+    rule: Any = find_plan(MIDDLE)
+    most = cost_of_plan(rule.for_teacher(name, config), costs)
+    budget = Budget(num_parameters=int(most["num_parameters"]), num_macs=int(most["num_macs"]))
+    return plan_from_scores(scores, costs, budget=budget, weights={"error": 1.0}, name=SEARCHED)
 
 
 def load_transformer(bench: Bench, folder: Path) -> Any:
@@ -233,18 +303,19 @@ def load_transformer(bench: Bench, folder: Path) -> Any:
     return student_class.from_pretrained(folder, subfolder="transformer").eval()
 
 
-def train_student(bench: Bench, seed: int, lambda_icd: float, folder: Path, args: Arguments) -> dict[str, Any]:
+def train_student(bench: Bench, seed: int, variant: Variant, args: Arguments) -> dict[str, Any]:
     """Train a student, measure it on the way, and return the measures; those of a run that is finished are read."""
+    folder = bench.folder / variant.folder(seed)
     measures_file = folder / "measures.json"
     if measures_file.exists():
         return json.loads(measures_file.read_text())
     distill(
         bench.teacher,
-        bench.student,
+        bench.student(variant.plan),
         folder,
         precomputed_data_dir=str(bench.folder / "latents"),
         seed=seed,
-        lambda_icd=lambda_icd,
+        lambda_icd=variant.lambda_icd,
         lambda_mca=0.0,
         max_train_steps=args.max_train_steps,
         train_batch_size=args.train_batch_size,
@@ -254,16 +325,15 @@ def train_student(bench: Bench, seed: int, lambda_icd: float, folder: Path, args
         gradient_checkpointing=False,
         mixed_precision="no",
     )
-    teacher_velocity, _ = predict(bench, load_transformer(bench, bench.teacher))
-    student = load_transformer(bench, bench.student)
+    teacher_velocity, _ = predict(bench, load_transformer(bench, bench.teacher), bench.held_out)
+    student = load_transformer(bench, bench.student(variant.plan))
     checkpoints = {int(path.name.rpartition("-")[2]): path for path in sorted(folder.glob("checkpoint-*"))}
     errors, task_losses = {}, {}
     for step in (0, *checkpoints):
         if step:
             student.load_state_dict(load_file(checkpoints[step] / "model.safetensors"))
-        velocity, task_losses[step] = predict(bench, student)
-        error = (velocity - teacher_velocity).square().mean() / teacher_velocity.square().mean()
-        errors[step] = 100 * error.item()
+        velocity, task_losses[step] = predict(bench, student, bench.held_out)
+        errors[step] = relative_error(velocity, teacher_velocity)
     write_file(measures_file, json.dumps({"errors": errors, "task_losses": task_losses}).encode())
     for path in checkpoints.values():
         shutil.rmtree(path)
@@ -285,8 +355,10 @@ def make_bench(name: str, args: Arguments) -> Bench:
     folder.mkdir(parents=True, exist_ok=True)
     if not (bench.teacher / "model_index.json").exists():
         train_teacher(bench, pipe, args)
-    if not bench.student.exists():
-        prune_pipeline(bench.teacher, bench.student, "middle")
+    if not bench.student(MIDDLE).exists():
+        prune_pipeline(bench.teacher, bench.student(MIDDLE), MIDDLE)
+    if not bench.student(SEARCHED).exists():
+        prune_pipeline(bench.teacher, bench.student(SEARCHED), search_plan(bench))
     write_clips(folder / "latents", training_clips)
     return bench
 
@@ -294,41 +366,39 @@ def make_bench(name: str, args: Arguments) -> Bench:
 def run_family(name: str, args: Arguments) -> list[dict[str, Any]]:
     """A row for each run and step at which it was measured."""
     bench = make_bench(name, args)
-    _, teacher_loss = predict(bench, load_transformer(bench, bench.teacher))
+    _, teacher_loss = predict(bench, load_transformer(bench, bench.teacher), bench.held_out)
     rows = []
     for seed in args.seeds:
-        for lambda_icd in (0.0, *args.lambda_icd):
-            measures = train_student(bench, seed, lambda_icd, bench.folder / f"icd-{lambda_icd}-seed-{seed}", args)
+        for variant in variants_of(args):
+            measures = train_student(bench, seed, variant, args)
+            run_of = {"family": name, "seed": seed, **variant._asdict()}
             for step, error in measures["errors"].items():
-                row = {"family": name, "seed": seed, "lambda_icd": lambda_icd, "step": int(step), "error": error}
-                rows.append(row | {"task_loss": measures["task_losses"][step], "teacher_task_loss": teacher_loss})
+                row = {**run_of, "step": int(step), "error": error, "task_loss": measures["task_losses"][step]}
+                rows.append(row | {"teacher_task_loss": teacher_loss})
     return rows
 
 
-def run_name(lambda_icd: float) -> str:
-    return f"ICD, weight {lambda_icd:g}" if lambda_icd else "without ICD"
-
-
-def write_table(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
-    """A measure before training and after it, for each family and seed, and the differences that ICD makes."""
+def write_table(
+    rows: Sequence[Mapping[str, Any]], measure: str, variants: Mapping[Variant, Variant | None], seeds: Sequence[int]
+) -> str:
+    """A measure before training and after it, for each family and seed, and the differences of what is compared."""
     last = max(row["step"] for row in rows)
-    at = {(row["family"], row["seed"], row["lambda_icd"], row["step"]): row for row in rows}
-    weights = list(dict.fromkeys(row["lambda_icd"] for row in rows))
-    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    at = {(row["family"], row["seed"], row["plan"], row["lambda_icd"], row["step"]): row[measure] for row in rows}
     table = []
     for family in dict.fromkeys(row["family"] for row in rows):
-        ended = {weight: [at[family, seed, weight, last][measure] for seed in seeds] for weight in weights}
+        ended = {variant: [at[family, seed, *variant, last] for seed in seeds] for variant in variants}
         for i, seed in enumerate(seeds):
-            before = at[family, seed, 0.0, 0][measure]
-            after = {run_name(weight): ended[weight][i] for weight in weights}
-            table.append({"family": family, "seed": seed, "before": before, **after})
+            before = {variant.untrained: at[family, seed, *variant, 0] for variant in variants}
+            after = {str(variant): ended[variant][i] for variant in variants}
+            table.append({"family": family, "seed": seed, **before, **after})
         if len(seeds) == 1:
             continue
         differences: dict[str, Any] = {"family": family, "seed": "difference [95 %]"}
-        for weight in weights[1:]:
-            better = sum(a < b for a, b in zip(ended[weight], ended[0.0], strict=True))
-            difference = paired_difference(ended[weight], ended[0.0])
-            differences[run_name(weight)] = f"{difference}, better in {better} of {len(seeds)}"
+        for variant, other in variants.items():
+            if other is not None:
+                better = sum(a < b for a, b in zip(ended[variant], ended[other], strict=True))
+                difference = paired_difference(ended[variant], ended[other])
+                differences[str(variant)] = f"{difference}, better in {better} of {len(seeds)}"
         table.append(differences)
     return markdown_table(table)
 
@@ -338,11 +408,11 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     families = list(dict.fromkeys(row["family"] for row in rows))
     figure = import_figure()(figsize=(4 * len(families), 3.5), layout="constrained")
     for axis, family in zip(figure.subplots(1, len(families), squeeze=False)[0], families, strict=True):
-        for i, weight in enumerate(dict.fromkeys(row["lambda_icd"] for row in rows)):
-            own = [row for row in rows if (row["family"], row["lambda_icd"]) == (family, weight)]
+        for i, variant in enumerate(dict.fromkeys(Variant(row["plan"], row["lambda_icd"]) for row in rows)):
+            own = [row for row in rows if (row["family"], row["plan"], row["lambda_icd"]) == (family, *variant)]
             for seed in dict.fromkeys(row["seed"] for row in own):
                 line = [(row["step"], row["error"]) for row in own if row["seed"] == seed]
-                label = run_name(weight) if seed == own[0]["seed"] else None
+                label = str(variant) if seed == own[0]["seed"] else None
                 axis.plot(*zip(*line, strict=True), color=f"C{i}", label=label)
         axis.set(title=family, xlabel="step", yscale="log")
         axis.yaxis.set_major_formatter("{x:g}")
@@ -369,10 +439,11 @@ def main(args: Arguments) -> None:
         writer.writerows(rows)
     losses = {row["family"]: row["teacher_task_loss"] for row in rows}
     teachers = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+    variants = variants_of(args)
+    errors, task_losses = (write_table(rows, measure, variants, args.seeds) for measure in ("error", "task_loss"))
     table = (
-        f"Error against the teacher on held-out clips, percent:\n\n{write_table(rows, 'error')}\n\n"
-        f"The task's own loss on them, mean square error of the velocity (teachers: {teachers}):\n\n"
-        f"{write_table(rows, 'task_loss')}\n"
+        f"Error against the teacher on held-out clips, percent:\n\n{errors}\n\n"
+        f"The task's own loss on them, mean square error of the velocity (teachers: {teachers}):\n\n{task_losses}\n"
     )
     (args.output_dir / "table.md").write_text(table)
     plot(rows, args.output_dir / "plot.png")
