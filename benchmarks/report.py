@@ -40,7 +40,7 @@ def main(args: Arguments) -> None:
     write_file(args.output_dir / "report.md", markdown_page(tables, figures, args.output_dir).encode())
     write_file(args.output_dir / "report.html", page.encode())
     rows = [row for table in tables for row in table.rows]
-    measured = sum(any(each.values for each in row.measured) for row in rows)
+    measured = sum(any(each.is_there for each in row.measured) for row in rows)
     print(f"{measured} of {len(rows)} rows of {len(tables)} tables have results: {args.output_dir / 'report.html'}")
 
 

@@ -81,6 +81,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+TUNED = "lambda_ICD 0.1, lambda_MCA 1"
+
+
 @pytest.fixture
 def sources(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps([{"name": "a", "device": "<H100>", "rows": [{"ms": 1.25}]}]))
@@ -98,6 +101,7 @@ def sources(tmp_path):
             "command": "go",
         },
         {"table": "4", "row": "neither", "where": "counted", "values": {"FVD": "7"}},
+        {"table": "5", "row": TUNED, "where": "another measure: {row=+ ICD/FVD}", "file": "x.md", "values": {}},
     ]
 
     def write(*more):
@@ -116,6 +120,8 @@ def test_results_stand_below_their_rows_and_what_is_not_there_is_not_measured(so
     assert rows["A2", "Original"][0].values == {"PSNR": "1.25"} and rows["A2", "Original"][0].where == "<H100>"
     assert rows["4", "L_ICD"][0].values == {"FVD": "1346.2 ± 27.1"}
     assert (rows["4", "L_MCA"][0].where, rows["4", "L_MCA"][0].values) == ("not measured", {})
+    (other,) = rows["5", TUNED]
+    assert other.is_there and (other.where, other.values) == ("another measure: 1346.2 ± 27.1", {})
     assert rows["4", "neither"][0].values == {"FVD": "7"} and rows["1", "SF-V"] == ()
 
 

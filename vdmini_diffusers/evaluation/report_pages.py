@@ -110,9 +110,9 @@ def _lines_below(table: PaperTable, row: PaperRow, commands: dict[str, int]) -> 
     def numbers(measured: Sequence[MeasuredRow]) -> str:
         return "".join(f" [{commands[name]}]" for name in dict.fromkeys(each.command for each in measured) if name)
 
-    there = [each for each in row.measured if each.values]
+    there = [each for each in row.measured if each.is_there]
     lines = [(each.where + numbers([each]), [each.values.get(name, "") for name in table.columns]) for each in there]
-    rest = [each for each in row.measured if not each.values]
+    rest = [each for each in row.measured if not each.is_there]
     if rest or not there:
         lines.append((NOT_MEASURED + numbers(rest), [""] * len(table.columns)))
     return lines

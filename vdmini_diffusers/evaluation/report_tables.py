@@ -16,11 +16,16 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """What stands below a row of the paper: `values` by column, empty where there is no result yet."""
+    """What stands below a row of the paper: `values` by column; none where what was measured is no column of the
+    paper's and `where` says it, or where there is no result yet."""
 
     where: str
     values: Mapping[str, str]
     command: str
+
+    @property
+    def is_there(self) -> bool:
+        return self.where != NOT_MEASURED
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def compare_tables(paper_file: Path, sources_file: Path, root: Path) -> list[Pap
         paper_file: a list of tables: `id`, `title`, `columns`, and `rows` of a `name` and `values`.
         sources_file: a list of where results are: the paper's `table` and `row`; `where` they were measured and by
             which `command`; `values` by column, each the path of a value in `file` (see `look_up`). Without a `file`,
-            the values themselves. In `where`, `{path}` stands for a value of the file.
+            the values themselves. In `where`, `{path}` stands for a value of the file: one that is no column, say.
         root: the folder that files are relative to. One that does not exist is a result that is not there yet.
 
     Raises:
