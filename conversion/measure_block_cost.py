@@ -4,7 +4,7 @@ Parameters, multiplications and the peak memory of activations are counted at fu
 configs of a pipeline alone; with `--measure_on` time is measured as well, on random weights:
 
     python conversion/measure_block_cost.py --pretrained_model_name_or_path vdmini_diffusers/demo/i2v_teacher \\
-        --num_frames 8 --height 64 --width 64 --measure_on cpu --output_dir outputs/cost
+        --num_frames 16 --height 64 --width 64 --measure_on cpu --output_dir outputs/cost
 
 `output_dir` then holds `cost.json`, `cost.csv` and a plot of each column.
 """

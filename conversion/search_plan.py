@@ -58,6 +58,8 @@ def main() -> None:
     )
     write_file(Path(args.plan_file), plan.to_json_string().encode())
     print(plan.to_json_string(), end="")
+    if cost_of_plan(plan, costs)["num_parameters"] == costs.whole.num_parameters:
+        print("The whole network meets this budget, and the plan removes nothing.")
     for metric, value in cost_of_plan(plan, costs).items():
         print(f"{metric}: {value:,.6g}")
     print(f"importance that stays: {importance_of_plan(plan, scores, costs, weights):.1%}")

@@ -46,6 +46,9 @@ def test_from_a_teacher_to_a_plan(tmp_path):
     run([*search, whole["num_parameters"] // 2], tmp_path / "search.log")
     plan = find_plan(tmp_path / "plan.json")
     assert plan.name == "searched" and len(plan.down) <= 4
+    assert "importance that stays: " in (tmp_path / "search.0.log").read_text()
+    run([*search, whole["num_parameters"]], tmp_path / "whole.log")
+    assert "the plan removes nothing" in (tmp_path / "whole.0.log").read_text()
     run([*search, 5], tmp_path / "nearest.log", fails=True)
     assert "The nearest that any plan comes to is" in (tmp_path / "nearest.0.log").read_text()
 
