@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vdmini_diffusers.trainers import distill
+from vdmini_diffusers.trainers import train_denoiser
 from vdmini_diffusers.trainers.critics import make_critics
 
 
@@ -30,6 +30,13 @@ def with_random_mca(*args: Any, **kwargs: Any) -> list[Any]:
     return critics
 
 
+def replace_critics() -> None:
+    """Raises `AttributeError` if training makes its critics elsewhere by now: the control would be none."""
+    if train_denoiser.make_critics is not make_critics:
+        raise AttributeError(f"{train_denoiser.__name__} does not make its critics by `make_critics`.")
+    train_denoiser.make_critics = with_random_mca
+
+
 if __name__ == "__main__":
-    distill.make_critics = with_random_mca
+    replace_critics()
     runpy.run_path(str(Path(__file__).parents[1] / "training" / "train_icmd.py"), run_name="__main__")

@@ -5,6 +5,7 @@ import torch
 from checkout import as_module
 
 from vdmini_diffusers.distillation.arguments import ICMDArguments, UNetCriticArguments
+from vdmini_diffusers.trainers import train_denoiser
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +44,12 @@ def test_the_controls_heads_of_mca_are_not_silent_and_never_learn(control):
     assert all(torch.equal(tensor, before[name]) for name, tensor in heads.state_dict().items())
     for name, tensor in critics["sf_v"].heads.state_dict().items():
         assert torch.equal(tensor, again["sf_v"].heads.state_dict()[name])
+
+
+def test_training_makes_its_critics_as_the_control_says(control, monkeypatch):
+    used = train_denoiser.train_denoiser.__globals__
+    monkeypatch.setitem(used, "make_critics", used["make_critics"])  # to be put back
+    control.replace_critics()
+    assert used["make_critics"] is control.with_random_mca
+    with pytest.raises(AttributeError, match="does not make its critics"):
+        control.replace_critics()
