@@ -36,6 +36,9 @@ class Arguments:
     inputs: Path = field(metadata={"help": "A text file with a prompt in each line, or a folder of pictures."})
     alpha: float = field(default=0.3, metadata={"help": "Share of layers or steps to prune, 0 to 1."})
     unit: Literal["layer", "step"] = field(default="layer", metadata={"help": "What is ranked."})
+    order: Literal["lowest", "highest", "random"] = field(
+        default="lowest", metadata={"help": "Whose scores go; highest and random (by --seed) are for comparison."}
+    )
     part: Literal["attention", "block"] = field(
         default="attention",
         metadata={"help": "The temporal attention alone; or, in U-Nets, the whole temporal block: see the README."},
@@ -150,7 +153,9 @@ def main(args: Arguments) -> None:
     plans = {}
     for name, measured in scores.items():
         ranked = measured.by_layer() if args.unit == "layer" else measured.by_step()
-        plans[name] = F3Plan.from_scores(measured.model_class, ranked, args.alpha, args.unit, args.part)
+        plans[name] = F3Plan.from_scores(
+            measured.model_class, ranked, args.alpha, args.unit, args.part, args.order, args.seed
+        )
     for name, plan in plans.items():
         rows = [
             {args.unit: unit, "attention to other frames": score, "pruned": "yes" if unit in plan.pruned else ""}

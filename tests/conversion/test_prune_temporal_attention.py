@@ -55,6 +55,9 @@ def test_prompts_become_a_plan_and_another_alpha_takes_no_new_measurement(folder
     prune(folder, "wan", alpha=0.25)
     assert file.stat().st_mtime_ns == before
     assert len(load_f3(tiny_wan_pipeline(("transformer",)), folder / "wan")["transformer"].pruned) == 1
+    prune(folder, "wan", order="highest")
+    highest = load_f3(tiny_wan_pipeline(("transformer",)), folder / "wan")["transformer"]
+    assert file.stat().st_mtime_ns == before and set(highest.pruned) == set(plan.scores) - set(plan.pruned)
 
 
 @pytest.mark.slow
