@@ -63,11 +63,7 @@ def measure():
 
 @pytest.fixture(scope="module")
 def teacher_figures(measure):
-    return figures(measure, measure.generate(T2V_TEACHER, **sampling()))
-
-
-def sampling():
-    return {name: value for name, value in T2V_SAMPLING.items() if name != "num_frames"}
+    return figures(measure, measure.generate(T2V_TEACHER, **T2V_SAMPLING))
 
 
 def figures(measure, videos):
@@ -99,5 +95,5 @@ def test_the_same_noise_becomes_other_videos_by_other_captions(measure):
 
 @pytest.mark.slow  # 32 videos
 def test_pruned_and_unpruned_can_be_told_apart_by_number(measure, teacher_figures, tmp_path):
-    pruned = figures(measure, measure.generate(prune_pipeline(T2V_TEACHER, tmp_path / "student"), **sampling()))
+    pruned = figures(measure, measure.generate(prune_pipeline(T2V_TEACHER, tmp_path / "student"), **T2V_SAMPLING))
     assert pruned["place"] < teacher_figures["place"] - 0.3

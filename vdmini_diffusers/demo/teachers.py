@@ -23,7 +23,7 @@ MULTI_STEP = "multi_step"
 T2V_TEACHER = Path(__file__).parent / "t2v_teacher"
 T2V_BASE = Path(__file__).parent / "t2v_base"
 # T2V-Turbo's are 7.5, 5 to 15, and 50 of 1,000: a small teacher's guidance is weaker, and its steps are fewer.
-T2V_SAMPLING = {"num_frames": 16, "num_inference_steps": 4, "guidance_scale": 1.0}
+T2V_SAMPLING = {"num_inference_steps": 4, "guidance_scale": 1.0}
 T2V_DISTILLATION = {"w_min": 0.0, "w_max": 2.0, "num_ddim_steps": 20}
 EXAMPLES = Path(__file__).parent / "examples"
 
