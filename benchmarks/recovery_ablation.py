@@ -111,6 +111,9 @@ class Arguments:
     sensitivity_seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Those of the loss weights of Table 5."}
     )
+    only: list[str] | None = field(
+        default=None, metadata={"help": "The rows to run, by name; by default all. More can follow."}
+    )
     learning_rates: list[float] = field(
         default_factory=lambda: [1e-4, 3e-4, 1e-3], metadata={"help": "To choose from (paper: 1e-4 and 1e-5)."}
     )
@@ -147,6 +150,9 @@ class Ablation:
         self.args, self.folder = args, args.output_dir
         self.family: TrainableFamily = find_trainable_family(str(args.teacher))
         self.rows = rows_of(self.family.given)
+        self.wanted = list(self.rows) if args.only is None else args.only
+        if unknown := [name for name in self.wanted if name not in self.rows]:
+            raise ValueError(f"`--only` has {unknown[0]!r}, and the rows are {', '.join(map(repr, self.rows))}.")
         self.keep_settings()
         self.latents = write_training_latents(self.folder / "latents", args.teacher, args.num_train_clips)
         self.students = {"pruned": self.folder / "pruned", "still": self.folder / "still"}
@@ -160,7 +166,7 @@ class Ablation:
         settings = asdict(self.args) | {"rows": {name: row._asdict() for name, row in self.rows.items()}}
         denoiser = self.args.teacher / self.family.denoiser / "diffusion_pytorch_model.safetensors"
         settings |= {"primary": PRIMARY, "denoiser_sha256": hashlib.sha256(denoiser.read_bytes()).hexdigest()}
-        for place in ("output_dir", "num_parallel", "seeds", "sensitivity_seeds"):  # more seeds are welcome
+        for place in ("output_dir", "num_parallel", "only", "seeds", "sensitivity_seeds"):  # more of them are welcome
             del settings[place]
         keep_settings(self.folder, settings)
 
@@ -276,7 +282,7 @@ def main(args: Arguments) -> None:
     for seed in sorted({*args.seeds, *args.sensitivity_seeds}):
         wanted = [
             ablation.job(row, seed, learning_rate)
-            for row in ablation.rows
+            for row in ablation.wanted
             if seed in (args.sensitivity_seeds if row in SENSITIVITY else args.seeds)
             and seed not in results.get(row, {})
         ]

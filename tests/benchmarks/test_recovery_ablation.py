@@ -24,6 +24,12 @@ def test_every_row_is_compared_with_one_that_exists_and_differs_from_it(ablation
     assert len({repr((sorted(row.flags.items()), row.student, row.script)) for row in rows.values()}) == len(rows)
 
 
+def test_rows_that_there_are_not_are_refused_before_anything_is_written(ablation, tmp_path):
+    with pytest.raises(ValueError, match=r"`--only` has 'ICD', and the rows are 'reconstruction'"):
+        ablation.Ablation(ablation.Arguments(output_dir=tmp_path, only=["+ ICD", "ICD"]))
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def control():
     with as_module("benchmarks/train_with_random_mca.py") as module:
