@@ -60,7 +60,7 @@ class Arguments:
         default_factory=lambda: [0.25, 0.5, 0.75, 1.0], metadata={"help": "Shares of the layers."}
     )
     seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "Of scenes, noise, and the random choice."}
+        default_factory=lambda: [0, 1, 2], metadata={"help": "They seed scenes, noise and the random choice."}
     )
     num_scored: int = field(default=16, metadata={"help": "Videos that layers are scored on."})
     num_clips: int = field(default=128, metadata={"help": "Videos of each variant and seed."})

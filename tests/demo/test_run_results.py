@@ -44,7 +44,7 @@ def test_results_go_on_from_those_of_earlier_starts(tmp_path):
 
 def test_a_folder_of_other_settings_is_refused_and_paths_count_by_their_last_part(tmp_path):
     keep_settings(tmp_path, {"steps": 1, "teacher": Path("here/teacher")})
-    keep_settings(tmp_path, {"steps": 1, "teacher": Path("there/teacher")})
+    keep_settings(tmp_path, {"teacher": Path("there/teacher"), "steps": 1})
     before = (tmp_path / "settings.json").read_text()
     with pytest.raises(ValueError, match="has other settings"):
         keep_settings(tmp_path, {"steps": 2, "teacher": Path("here/teacher")})

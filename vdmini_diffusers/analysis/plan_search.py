@@ -361,7 +361,8 @@ def importance_of_plan(
     """
     space = _space_of(costs)
     importance, kept = weighted_importance(scores, weights, space.scored), space.kept(plan)
-    return sum(importance[part] for part in importance.keys() & kept) / sum(importance.values())
+    whole = sum(importance.values()) or 1.0  # nothing matters: nothing stays of it
+    return sum(importance[part] for part in importance.keys() & kept) / whole
 
 
 def _space_of(costs: CostTable) -> "_Space":

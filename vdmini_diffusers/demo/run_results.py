@@ -18,7 +18,7 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write `settings.json`, a path by its last part. Raises `ValueError` if the folder was begun with others."""
     file = folder / "settings.json"
     text = json.dumps(settings, indent=2, default=lambda path: path.name) + "\n"
-    if file.exists() and file.read_text() != text:
+    if file.exists() and json.loads(file.read_text()) != json.loads(text):  # their order says nothing
         raise ValueError(f"{file} has other settings: choose another --output_dir, or the settings that are there.")
     write_file(file, text.encode())
 
