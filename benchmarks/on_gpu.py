@@ -56,9 +56,11 @@ BATCHES = "--train_batch_size 128 --num_clips 20000 --unet_steps 3000"
 TINY_BATCHES = "--num_workers 0 --train_batch_size 2 --vae_batch_size 4 --num_clips 4 --unet_steps 2 --decoder_steps 1"
 TINY_STAGES = "--num_feature_clips 2 --inner_steps 1 --num_pairs 2 --num_pair_steps 2 --one_step_steps 1"
 # The rows of Tables 4 and 5 on the demo teachers of the package; what is finished stays.
-ABLATION = "{python} benchmarks/recovery_ablation.py --output_dir {folder} --num_parallel 6 {tiny}"
-TINY_ABLATION = "--max_train_steps 2 --train_batch_size 2 --num_train_clips 4 --num_clips 2 --mixed_precision no"
-TINY_ABLATION += " --seeds 0 --sensitivity_seeds 0 --learning_rates 1e-4 --num_parallel 1"
+ABLATION = "{python} benchmarks/recovery_ablation.py --output_dir {folder} --num_parallel 6 --mixed_precision bf16"
+ABLATION += " --max_train_steps 400 --train_batch_size 4 --num_train_clips 2048 --num_decoded_clips 64"
+ABLATION += " --learning_rates 1e-4 3e-4 1e-3 {tiny}"
+TINY_ABLATION = "--max_train_steps 2 --train_batch_size 2 --num_train_clips 4 --num_clips 2 --num_decoded_clips 2"
+TINY_ABLATION += " --mixed_precision no --seeds 0 --sensitivity_seeds 0 --learning_rates 1e-4 --num_parallel 1"
 ITEMS = (
     Item("gpu_tests", 240, TESTS),
     Item("a1_bf16", 90, f"{LATENCY} --table A1 --dtype bf16 --pipeline --optimize --rounds 5"),

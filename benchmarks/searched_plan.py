@@ -18,7 +18,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +31,10 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
 from vdmini_diffusers.demo.judge import FROM_LATENTS, MEASURES, Judge
-from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, keep_settings, levels, means
-from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_BASE
+from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, levels, means
+from vdmini_diffusers.demo.teachers import T2V_BASE
 from vdmini_diffusers.demo.training_latents import write_training_latents
-from vdmini_diffusers.demo.training_runs import as_trained, complete_run, recipe_flags
+from vdmini_diffusers.demo.training_runs import ComparisonArguments, as_trained, complete_run, recipe_flags
 from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.pruning.plans import UNetPruningPlan
 from vdmini_diffusers.pruning.presets import VDMINI_UNET
@@ -50,31 +50,15 @@ SLUGS = {PAPER: "paper", SEARCHED: "searched"}
 UNTRAINED, TRAINED = "not trained", "ICMD"
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(ComparisonArguments):
     importance: Path = field(metadata={"help": "importance.json of conversion/measure_block_importance.py."})
     cost: Path = field(metadata={"help": "cost.json of conversion/measure_block_cost.py."})
     output_dir: Path = field(default=Path("outputs/searched_plan"), metadata={"help": "Where runs and results go."})
-    teacher: Path = field(default=I2V_TEACHER, metadata={"help": "Few-step pipeline folder, of either task."})
     ode_teacher: Path = field(
         default=T2V_BASE, metadata={"help": "What a text-to-video teacher was made of (multi-step pipeline folder)."}
     )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run per plan and seed."})
-    max_train_steps: int = field(
-        default=100, metadata={"help": "Optimiser steps of each run. MCA starts after 30 %% of them, as in the paper."}
-    )
-    train_batch_size: int = field(default=2, metadata={"help": "Clips per step."})
     learning_rate: float = field(default=1e-3, metadata={"help": "The U-Net's rate, before its cosine."})
-    discriminator_learning_rate: float = field(default=1e-4, metadata={"help": "The heads' rate (paper: 1e-5)."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
-    num_train_clips: int = field(default=512, metadata={"help": "Clips to train on."})
-    num_clips: int = field(default=512, metadata={"help": "Held-out scenes to measure on."})
-    num_decoded_clips: int = field(
-        default=24, metadata={"help": "The first of them, which the VAE decodes: for sharpness, flicker and PSNR."}
-    )
-    num_parallel: int = field(
-        default=1, metadata={"help": "Runs at once: on a CPU as many as cores, with OMP_NUM_THREADS=1."}
-    )
 
 
 class Job(NamedTuple):
@@ -91,10 +75,8 @@ def job_of(args: Arguments, plan: str, seed: int) -> Job:
 
 def check_settings(args: Arguments) -> None:
     """Raises `ValueError` if the folder was begun with other settings."""
-    free = ("output_dir", "importance", "cost", "seeds", "num_parallel")  # the tables' content counts, not their place
-    settings = {name: value for name, value in asdict(args).items() if name not in free}
     tables = {name: hashlib.sha256(getattr(args, name).read_bytes()).hexdigest() for name in ("importance", "cost")}
-    keep_settings(args.output_dir, settings | tables)
+    args.keep_settings(more=tables)  # their content counts, not their place
 
 
 def search(scores: ImportanceTable, costs: CostTable) -> UNetPruningPlan:
@@ -148,16 +130,12 @@ def table_of(args: Arguments, plans: Sequence[Mapping[str, Any]], results: Resul
 def train(args: Arguments, latents: Path, job: Job) -> None:
     is_t2v = find_trainable_family(str(args.teacher)).given == "text"
     flags = recipe_flags(
-        teacher=args.teacher,
+        args,
         student=args.output_dir / "pruned" / SLUGS[job.plan],
         latents=latents,
         output_dir=job.folder,
         seed=job.seed,
-        max_train_steps=args.max_train_steps,
-        train_batch_size=args.train_batch_size,
         learning_rate=args.learning_rate,
-        discriminator_learning_rate=args.discriminator_learning_rate,
-        mixed_precision=args.mixed_precision,
         ode_teacher=args.ode_teacher if is_t2v else None,
     )
     complete_run(TRAIN_SCRIPT, flags, job.folder)
@@ -178,7 +156,6 @@ def contact_sheet(args: Arguments, judge: Judge) -> list[tuple[str, np.ndarray]]
 
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     check_settings(args)
     scores, costs = ImportanceTable.read(args.importance), CostTable.read(args.cost)
     plans = {PAPER: VDMINI_UNET, SEARCHED: search(scores, costs)}

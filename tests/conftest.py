@@ -1,6 +1,7 @@
 """Every test: offline, one thread, fixed seed, module caches of its own."""
 
 import os
+import shutil
 import tempfile
 
 
@@ -20,6 +21,10 @@ from tiny import randomise, tiny_svd_pipeline, tiny_teacher_unet
 
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
 settings.load_profile("fixed")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

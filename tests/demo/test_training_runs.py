@@ -1,0 +1,47 @@
+"""The settings that every run of a comparison shares. The runs themselves are tested by the training scripts."""
+
+import json
+
+import pytest
+
+from vdmini_diffusers.demo.training_runs import ComparisonArguments, recipe_flags
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seeds": []}, "one or more different numbers, not \\[\\]"),
+        ({"seeds": [1, 1]}, "one or more different numbers"),
+        ({"num_clips": 8, "num_decoded_clips": 9}, "between 1 and the 8 of `--num_clips`, not 9"),
+        ({"max_train_steps": 0}, "`--max_train_steps` is 1 at least, not 0"),
+        ({"num_parallel": 0}, "`--num_parallel` is 1 at least, not 0"),
+    ],
+)
+def test_bad_numbers_are_refused_before_anything_runs(wrong, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        ComparisonArguments(output_dir=tmp_path, **wrong)
+
+
+def test_more_seeds_are_welcome_in_a_folder_and_other_settings_are_not(tmp_path):
+    folder = tmp_path / "new"
+    ComparisonArguments(output_dir=folder, seeds=[0]).keep_settings(free=("num_clips",), more={"tables": "a"})
+    again = ComparisonArguments(output_dir=folder, seeds=[0, 1], num_parallel=2, num_clips=100)
+    again.keep_settings(free=("num_clips",), more={"tables": "a"})
+    kept = json.loads((folder / "settings.json").read_text())
+    assert kept["teacher"] == "i2v_teacher" and kept["tables"] == "a"
+    assert not kept.keys() & {"seeds", "num_parallel", "output_dir", "num_clips"}
+    with pytest.raises(ValueError, match="has other settings"):
+        again.keep_settings(free=("num_clips",), more={"tables": "b"})
+    with pytest.raises(ValueError, match="has other settings"):
+        ComparisonArguments(output_dir=folder, train_batch_size=4).keep_settings(("num_clips",), {"tables": "a"})
+
+
+def test_runs_of_a_comparison_differ_in_what_is_compared_alone(tmp_path):
+    args = ComparisonArguments(output_dir=tmp_path, max_train_steps=50)
+    given = {"student": tmp_path / "a", "latents": tmp_path / "l", "learning_rate": 1e-3}
+    one = recipe_flags(args, **given, output_dir=tmp_path / "0", seed=0)
+    other = recipe_flags(args, **given, output_dir=tmp_path / "1", seed=1)
+    assert {name for name in one if one[name] != other[name]} == {"seed", "output_dir"}
+    assert (one["mca_start_step"], one["max_train_steps"], "task" in one) == (15, 50, False)
+    text = recipe_flags(args, **given, output_dir=tmp_path / "2", seed=0, ode_teacher=tmp_path / "base")
+    assert text["task"] == "t2v" and text["ode_teacher_model_name_or_path"] == tmp_path / "base"
