@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from vdmini_diffusers.analysis.importance import (
     ImportanceError,
     ImportanceTable,
     Measurement,
+    _open_folder,
     measure_importance,
     select_parts,
 )
@@ -104,7 +107,7 @@ def test_it_goes_on_where_it_was_stopped(pipe, done, tmp_path):
     assert measure_importance(measurement, folder) == done[1]
     assert counts["videos"] == 1 + 2  # one to see that the model is still the same, and those without the mid block
     again, counts = measurement_of(pipe)
-    assert measure_importance(again, folder) == done[1] and counts["videos"] == 0
+    assert measure_importance(again, folder) == done[1] and counts["videos"] == 1
 
 
 @pytest.mark.slow
@@ -160,15 +163,30 @@ def test_other_settings_and_foreign_folders_are_refused_and_nothing_is_changed(p
     assert counts["videos"] == 0
 
 
-def test_other_weights_are_noticed(pipe, done, tmp_path):
+def test_processes_that_begin_at_once_share_a_folder(pipe, tmp_path):
+    measurement, _ = measurement_of(pipe)
+    for attempt in range(10):
+        folder, barrier = tmp_path / str(attempt), threading.Barrier(8)
+
+        def begin(_, folder=folder, barrier=barrier):
+            barrier.wait()
+            _open_folder(folder, measurement.identity, measurement.digest)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(begin, range(8)))
+
+
+@pytest.mark.parametrize("left", [[], ["M.json"]])
+def test_other_weights_are_noticed(pipe, done, tmp_path, left):
     folder = shutil.copytree(done[0], tmp_path / "results")
-    (folder / "parts" / "M.json").unlink()
+    for name in left:
+        (folder / "parts" / name).unlink()
     other = tiny_svd_pipeline()
     torch.nn.init.zeros_(other.unet.conv_out.weight)
     measurement, _ = measurement_of(other)
     with pytest.raises(ImportanceError, match="holds other videos than this denoiser makes"):
         measure_importance(measurement, folder)
-    assert not (folder / "parts" / "M.json").exists()
+    assert (folder / "parts" / "M.json").exists() == (not left)
 
 
 def test_parts_of_all_kinds_are_measured_by_default(pipe):

@@ -15,7 +15,8 @@ from vdmini_diffusers.analysis.encodings import Encodings
 class FixedVideos:
     """Makes one video for each of `inputs`, whose noise depends on the seed and on its place alone.
 
-    Prompts and pictures are encoded at the first call. Denoising and decoding are done at each.
+    Prompts and pictures are encoded at the first call. Denoising and decoding are done at each, but for what
+    `SharedStates` replays.
 
     Args:
         pipe: a video pipeline of diffusers.

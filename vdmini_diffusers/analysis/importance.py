@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from vdmini_diffusers.analysis.parts import MEASURED_KINDS, Part, plain_config, removable_parts, removed
 from vdmini_diffusers.analysis.pictures import first_and_last_frames, png
 from vdmini_diffusers.analysis.scores import Clips, Score, notes_on
+from vdmini_diffusers.analysis.shared_states import SharedStates
 from vdmini_diffusers.evaluation.continuation import psnr
 from vdmini_diffusers.evaluation.detectors import Detector
 from vdmini_diffusers.serialization.atomic import write_file
@@ -27,6 +28,7 @@ from vdmini_diffusers.serialization.safetensors_reader import read_json
 
 
 UNPRUNED = "unpruned"  # in the place of a part's name
+WORTH_RECORDING = 4  # parts, from which on states save more than making the whole denoiser's videos again takes
 SAME_PSNR = 40.0  # dB: arithmetic in another order stays above, other weights, inputs or seeds do not
 
 
@@ -144,7 +146,8 @@ def measure_importance(
 
     Each part is a file in `output_dir`, so that the same call goes on where it was stopped, and each process measures
     every n-th part; they need not wait for one another. The first process to see that all is measured, which is the
-    last one to end, writes `importance.json`, `importance.csv` and `first_and_last_frames.png`.
+    last one to end, writes `importance.json` and `importance.csv`. What one-step sampling computes before the removed
+    part is computed once (`SharedStates`).
 
     Returns:
         The table; `None` while other processes are at work.
@@ -156,10 +159,12 @@ def measure_importance(
     _open_folder(output_dir, measurement.identity, digest)
     names = [UNPRUNED, *parts]
     mine = [name for name in names[process_index::num_processes] if _done(output_dir, name, digest) is None]
+    shared = SharedStates(measurement.denoiser)
+    videos = _unpruned_videos(measurement, output_dir, shared, len(mine))
     if mine:
-        unpruned = Clips(_unpruned_videos(measurement, output_dir), measurement.detector)
+        unpruned = Clips(videos, measurement.detector)
         for name in tqdm(mine, desc="parts", unit="part", disable=process_index > 0):
-            result, picture = _measure(measurement, name, parts.get(name), unpruned)
+            result, picture = _measure(measurement, name, parts.get(name), unpruned, shared)
             write_file(output_dir / "frames" / f"{name}.png", picture)
             content = json.dumps({**result, "digest": digest}, indent=1)
             write_file(_file(output_dir, name), f"{content}\n".encode())
@@ -192,11 +197,16 @@ def collect(measurement: Measurement, output_dir: Path) -> ImportanceTable | Non
 
 
 @torch.no_grad()
-def _measure(measurement: Measurement, name: str, part: Part | None, unpruned: Clips) -> tuple[dict[str, Any], bytes]:
+def _measure(
+    measurement: Measurement, name: str, part: Part | None, unpruned: Clips, shared: SharedStates
+) -> tuple[dict[str, Any], bytes]:
     start = time.perf_counter()
     with removed(measurement.denoiser, *([] if part is None else [part])):
         losses = {loss: float(compute()) for loss, compute in measurement.losses.items()}
-        clips = unpruned if part is None else Clips(measurement.generate(None, name), measurement.detector)
+        clips = unpruned
+        if part is not None:
+            with shared.replayed(part):
+                clips = Clips(measurement.generate(None, name), measurement.detector)
     generated = time.perf_counter()
     scores = {score: float(how.compute(clips, unpruned)) for score, how in measurement.scores.items()} | losses
     if broken := [score for score, value in scores.items() if not np.isfinite(value)]:
@@ -213,6 +223,8 @@ def _measure(measurement: Measurement, name: str, part: Part | None, unpruned: C
 
 def _open_folder(folder: Path, identity: Mapping[str, Any], digest: str) -> None:
     settings = folder / "settings.json"
+    # Listed before one looks for the settings: another process that begins as well writes them first.
+    others = folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir())
     if settings.exists():
         found = _read(settings)
         if found.get("digest") != digest:
@@ -225,30 +237,39 @@ def _open_folder(folder: Path, identity: Mapping[str, Any], digest: str) -> None
                 f"{folder} holds importance that was measured otherwise: {', '.join(differs)} differ. Choose another"
                 " folder, or delete this one."
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif others:
         raise ImportanceError(f"{folder} is not empty and has no settings.json of such a measurement: choose another.")
-    for name in ("parts", "frames"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps({"digest": digest, "identity": identity}, indent=1, default=list)
     write_file(settings, f"{content}\n".encode())
+    for name in ("parts", "frames"):
+        (folder / name).mkdir(exist_ok=True)
 
 
-def _unpruned_videos(measurement: Measurement, folder: Path) -> np.ndarray:
+def _unpruned_videos(measurement: Measurement, folder: Path, shared: SharedStates, num_left: int) -> np.ndarray:
     """The whole denoiser's: made once, and kept. What is kept is compared with its first video, made anew.
+
+    Args:
+        shared: for the states of the videos that are made.
+        num_left: how many parts are to be measured with them.
 
     Raises:
         ImportanceError: if they are not the same: the weights are others, say.
     """
+
+    def generate(num_videos: int | None = None) -> np.ndarray:
+        return shared.record(lambda: measurement.generate(num_videos, UNPRUNED))
+
     file = folder / "unpruned.npy"
     if not file.exists():
-        videos = measurement.generate(None, UNPRUNED)
+        videos = generate()
         content = io.BytesIO()
         np.save(content, videos)
         write_file(file, content.getvalue())
         return videos
     try:
         videos = np.load(file, allow_pickle=False)
-        again = measurement.generate(1)
+        again = generate(1)
     except (OSError, ValueError, EOFError) as error:
         raise ImportanceError(f"{file} cannot be read: {error}. Delete it, and it is made again.") from error
     if videos.shape[1:] != again.shape[1:] or psnr(videos[:1], again) < SAME_PSNR:
@@ -256,6 +277,8 @@ def _unpruned_videos(measurement: Measurement, folder: Path) -> np.ndarray:
             f"{file} holds other videos than this denoiser makes: its weights or inputs have changed since. Choose"
             " another folder."
         )
+    if shared.calls and num_left >= WORTH_RECORDING:
+        generate()
     return videos
 
 

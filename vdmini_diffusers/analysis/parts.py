@@ -98,7 +98,7 @@ def removed(denoiser: nn.Module, *parts: Part) -> Iterator[None]:
         for part in parts:
             for name in part.replaced or part.modules:
                 forward = stand_in(denoiser, name, part.stream)
-                stack.enter_context(_replaced_forward(denoiser.get_submodule(name), forward))
+                stack.enter_context(replaced_forward(denoiser.get_submodule(name), forward))
         yield
 
 
@@ -228,7 +228,7 @@ def _must_stay(module: str, lists: Mapping[str, BlockList], counts: Mapping[str,
 
 def _block_stand_in(block: Any, denoiser: Any, blocks: BlockList, i: int, stream: int | None) -> Forward:
     names = [name for name in signature(type(block).forward).parameters if name != "self"]
-    compute = getattr(*_forward_holder(block))
+    compute = getattr(*forward_holder(block))
     streams = blocks.streams
     num_trailing = denoiser.config.get(blocks.trailing or "", 0)
     if i >= len(getattr(denoiser, blocks.name)) - num_trailing and num_trailing:
@@ -258,8 +258,9 @@ def _block_stand_in(block: Any, denoiser: Any, blocks: BlockList, i: int, stream
 
 
 @contextmanager
-def _replaced_forward(module: Any, forward: Forward) -> Iterator[None]:
-    holder, name = _forward_holder(module)
+def replaced_forward(module: Any, forward: Forward) -> Iterator[None]:
+    """Within the block, a module has this forward pass. Hooks of offloading run around it as ever."""
+    holder, name = forward_holder(module)
     had, before = name in vars(holder), getattr(holder, name)
     setattr(holder, name, forward)
     try:
@@ -271,7 +272,7 @@ def _replaced_forward(module: Any, forward: Forward) -> Iterator[None]:
             delattr(holder, name)
 
 
-def _forward_holder(module: Any) -> tuple[Any, str]:
+def forward_holder(module: Any) -> tuple[Any, str]:
     """Where the forward pass stands that the hooks of offloading wrap: they must run, as they move weights."""
     registry = getattr(module, "_diffusers_hook", None)
     if registry is not None and registry._fn_refs:
