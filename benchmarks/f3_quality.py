@@ -5,11 +5,11 @@
     python benchmarks/f3_quality.py --output_dir outputs/f3_quality
     python benchmarks/f3_quality.py --teacher vdmini_diffusers/demo/t2v_teacher --output_dir outputs/f3_quality_t2v
 
-Layers are scored on scenes of their own. The share alpha of them loses its temporal attention, or its whole temporal
-block: those with the lowest scores, as F3-Pruning has it, those with the highest, and random ones, for each seed on
-scenes and noise of its own, in which the choices are compared. Each layer is pruned alone as well, on the scenes that
-it was scored on: does the score tell what it is worth? All frames are a linear decoding of the latents. Writes
-`table.md`, `results.json`, `layers.json` and `plot.png`. What is finished is kept: run it again after a stop.
+Layers are scored on scenes of another seed. The share alpha of them loses its temporal attention, or its whole
+temporal block: those with the lowest scores, as F3-Pruning has it, those with the highest, and random ones, for each
+seed on scenes and noise of its own, in which the choices are compared. Each layer is pruned alone as well, on the
+scenes that it was scored on: does the score tell what it is worth? All frames are a linear decoding of the latents.
+Writes `table.md`, `results.json`, `layers.json` and `plot.png`. What is finished is kept: run it again after a stop.
 """
 
 import io
@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from vdmini_diffusers.analysis.f3 import F3Plan, apply_f3, measure_temporal_attention, remove_f3
 from vdmini_diffusers.analysis.f3.layers import attention_class
-from vdmini_diffusers.analysis.scores import MAX_PSNR
+from vdmini_diffusers.analysis.f3.plan import num_pruned
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
@@ -36,7 +36,7 @@ from vdmini_diffusers.demo.measures import Videos
 from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, keep_settings, levels, means
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.demo.training_latents import write_training_latents
-from vdmini_diffusers.evaluation.continuation import psnr
+from vdmini_diffusers.evaluation.continuation import MAX_PSNR, psnr
 from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.serialization.atomic import write_file
 
@@ -64,6 +64,12 @@ class Arguments:
     )
     num_scored: int = field(default=16, metadata={"help": "Videos that layers are scored on."})
     num_clips: int = field(default=128, metadata={"help": "Videos of each variant and seed."})
+
+    def __post_init__(self) -> None:
+        if not self.seeds or not self.alphas or not all(0 < alpha <= 1 for alpha in self.alphas):
+            raise ValueError(f"Give `--seeds`, and `--alphas` above 0 up to 1; not {self.seeds} and {self.alphas}.")
+        if min(self.num_scored, self.num_clips) < 1:
+            raise ValueError("`--num_scored` and `--num_clips` are 1 at least.")
 
 
 class Variant(NamedTuple):
@@ -210,21 +216,22 @@ def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     import_figure()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    keep_settings(
-        args.output_dir, {name: value for name, value in asdict(args).items() if name not in ("output_dir", "seeds")}
-    )
+    settings = {name: value for name, value in asdict(args).items() if name not in ("output_dir", "seeds")}
+    keep_settings(args.output_dir, settings, args.teacher)
     bench = Bench(args)
+    layers = bench.layers()
+    if none := [alpha for alpha in args.alphas if num_pruned(alpha, len(layers)) == 0]:
+        raise ValueError(f"`--alphas` has {none[0]}, which is less than one of the {len(layers)} layers.")
     results = earlier_results(args.output_dir / "results.json")
-    text = ""
     for seed in args.seeds:
         missing = [variant for variant in variants_of(args) if seed not in results.get(str(variant), {})]
         for row, numbers in bench.measure(seed, missing) if missing else ():
             results.setdefault(row, {})[seed] = numbers
-            text = write_report(args, results, bench.layers())
+            write_report(args, results, layers)
     picture = io.BytesIO()
     plot(args, results).savefig(picture, dpi=120, format="png")
     write_file(args.output_dir / "plot.png", picture.getvalue())
-    print(text)
+    print(write_report(args, results, layers))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from vdmini_diffusers.evaluation.vbench_videos import Prompt, read_vbench_prompt
 from vdmini_diffusers.families import find_family
 from vdmini_diffusers.generation.pipeline_call import call_parameters, chosen_options, file_fps, video_size
 from vdmini_diffusers.serialization.atomic import check_apart
-from vdmini_diffusers.serialization.pipeline_folder import sha256_of
+from vdmini_diffusers.serialization.hashes import sha256_of
 
 
 MAX_ASPECT_ERROR = 0.03  # VBench's pictures of 7-4 are 1.6 % off 16-9

@@ -8,12 +8,12 @@
 Trains the pruned student with `training/train_icmd.py` once per row and seed, and measures each result on held-out
 scenes. Rows of one seed differ as `rows_of` says and in nothing else, so that they are compared in pairs, seed by
 seed: Student's t interval of the mean difference. The learning rate is the best one for the row of the task alone,
-with a seed and scenes of their own. The way that things go is read off a linear decoding of the latents, which shows
-the same ways as the VAE's at a hundredth of its cost (`decoders_agree` says in how many clips); the other measures are
-of fewer clips that the VAE decodes. All settings are in `settings.json` before the first run, and a start with others
-is refused. What is finished is kept: run it again after a stop, or with `settings.json`, `learning_rate.json` and
-`results.json` of another machine in the folder. Writes `table.md`, `results.json`, `plot.png` and `contact_sheet.png`
-after each seed.
+with another seed and, of image to video, other scenes. The way that things go is read off a linear decoding of the
+latents, which shows the same ways as the VAE's at a hundredth of its cost (`decoders_agree` says in how many clips);
+the other measures are of fewer clips that the VAE decodes. All settings are in `settings.json` before the first run,
+and a start with others is refused. What is finished is kept: run it again after a stop, or with `settings.json`,
+`learning_rate.json` and `results.json` of another machine in the folder. Writes `table.md`, `results.json`, `plot.png`
+and `contact_sheet.png` after each seed.
 """
 
 import hashlib
@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from vdmini_diffusers.analysis.scores import notes_on
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
@@ -38,6 +39,7 @@ from vdmini_diffusers.demo.run_results import Results, differences, earlier_resu
 from vdmini_diffusers.demo.teachers import T2V_BASE
 from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.demo.training_runs import ComparisonArguments, as_trained, complete_run, recipe_flags
+from vdmini_diffusers.evaluation.detectors import I3DDetector
 from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.families import TrainableFamily, find_trainable_family
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
@@ -85,9 +87,7 @@ def rows_of(given: Given) -> dict[str, Row]:
         "+ MCA": Row({**base, **mca}, task_alone),
         "+ ICD + MCA": Row(both, "+ ICD"),
         "joint critic": Row({**critic, **icd, **mca, "joint_critic": True}, "+ ICD + MCA"),
-        "control: MCA by random heads": Row(
-            both, "+ ICD", script=Path(__file__).with_name("train_with_random_mca.py")
-        ),
+        "control: MCA by random heads": Row(both, "+ ICD", script=RANDOM_MCA),
         "control: temporal layers reset": Row(base, task_alone, student="still"),
         "lambda_ICD 1": Row({**both, "lambda_icd": 1.0}, "+ ICD + MCA"),
         "lambda_ICD 0.01": Row({**both, "lambda_icd": 0.01}, "+ ICD + MCA"),
@@ -146,13 +146,8 @@ class Ablation:
 
     def keep_settings(self) -> None:
         """Raises `ValueError` if the folder was begun with other settings."""
-        denoiser = self.args.teacher / self.family.denoiser / "diffusion_pytorch_model.safetensors"
-        more = {
-            "rows": {name: row._asdict() for name, row in self.rows.items()},
-            "primary": PRIMARY,
-            "denoiser_sha256": hashlib.sha256(denoiser.read_bytes()).hexdigest(),
-        }
-        self.args.keep_settings(free=("only", "sensitivity_seeds"), more=more)
+        rows = {name: row._asdict() for name, row in self.rows.items()}
+        self.args.keep_settings(free=("only", "sensitivity_seeds"), more={"rows": rows, "primary": PRIMARY})
 
     def reset_temporal_layers(self) -> None:
         """The pruned student, with temporal layers as in a new network: it has to learn all motion."""
@@ -225,7 +220,22 @@ def plot(results: Results, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def report(ablation: Ablation, results: Results, sheet: Sequence[tuple[str, np.ndarray]], learning_rate: float) -> str:
+def notes_on_distances(args: Arguments, judge: Judge) -> list[str]:
+    """What a reader of FVD and KVD has to know; nothing without them."""
+    if judge.detector is None:
+        return []
+    floor = judge.decoded.distances(judge.decoded.real)
+    notes = notes_on(args.num_decoded_clips, I3DDetector(judge.detector), MEASURES)
+    return [f"Real against real: FVD {floor['fvd']:.2f}, KVD {floor['kvd']:.2f}.", *notes]
+
+
+def report(
+    ablation: Ablation,
+    results: Results,
+    sheet: Sequence[tuple[str, np.ndarray]],
+    learning_rate: float,
+    notes: Sequence[str] = (),
+) -> str:
     args = ablation.args
     against = {name: row.against for name, row in ablation.rows.items()}
     digest = hashlib.sha256((ablation.folder / "settings.json").read_bytes()).hexdigest()[:12]
@@ -233,13 +243,12 @@ def report(ablation: Ablation, results: Results, sheet: Sequence[tuple[str, np.n
         f"Primary measure, named before the first run: `{PRIMARY}`. {args.max_train_steps} steps of"
         f" {args.train_batch_size} clips, {args.num_clips} held-out clips ({', '.join(FROM_LATENTS)}) of which"
         f" {args.num_decoded_clips} are decoded (the rest), learning rate {learning_rate:g}, settings {digest}.",
+        *notes,
         "",
         markdown_table(levels(results, MEASURES)),
-        "",
-        "Mean differences of seeds, with 95 % intervals:",
-        "",
-        markdown_table(differences(results, against, MEASURES)),
     ]
+    if compared := differences(results, against, MEASURES):
+        lines += ["", "Mean differences of seeds, with 95 % intervals:", "", markdown_table(compared)]
     text = "\n".join(lines) + "\n"
     write_file(ablation.folder / "table.md", text.encode())
     write_file(ablation.folder / "results.json", (json.dumps(results, indent=2) + "\n").encode())
@@ -255,6 +264,7 @@ def main(args: Arguments) -> None:
     learning_rate = ablation.choose_learning_rate()
 
     judge = ablation.judge(seed=0, num_clips=args.num_clips)
+    notes = notes_on_distances(args, judge)
     results = earlier_results(args.output_dir / "results.json")
     for name, folder in {"teacher": args.teacher, "pruned": ablation.students["pruned"]}.items():
         results[name] = {0: means(judge.measure(folder, args.output_dir / name))}
@@ -268,7 +278,7 @@ def main(args: Arguments) -> None:
         for job in as_trained(wanted, ablation.train, args.num_parallel):
             results.setdefault(job.row, {})[seed] = means(judge.measure(job.folder))
         results = {name: results[name] for name in ("teacher", "pruned", *ablation.rows) if name in results}
-        text = report(ablation, results, contact_sheet(ablation, judge), learning_rate)
+        text = report(ablation, results, contact_sheet(ablation, judge), learning_rate, notes)
         logger.info("seed %d is done\n%s", seed, text)
 
 

@@ -9,12 +9,11 @@
     python benchmarks/searched_plan.py --importance outputs/importance/importance.json --cost outputs/cost/cost.json
 
 The budget is the paper's student: its parameters and its multiplications. Both students are measured as they are
-pruned, and after the same short ICMD with the same seeds, on held-out scenes of which none was scored. Writes
-`plan.json`; `table.md` and `results.json` after each seed; and `contact_sheet.png`. What is finished is kept: run it
-again after a stop.
+pruned, and after the same short ICMD with the same seeds, on held-out scenes: first frames of which none was scored,
+or captions, of which there are few, so that the scored ones are among them. Writes `plan.json`; `table.md` and
+`results.json` after each seed; and `contact_sheet.png`. What is finished is kept: run it again after a stop.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -40,6 +39,8 @@ from vdmini_diffusers.pruning.plans import UNetPruningPlan
 from vdmini_diffusers.pruning.presets import VDMINI_UNET
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 from vdmini_diffusers.serialization.atomic import write_file
+from vdmini_diffusers.serialization.hashes import sha256_of
+from vdmini_diffusers.serialization.safetensors_reader import read_json
 
 
 logger = logging.getLogger(__name__)
@@ -73,10 +74,27 @@ def job_of(args: Arguments, plan: str, seed: int) -> Job:
     return Job(plan, seed, args.output_dir / "runs" / f"{SLUGS[plan]}-{seed}")
 
 
+def read_tables(args: Arguments) -> tuple[ImportanceTable, CostTable]:
+    """Raises `ValueError` if they are not of the teacher's denoiser."""
+    scores, costs = ImportanceTable.read(args.importance), CostTable.read(args.cost)
+    config = read_json(args.teacher / find_trainable_family(str(args.teacher)).denoiser / "config.json")
+    for name, table in (("importance", scores), ("cost", costs)):
+        if not table.config or any(value != config.get(key, value) for key, value in table.config.items()):
+            raise ValueError(f"{getattr(args, name)} is of another denoiser than {args.teacher}'s: measure that.")
+    return scores, costs
+
+
 def check_settings(args: Arguments) -> None:
     """Raises `ValueError` if the folder was begun with other settings."""
-    tables = {name: hashlib.sha256(getattr(args, name).read_bytes()).hexdigest() for name in ("importance", "cost")}
+    tables = {name: sha256_of(getattr(args, name)) for name in ("importance", "cost")}
     args.keep_settings(more=tables)  # their content counts, not their place
+
+
+def keep_plan(plan: UNetPruningPlan, file: Path) -> None:
+    """Raises `ValueError` if the folder's students were pruned by another one."""
+    if file.exists() and file.read_text() != plan.to_json_string():
+        raise ValueError(f"{file} is another plan than the search now finds: choose another --output_dir.")
+    write_file(file, plan.to_json_string().encode())
 
 
 def search(scores: ImportanceTable, costs: CostTable) -> UNetPruningPlan:
@@ -156,10 +174,10 @@ def contact_sheet(args: Arguments, judge: Judge) -> list[tuple[str, np.ndarray]]
 
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    check_settings(args)
-    scores, costs = ImportanceTable.read(args.importance), CostTable.read(args.cost)
+    scores, costs = read_tables(args)
     plans = {PAPER: VDMINI_UNET, SEARCHED: search(scores, costs)}
-    write_file(args.output_dir / "plan.json", plans[SEARCHED].to_json_string().encode())
+    check_settings(args)
+    keep_plan(plans[SEARCHED], args.output_dir / "plan.json")
     described = describe(plans, scores, costs)
     logger.info("\n%s", markdown_table(described))
     latents = write_training_latents(args.output_dir / "latents", args.teacher, args.num_train_clips)

@@ -50,6 +50,7 @@ from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.latents import LatentShards
 from vdmini_diffusers.demo.resumable_training import Deadline, train_steps
+from vdmini_diffusers.demo.run_results import keep_settings
 from vdmini_diffusers.distillation.batches import sample_generators
 from vdmini_diffusers.distillation.ode_teacher import DiffusionSchedule
 from vdmini_diffusers.distillation.tasks.flow_matching import FlowMatchingTask
@@ -428,10 +429,7 @@ def main(args: Arguments) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     which = ("output_dir", "families", "seeds", "lambda_icd")  # runs there are, each of which is as it would be alone
     settings = {name: value for name, value in asdict(args).items() if name not in which}
-    begun = args.output_dir / "settings.json"
-    if begun.exists() and json.loads(begun.read_text()) != settings:
-        raise ValueError(f"{args.output_dir} was begun with other settings ({begun.read_text()}): choose another one.")
-    write_file(begun, json.dumps(settings).encode())
+    keep_settings(args.output_dir, settings)
     rows = [row for name in args.families for row in run_family(name, args)]
     with (args.output_dir / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -451,4 +449,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(*parse_arguments((Arguments,))))
+    run(lambda: main(*parse_arguments((Arguments,), __doc__)))

@@ -41,8 +41,9 @@ class CostArguments:
     num_frames: int | None = field(default=None, metadata={"help": "By default that of the paper's results."})
     height: int | None = field(default=None, metadata={"help": "In pixels. Likewise."})
     width: int | None = field(default=None, metadata={"help": "Likewise."})
-    dtype: Literal["float32", "float16", "bfloat16"] = field(
-        default="float16", metadata={"help": "Weights' precision."}
+    dtype: Literal["float32", "float16", "bfloat16"] | None = field(
+        default=None,
+        metadata={"help": "Weights' precision: by default float32 if time is measured on a CPU, else float16."},
     )
     measure_on: str | None = field(default=None, metadata={"help": "Device on which time is measured: cuda or cpu."})
     rounds: int = field(default=5, metadata={"help": "Timed runs, whose median counts."})
@@ -67,7 +68,7 @@ def main() -> None:
         getattr(args, name) or value
         for name, value in zip(("num_frames", "height", "width"), family.evaluated_clip, strict=True)
     )
-    dtype = getattr(torch, args.dtype)
+    dtype = getattr(torch, args.dtype or ("float32" if args.measure_on == "cpu" else "float16"))
     table = table_of(args, family, clip, "meta", dtype)
     if args.measure_on is not None:
         table = table_of(args, family, clip, args.measure_on, dtype, table)
@@ -142,7 +143,8 @@ def draw(table: CostTable, folder: Path) -> None:
         if getattr(table.whole, column) is None:
             continue
         values = {name: getattr(cost, column) / unit for name, cost in table.parts.items()}
-        where = f" on {table.device}" if column == "milliseconds" else ""
+        where = f", {table.dtype}" if column != "num_parameters" else ""
+        where += f" on {table.device}" if column == "milliseconds" else ""
         title = f"{column} of {table.class_name}, {' x '.join(map(str, table.clip))}{where}"
         write_file(folder / f"cost_{column}.png", png(bars(values, title, units[column])))
 

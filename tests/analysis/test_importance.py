@@ -24,9 +24,10 @@ from vdmini_diffusers.analysis.importance import (
 )
 from vdmini_diffusers.analysis.parts import removable_parts, removed
 from vdmini_diffusers.analysis.pictures import bars, first_and_last_frames, sheet
-from vdmini_diffusers.analysis.scores import MAX_PSNR, content_and_motion_error, standard_scores
+from vdmini_diffusers.analysis.scores import content_and_motion_error, standard_scores
 from vdmini_diffusers.cli.importance_command import ImportanceArguments, digest_of_inputs, importance_command
 from vdmini_diffusers.data.video_writing import write_video
+from vdmini_diffusers.evaluation.continuation import MAX_PSNR
 
 
 PARTS = ["M", "D.0.R-A.0", "U.3.R.1.RB-T"]

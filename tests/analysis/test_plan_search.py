@@ -303,6 +303,9 @@ def test_damaged_tables_are_refused(tmp_path):
     whole = json.loads(table.to_json_string())["whole"]
     with pytest.raises(CostError, match="a cost of whole is no whole number"):
         CostTable.read(changed(table, whole={**whole, "num_macs": None}))
+    for wrong in (float("nan"), -5.0, "fast"):
+        with pytest.raises(CostError, match="the milliseconds of whole are"):
+            CostTable.read(changed(table, whole={**whole, "milliseconds": wrong}))
 
 
 def test_what_does_not_go_together_is_refused():
@@ -321,7 +324,9 @@ def test_what_does_not_go_together_is_refused():
         plan_from_scores(scores, table, budget=Budget(milliseconds=1.0))
     with pytest.raises(PlanSearchError, match="one limit or several, each above 0"):
         Budget()
-    for weights in ({}, {"content_mse": float("nan")}):
+    with pytest.raises(PlanSearchError, match=r"each above 0 and finite; got .*inf"):
+        Budget(memory_bytes=float("inf"))
+    for weights in ({}, {"content_mse": float("nan")}, {"content_mse": 0.0, "motion_mse": 0.0}):
         with pytest.raises(PlanSearchError, match="Give one finite weight or more"):
             plan_from_scores(scores, table, budget=budget, weights=weights)
     with pytest.raises(PlanSearchError, match="`constraints` are for transformers"):

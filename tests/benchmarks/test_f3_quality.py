@@ -35,6 +35,20 @@ def test_other_choices_are_compared_with_the_lowest_scores_of_as_many_layers(f3_
     assert set(against.values()) < set(map(str, variants))
 
 
+@pytest.mark.parametrize("wrong", [{"alphas": [2.0]}, {"alphas": [0.0]}, {"seeds": []}, {"num_clips": 0}])
+def test_bad_numbers_are_refused_before_anything_runs(f3_quality, wrong):
+    with pytest.raises(ValueError, match="`--"):
+        f3_quality.Arguments(**wrong)
+
+
+def test_a_share_of_less_than_a_layer_is_refused_before_videos_are_made(f3_quality, tmp_path, monkeypatch):
+    monkeypatch.setattr(f3_quality, "import_figure", lambda: None)
+    monkeypatch.setattr(f3_quality.Bench, "__init__", lambda self, args: None)
+    monkeypatch.setattr(f3_quality.Bench, "layers", lambda self: LAYERS)
+    with pytest.raises(ValueError, match=r"`--alphas` has 0\.3, which is less than one of the 3 layers"):
+        f3_quality.main(f3_quality.Arguments(output_dir=tmp_path, alphas=[0.5, 0.3]))
+
+
 def test_ranks_correlate_as_the_layers_worth_does(f3_quality):
     assert set(f3_quality.rank_correlations(LAYERS).values()) == {-1.0}  # the lower the score, the more is left
     turned = {

@@ -4,13 +4,14 @@ import random
 
 import pytest
 import torch
-from checkout import as_module
+from checkout import ROOT, as_module
 from tiny import tiny_teacher_unet, tiny_unet_inputs
 
 from vdmini_diffusers.analysis.cost_table import costed_parts, count_costs
 from vdmini_diffusers.analysis.importance import ImportanceTable
 from vdmini_diffusers.analysis.plan_search import cost_of_plan
-from vdmini_diffusers.pruning.presets import VDMINI_UNET
+from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_TEACHER
+from vdmini_diffusers.pruning.presets import BK_SDM_BASE, VDMINI_UNET
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,32 @@ def test_the_table_compares_the_trained_plans_by_seed(searched_plan):
     }
     text = searched_plan.table_of(args, [{"plan": "a"}], results)
     assert "| the searched plan, ICMD, less the paper's plan, ICMD | 2 | +0.100 [+0.100, +0.100] |" in text
+
+
+RESULTS = ROOT / "benchmarks" / "results" / "importance"
+
+
+def test_tables_of_another_denoiser_are_refused_before_anything_is_written(searched_plan, tmp_path):
+    def arguments(teacher, importance, cost):
+        tables = {"importance": RESULTS / f"{importance}_importance.json", "cost": RESULTS / f"{cost}_cost.json"}
+        return searched_plan.Arguments(**tables, teacher=teacher, output_dir=tmp_path / "out")
+
+    for teacher, name in ((I2V_TEACHER, "i2v"), (T2V_TEACHER, "t2v")):
+        scores, costs = searched_plan.read_tables(arguments(teacher, name, name))
+        assert scores.parts and costs.parts
+    for tables in (("t2v", "t2v"), ("i2v", "t2v"), ("t2v", "i2v")):
+        with pytest.raises(ValueError, match=r"t2v_.*\.json is of another denoiser than .*i2v_teacher's"):
+            searched_plan.main(arguments(I2V_TEACHER, *tables))
+    assert not (tmp_path / "out").exists()
+
+
+def test_students_of_another_plan_are_not_mixed_in(searched_plan, tmp_path):
+    file = tmp_path / "plan.json"
+    searched_plan.keep_plan(VDMINI_UNET, file)
+    searched_plan.keep_plan(VDMINI_UNET, file)
+    with pytest.raises(ValueError, match="is another plan than the search now finds"):
+        searched_plan.keep_plan(BK_SDM_BASE, file)
+    assert file.read_text() == VDMINI_UNET.to_json_string()
 
 
 def test_results_of_other_scores_are_refused_wherever_they_lie(searched_plan, tmp_path):

@@ -17,7 +17,7 @@ from torch import nn
 from vdmini_diffusers import VDMiniI2VPipeline, VDMiniUNetSpatioTemporalConditionModel, __version__
 from vdmini_diffusers.pruning import VDMINI_UNET, PruningPlan, UNetPruningPlan
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
-from vdmini_diffusers.serialization.pipeline_folder import sha256_of
+from vdmini_diffusers.serialization.hashes import sha256_of
 
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"

@@ -112,6 +112,10 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path):
         measure_pipeline(pipe, prompts, "prompt", file, CLIP | {"num_inference_steps": 3})
     with pytest.raises(F3Error, match="was measured with"):
         measure_pipeline(pipe, {"a dog": "a dog"}, "prompt", file, CLIP)
+    with torch.no_grad():
+        pipe.transformer.blocks[0].attn1.to_q.weight.mul_(2)
+    with pytest.raises(F3Error, match="was measured with"):  # by other weights, of the same name
+        measure_pipeline(pipe, prompts, "prompt", file, CLIP)
     file.write_text(file.read_text()[:-40])
     with pytest.raises(F3Error, match="holds no scores that can be gone on with"):
         measure_pipeline(pipe, prompts, "prompt", file, CLIP)

@@ -16,7 +16,7 @@ from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder, VDMiniI2VPipeli
 from vdmini_diffusers.pruning import P1, Q2, DecoderPruningPlan, PruningPlan
 from vdmini_diffusers.pruning.channels import empty_decoder, prune_channels, without_layers
 from vdmini_diffusers.pruning.prune_vae_decoder import prune_vae_decoder, survey_vae_decoder
-from vdmini_diffusers.serialization.pipeline_folder import sha256_of
+from vdmini_diffusers.serialization.hashes import sha256_of
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError
 
 

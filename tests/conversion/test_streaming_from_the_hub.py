@@ -12,7 +12,8 @@ from fake_hub import FakeHub, Fault
 from tiny_hunyuan_video import TINY_PLAN, tiny_hunyuan_pipeline
 
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
-from vdmini_diffusers.serialization import journal, pipeline_folder, sources
+from vdmini_diffusers.serialization import journal, sources
+from vdmini_diffusers.serialization.hashes import sha256_of
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_header
 
 
@@ -107,7 +108,7 @@ def test_only_the_bytes_that_are_kept_are_fetched_and_the_cache_holds_no_weights
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     files = json.loads((student / "transformer/pruning_provenance.json").read_text())["teacher"]["files"]
     for path in kept:  # the hashes are the Hub's
-        assert files[path]["sha256"] == pipeline_folder.sha256_of(teacher_folder / path)
+        assert files[path]["sha256"] == sha256_of(teacher_folder / path)
         assert files[path]["size"] == (teacher_folder / path).stat().st_size
 
 

@@ -27,7 +27,7 @@ from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.families.videocrafter import VIDEOCRAFTER
 from vdmini_diffusers.pruning import VDMINI_UNET
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
-from vdmini_diffusers.serialization.pipeline_folder import sha256_of
+from vdmini_diffusers.serialization.hashes import sha256_of
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError
 
 

@@ -1,12 +1,14 @@
 """What runs of several seeds give: kept, summed up, and compared in pairs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vdmini_diffusers.demo.run_results import differences, earlier_results, keep_settings, levels, means
+from vdmini_diffusers.demo.teachers import I2V_TEACHER
 
 
 RESULTS = {
@@ -49,6 +51,20 @@ def test_a_folder_of_other_settings_is_refused_and_paths_count_by_their_last_par
     with pytest.raises(ValueError, match="has other settings"):
         keep_settings(tmp_path, {"steps": 2, "teacher": Path("here/teacher")})
     assert (tmp_path / "settings.json").read_text() == before
+
+
+def test_another_teacher_of_the_same_name_is_told_apart(tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    teachers = [tmp_path / name / I2V_TEACHER.name for name in ("here", "there")]
+    for teacher in teachers:
+        (teacher / "unet").mkdir(parents=True)
+        shutil.copy(I2V_TEACHER / "model_index.json", teacher)
+        (teacher / "unet" / "diffusion_pytorch_model.safetensors").write_text(str(teacher))
+    keep_settings(folder, {"teacher": teachers[0]}, teachers[0])
+    keep_settings(folder, {"teacher": teachers[0]}, teachers[0])
+    with pytest.raises(ValueError, match="has other settings"):
+        keep_settings(folder, {"teacher": teachers[1]}, teachers[1])
 
 
 def test_means_are_over_clips():

@@ -18,7 +18,8 @@ from vdmini_diffusers.evaluation.detectors import (
     load_detector,
     prepare,
 )
-from vdmini_diffusers.evaluation.i3d import I3D, weights_sha256
+from vdmini_diffusers.evaluation.i3d import I3D
+from vdmini_diffusers.serialization.hashes import weights_sha256
 
 
 class TestPreparing:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vdmini_diffusers.evaluation import i3d
-from vdmini_diffusers.evaluation.i3d import I3D, MaxPool, convert_checkpoint, load_i3d, pad_same, weights_sha256
+from vdmini_diffusers.evaluation.i3d import I3D, MaxPool, convert_checkpoint, load_i3d, pad_same
+from vdmini_diffusers.serialization.hashes import weights_sha256
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from vdmini_diffusers import VDMiniT2VPipeline, VDMiniUNet3DConditionModel, VDMiniVideoCrafterDDIMScheduler
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
-from vdmini_diffusers.serialization.pipeline_folder import sha256_of
+from vdmini_diffusers.serialization.hashes import sha256_of
 from vdmini_diffusers.t2v_turbo.checkpoint import read_original
 from vdmini_diffusers.t2v_turbo.convert import convert_t2v_turbo, scheduler
 from vdmini_diffusers.t2v_turbo.tensors import OriginalCheckpointError

@@ -6,6 +6,7 @@ The first three are counted on the meta device, at full size and without weights
 import csv
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ class CostTable:
         class_name, config: of the network.
         clip: frames, height and width of the clip that was counted, in pixels.
         bytes_per_parameter: of the dtype that was counted.
+        dtype: that, as torch names it (`"float16"`); None in tables that do not say.
         whole: of all of it. Its `peak_bytes` is the greatest of the parts'.
         parts: by name. Blocks, samplers and `rest` add up to the whole; stages, layers and halves are sums and parts
             of blocks.
@@ -69,6 +71,7 @@ class CostTable:
     parts: Mapping[str, PartCost]
     kinds: Mapping[str, str]
     device: str | None = None
+    dtype: str | None = None
 
     def to_json_string(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -91,6 +94,9 @@ class CostTable:
             for name, cost in {"whole": whole, **parts}.items():
                 if not all(isinstance(value, int) for value in (cost.num_parameters, cost.num_macs, cost.peak_bytes)):
                     raise TypeError(f"a cost of {name} is no whole number")
+                took = cost.milliseconds
+                if took is not None and not (isinstance(took, int | float) and 0 <= took < math.inf):
+                    raise TypeError(f"the milliseconds of {name} are {took!r}")
             return cls(**{**fields, "parts": parts, "whole": whole, "clip": clip})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CostError(f"{file} is no table of costs: {error}.") from error
@@ -173,8 +179,10 @@ def count_costs(
         peaks[REST],
     )
     config = plain_config(network)
-    size = next(network.parameters()).element_size()
-    return CostTable(root, config, clip, size, whole, costs, {name: part.kind for name, part in parts.items()})
+    dtype = next(network.parameters()).dtype
+    kinds = {name: part.kind for name, part in parts.items()}
+    named = str(dtype).removeprefix("torch.")
+    return CostTable(root, config, clip, dtype.itemsize, whole, costs, kinds, dtype=named)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ up; what a plan must heed to fit the network is linear in them.
 """
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,8 +48,10 @@ class Budget:
     memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.limits or not all(limit > 0 for limit in self.limits.values()):
-            raise PlanSearchError(f"A budget is one limit or several, each above 0; got {self.limits or 'none'}.")
+        if not self.limits or not all(0 < limit < math.inf for limit in self.limits.values()):
+            raise PlanSearchError(
+                f"A budget is one limit or several, each above 0 and finite; got {self.limits or 'none'}."
+            )
 
     @property
     def limits(self) -> dict[str, float]:
@@ -104,8 +107,8 @@ def weighted_importance(
         PlanSearchError: if one of the parts has no score, or one that is not finite; or likewise a weight.
     """
     parts = list(parts)
-    if not weights or not np.isfinite(list(weights.values())).all():
-        raise PlanSearchError(f"Give one finite weight or more, not {dict(weights)}.")
+    if not any(weights.values()) or not np.isfinite(list(weights.values())).all():
+        raise PlanSearchError(f"Give one finite weight or more, not all of them 0; got {dict(weights)}.")
     total = dict.fromkeys(parts, 0.0)
     for score, weight in weights.items():
         importance = scores.importance(score)

@@ -11,13 +11,10 @@ from functools import cached_property
 
 import numpy as np
 
-from vdmini_diffusers.evaluation.continuation import psnr
+from vdmini_diffusers.evaluation.continuation import MAX_PSNR, psnr
 from vdmini_diffusers.evaluation.detectors import Detector, clip_features
 from vdmini_diffusers.evaluation.frechet_video_distance import frechet_distance, kernel_distance
 from vdmini_diffusers.evaluation.motion import motion_distance
-
-
-MAX_PSNR = 100.0  # dB, for equal videos: one value of a million that differs by one grey level gives 108
 
 
 @dataclass

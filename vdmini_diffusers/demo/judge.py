@@ -50,7 +50,7 @@ class Judge:
     ):
         given = find_trainable_family(str(teacher)).given
         kind = HeldOutImages if given == "image" else HeldOutPrompts
-        self.seed, self.teacher_folder = seed, teacher
+        self.seed, self.teacher_folder, self.detector = seed, teacher, detector
         self.sampling: dict[str, Any] = {"num_inference_steps": 1} if given == "image" else T2V_SAMPLING
         self.all: Any = kind(num_clips, seed)
         self.decoded: Any = kind(min(num_decoded, num_clips), seed, detector)

@@ -23,7 +23,7 @@ from vdmini_diffusers.demo.scenes import (
     draw_clip,
     draw_hidden,
 )
-from vdmini_diffusers.evaluation.continuation import gradients, psnr
+from vdmini_diffusers.evaluation.continuation import MAX_PSNR, gradients, psnr
 from vdmini_diffusers.evaluation.frechet_video_distance import frechet_distance, i3d_features, kernel_distance
 from vdmini_diffusers.evaluation.i3d import I3D
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline
@@ -107,7 +107,7 @@ class HeldOut(ABC):
             pairs = list(zip(videos.motions, teacher.motions, strict=True))
             numbers["teachers_way"] = np.array([motion.way == other.way for motion, other in pairs], float)
             both = list(zip(videos.frames, teacher.frames, strict=True))
-            numbers["psnr_to_teacher"] = np.array([psnr(clip, other) for clip, other in both])
+            numbers["psnr_to_teacher"] = np.array([min(psnr(clip, other), MAX_PSNR) for clip, other in both])
             numbers["motion_cosine"] = np.array([change_cosine(clip, other) for clip, other in both])
         return numbers
 

@@ -8,15 +8,24 @@ from typing import Any
 import numpy as np
 
 from vdmini_diffusers.evaluation.paired import paired_difference
+from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.serialization.atomic import write_file
+from vdmini_diffusers.serialization.hashes import sha256_of
 
 
 Results = dict[str, dict[int, dict[str, float]]]  # means over clips, by row and seed
 
 
-def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write `settings.json`, a path by its last part. Raises `ValueError` if the folder was begun with others."""
+def keep_settings(folder: Path, settings: Mapping[str, Any], teacher: Path | None = None) -> None:
+    """Write `settings.json`, a path by its last part. Raises `ValueError` if the folder was begun with others.
+
+    Args:
+        teacher: a pipeline, of whose denoiser the hash is noted as well: another one may have the same name.
+    """
     file = folder / "settings.json"
+    if teacher is not None:
+        denoiser = teacher / find_trainable_family(str(teacher)).denoiser / "diffusion_pytorch_model.safetensors"
+        settings = {**settings, "denoiser_sha256": sha256_of(denoiser)}
     text = json.dumps(settings, indent=2, default=lambda path: path.name) + "\n"
     if file.exists() and json.loads(file.read_text()) != json.loads(text):  # their order says nothing
         raise ValueError(f"{file} has other settings: choose another --output_dir, or the settings that are there.")

@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 from vdmini_diffusers.data.latents import LatentShards
 from vdmini_diffusers.data.vae_clips import encode_for_decoder
 from vdmini_diffusers.demo.scenes import draw_captioned_clip, draw_hidden_clip
-from vdmini_diffusers.evaluation.i3d import weights_sha256
 from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.pruning.vae_folder import find_vae
+from vdmini_diffusers.serialization.hashes import weights_sha256
 
 
 CLIPS_PER_SHARD = 32

@@ -20,8 +20,7 @@ Job = TypeVar("Job")
 
 @dataclass(kw_only=True)
 class ComparisonArguments:
-    """What every student of a comparison is trained with and measured on. By default, the committed results' settings,
-    for a CPU."""
+    """What every student of a comparison is trained with and measured on. By default little, for a CPU."""
 
     output_dir: Path = field(metadata={"help": "Where runs and results go."})
     teacher: Path = field(default=I2V_TEACHER, metadata={"help": "Pipeline folder of a few-step demo teacher."})
@@ -66,7 +65,7 @@ class ComparisonArguments:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         free = ("output_dir", "seeds", "num_parallel", *free)
         fixed: dict[str, Any] = {name: value for name, value in asdict(self).items() if name not in free}
-        keep_settings(self.output_dir, fixed | dict(more or {}))
+        keep_settings(self.output_dir, fixed | dict(more or {}), self.teacher)
 
 
 def as_trained(jobs: Sequence[Job], train: Callable[[Job], object], num_parallel: int) -> Iterator[Job]:

@@ -6,6 +6,9 @@ All functions take uint8 or float arrays `(..., frames, height, width, 3)` of eq
 import numpy as np
 
 
+MAX_PSNR = 100.0  # dB, for equal videos in means: one value of a million that differs by one grey level gives 108
+
+
 def psnr(generated: np.ndarray, real: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB over all values; infinite where the two are equal."""
     mse = np.mean((generated.astype(np.float64) - real.astype(np.float64)) ** 2)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import VideoMAEModel
 
-from vdmini_diffusers.evaluation.i3d import I3D, MIN_FRAMES, NUM_LOGITS, RESOLUTION, load_i3d, weights_sha256
+from vdmini_diffusers.evaluation.i3d import I3D, MIN_FRAMES, NUM_LOGITS, RESOLUTION, load_i3d
 from vdmini_diffusers.serialization.checkpoint_error import short_message
+from vdmini_diffusers.serialization.hashes import weights_sha256
 from vdmini_diffusers.serialization.repository import fetch_file
 
 

@@ -16,8 +16,8 @@ from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.data.listed_files import list_files
 from vdmini_diffusers.data.stored_videos import StoredVideo, resize_frame
 from vdmini_diffusers.evaluation.fvd_protocol import GENERATION_MANIFEST, FVDProtocol, Start
-from vdmini_diffusers.evaluation.i3d import weights_sha256
 from vdmini_diffusers.serialization.atomic import new_folder, write_file
+from vdmini_diffusers.serialization.hashes import weights_sha256
 
 
 def check_generation_folder(

@@ -21,6 +21,7 @@ from torch import nn
 
 from vdmini_diffusers.serialization.atomic import write_file
 from vdmini_diffusers.serialization.checkpoint_error import short_message
+from vdmini_diffusers.serialization.hashes import weights_sha256
 
 
 RESOLUTION = 224  # pixels, height and width
@@ -177,15 +178,6 @@ class I3D(nn.Module):
         x = self.trunk(clips.transpose(1, 2))  # (batch, 1024, ceil(frames / 8), 7, 7)
         x = F.avg_pool3d(x, (min(2, x.shape[2]), 7, 7), stride=1)
         return self.logits(x).mean(dim=(2, 3, 4))
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """A hash of all names, shapes and values, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # numpy has no bfloat16
-    return digest.hexdigest()
 
 
 def find_checkpoint() -> Path:

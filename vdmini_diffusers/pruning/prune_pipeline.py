@@ -28,6 +28,7 @@ from vdmini_diffusers.serialization.atomic import (
     write_file,
 )
 from vdmini_diffusers.serialization.cards import write_card
+from vdmini_diffusers.serialization.hashes import sha256_of
 from vdmini_diffusers.serialization.journal import Journal
 from vdmini_diffusers.serialization.original_weights import read_original_weights
 from vdmini_diffusers.serialization.pickled_weights import unpickle
@@ -40,7 +41,6 @@ from vdmini_diffusers.serialization.pipeline_folder import (
     named_class,
     open_teacher,
     read_model_index,
-    sha256_of,
     weight_stems,
 )
 from vdmini_diffusers.serialization.repository import model_index_entry

@@ -22,6 +22,7 @@ from vdmini_diffusers.pruning.survey import Survey, check_teacher_tensors
 from vdmini_diffusers.pruning.vae_survey import TEACHERS, load_tensor, survey_vae, with_present_names
 from vdmini_diffusers.serialization.atomic import check_apart, check_free_space, new_folder, write_file
 from vdmini_diffusers.serialization.cards import write_card
+from vdmini_diffusers.serialization.hashes import sha256_of
 from vdmini_diffusers.serialization.pickled_weights import unpickle
 from vdmini_diffusers.serialization.pipeline_folder import (
     STEMS,
@@ -30,7 +31,6 @@ from vdmini_diffusers.serialization.pipeline_folder import (
     find_weights,
     known_hashes,
     licence_files,
-    sha256_of,
     weight_patterns,
 )
 from vdmini_diffusers.serialization.repository import download

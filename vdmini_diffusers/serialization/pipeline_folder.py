@@ -1,6 +1,5 @@
 """A teacher as the folder of a pipeline, downloaded or local. In either case it is not trusted."""
 
-import hashlib
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -405,8 +404,3 @@ def known_sha256(teacher: Teacher, file: Source) -> str | None:
         return file.sha256
     name = file.resolve().name
     return name if teacher.commit and re.fullmatch(r"[0-9a-f]{64}", name) else None
-
-
-def sha256_of(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from vdmini_diffusers.models import VDMiniUNet3DConditionModel
 from vdmini_diffusers.pipelines import VDMiniT2VPipeline, VDMiniVideoCrafterDDIMScheduler
 from vdmini_diffusers.serialization.atomic import check_apart, check_free_space, new_folder, write_file
 from vdmini_diffusers.serialization.cards import write_card
-from vdmini_diffusers.serialization.pipeline_folder import sha256_of
+from vdmini_diffusers.serialization.hashes import sha256_of
 from vdmini_diffusers.t2v_turbo.card import converted_card_fields
 from vdmini_diffusers.t2v_turbo.checkpoint import read_original
 from vdmini_diffusers.t2v_turbo.lora import merge_lora

@@ -1,5 +1,6 @@
 """Scores measured over several prompts or pictures, in a file from which an interrupted measurement goes on."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 from vdmini_diffusers.analysis.f3.layers import F3Error, temporal_denoisers
 from vdmini_diffusers.analysis.f3.scores import TemporalScores, measure_temporal_attention
 from vdmini_diffusers.serialization.atomic import write_file
+from vdmini_diffusers.serialization.hashes import weights_sha256
 from vdmini_diffusers.serialization.safetensors_reader import short_repr
 
 
@@ -31,7 +33,7 @@ def measure_pipeline(
     """The scores of a pipeline's denoisers, by component, over videos that it samples.
 
     Args:
-        samples: what each video is made from, by a name that is noted in `file`.
+        samples: what each video is made from, by a name that is noted in `file`, with a hash of a picture.
         argument: of the pipeline that takes it: `"prompt"` or `"image"`.
         file: where the scores are kept after each video. Videos that are noted there are not sampled again.
         settings: further arguments of the pipeline, which JSON can hold.
@@ -41,10 +43,16 @@ def measure_pipeline(
         F3Error: if `file` is damaged, or holds scores that were measured otherwise.
     """
     denoisers = temporal_denoisers(pipe)
-    model = pipe.config.get("_name_or_path")
-    noted = {"model": model, "settings": dict(settings), "max_queries_per_frame": max_queries_per_frame, "seed": seed}
-    done, scores = _read(file, noted, list(samples))
-    for index, (name, sample) in enumerate(tqdm(samples.items(), desc="videos")):
+    noted = {
+        "model": pipe.config.get("_name_or_path"),
+        "weights_sha256": {name: _hash_of(model) for name, model in denoisers.items()},
+        "settings": dict(settings),
+        "max_queries_per_frame": max_queries_per_frame,
+        "seed": seed,
+    }
+    names = [f"{name} {_picture_hash(sample)}".rstrip() for name, sample in samples.items()]
+    done, scores = _read(file, noted, names)
+    for index, (name, sample) in enumerate(zip(tqdm(names, desc="videos"), samples.values(), strict=True)):
         if index < len(done):
             continue
         with ExitStack() as contexts:
@@ -57,6 +65,15 @@ def measure_pipeline(
         components = {component: each.to_json_object() for component, each in scores.items()}
         write_file(file, json.dumps(noted | {"done": done, "scores": components}, indent=1).encode())
     return scores
+
+
+def _hash_of(model: torch.nn.Module) -> str | None:
+    """Of all weights, with their dtype; None where offloading has taken them away."""
+    return None if any(tensor.is_meta for tensor in model.state_dict().values()) else weights_sha256(model)
+
+
+def _picture_hash(sample: str | Image.Image) -> str:
+    return "" if isinstance(sample, str) else hashlib.sha256(sample.convert("RGB").tobytes()).hexdigest()[:16]
 
 
 def _read(file: Path, noted: Mapping[str, Any], samples: Sequence[str]) -> tuple[list[str], dict[str, TemporalScores]]:
