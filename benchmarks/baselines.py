@@ -7,9 +7,9 @@
 Prunes the teacher by the paper's plan, by BK-SDM's, and by four criteria of Torch-Pruning (`pruning/unet_channels.py`)
 to the paper's number of parameters within 1 %. Each is trained with the same recipe, steps and seeds, once by ICMD and
 once without ICD, which compares channel-pruned students on the channels that they kept. All U-Nets are timed in turns.
-Writes `table.md`, `stages.md`, `results.csv`, `results.json`, `costs.json` and `plot.png` after each seed. What is
-finished is kept: run it again after a stop, or with `settings.json` and `results.json` of another machine in the
-folder. A start with other settings is refused.
+Writes `table.md`, `stages.md`, `results.csv`, `results.json`, `costs.json` and `plot.png` after each seed, and at the
+end `contact_sheet.png`. What is finished is kept: run it again after a stop, or with `settings.json` and
+`results.json` of another machine in the folder. A start with other settings is refused.
 """
 
 import csv
@@ -124,6 +124,10 @@ class Job(NamedTuple):
     recipe: str
     seed: int
     folder: Path
+
+
+def job_of(args: Arguments, method: str, recipe: str, seed: int) -> Job:
+    return Job(method, recipe, seed, args.output_dir / "runs" / slug(f"{method}-{recipe}-{seed}"))
 
 
 def train(args: Arguments, student: Path, latents: Path, job: Job) -> None:
@@ -302,6 +306,15 @@ def plot(results: Results, costs: list[dict[str, Any]]) -> Any:
     return figure
 
 
+def folders_of(args: Arguments, pruned: Mapping[str, Path]) -> dict[str, Path]:
+    """Where the videos of each row are; of trained students those of the last seed."""
+    folders = {TEACHER: args.output_dir / TEACHER}
+    for method, student in pruned.items():
+        folders[f"{method}, {UNTRAINED}"] = args.output_dir / "measured" / student.name
+        folders |= {f"{method}, {recipe}": job_of(args, method, recipe, args.seeds[-1]).folder for recipe in RECIPES}
+    return folders
+
+
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     check_settings(args)
@@ -322,7 +335,7 @@ def main(args: Arguments) -> None:
     order = [TEACHER, *(f"{method}, {recipe}" for recipe in (UNTRAINED, *RECIPES) for method in METHODS)]
     for seed in args.seeds:
         wanted = [
-            Job(method, recipe, seed, args.output_dir / "runs" / slug(f"{method}-{recipe}-{seed}"))
+            job_of(args, method, recipe, seed)
             for method in METHODS
             for recipe in RECIPES
             if seed not in results.get(f"{method}, {recipe}", {})
@@ -331,6 +344,7 @@ def main(args: Arguments) -> None:
             results.setdefault(f"{job.method}, {job.recipe}", {})[seed] = means(judge.measure(job.folder))
         results = {row: results[row] for row in order if row in results}
         print(write_results(args, results, costs, floor, notes))
+    judge.write_sheet(folders_of(args, pruned), args.output_dir / "contact_sheet.png")
 
 
 if __name__ == "__main__":

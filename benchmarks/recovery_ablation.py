@@ -33,8 +33,7 @@ from vdmini_diffusers.analysis.scores import notes_on
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
-from vdmini_diffusers.demo.judge import FROM_LATENTS, MEASURES, Judge
+from vdmini_diffusers.demo.judge import FIRST_VIDEOS, FROM_LATENTS, MEASURES, Judge
 from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, levels, means
 from vdmini_diffusers.demo.teachers import T2V_BASE
 from vdmini_diffusers.demo.training_latents import write_training_latents
@@ -229,13 +228,7 @@ def notes_on_distances(args: Arguments, judge: Judge) -> list[str]:
     return [f"Real against real: FVD {floor['fvd']:.2f}, KVD {floor['kvd']:.2f}.", *notes]
 
 
-def report(
-    ablation: Ablation,
-    results: Results,
-    sheet: Sequence[tuple[str, np.ndarray]],
-    learning_rate: float,
-    notes: Sequence[str] = (),
-) -> str:
+def report(ablation: Ablation, results: Results, learning_rate: float, notes: Sequence[str] = ()) -> str:
     args = ablation.args
     against = {name: row.against for name, row in ablation.rows.items()}
     digest = hashlib.sha256((ablation.folder / "settings.json").read_bytes()).hexdigest()[:12]
@@ -254,7 +247,6 @@ def report(
     write_file(ablation.folder / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     if find_spec("matplotlib") is not None:  # a GPU that is lent for minutes may come without it
         plot(results, ablation.folder / "plot.png")
-    write_contact_sheet(sheet, ablation.folder / "contact_sheet.png")
     return text
 
 
@@ -278,21 +270,19 @@ def main(args: Arguments) -> None:
         for job in as_trained(wanted, ablation.train, args.num_parallel):
             results.setdefault(job.row, {})[seed] = means(judge.measure(job.folder))
         results = {name: results[name] for name in ("teacher", "pruned", *ablation.rows) if name in results}
-        text = report(ablation, results, contact_sheet(ablation, judge), learning_rate, notes)
+        text = report(ablation, results, learning_rate, notes)
+        judge.write_sheet(folders_of(ablation), args.output_dir / "contact_sheet.png")
         logger.info("seed %d is done\n%s", seed, text)
 
 
-def contact_sheet(ablation: Ablation, judge: Judge) -> list[tuple[str, np.ndarray]]:
-    """The first videos by scene: the real ones, the teacher's, and those of each row's last run in the folder."""
+def folders_of(ablation: Ablation) -> dict[str, Path]:
+    """Where the videos of each row are: those of its last run in the folder."""
     folders = {name: ablation.folder / name for name in ("teacher", "pruned")}
     for row in ablation.rows:
         runs = [ablation.job(row, seed, 0.0).folder for seed in ablation.args.seeds]
-        made = [run for run in runs if (run / "first_videos.npz").exists()]
+        made = [run for run in runs if (run / FIRST_VIDEOS).exists()]
         folders |= {row: made[-1]} if made else {}
-    videos = {name: np.load(folder / "first_videos.npz")["frames"] for name, folder in folders.items()}
-    videos = {"real": judge.decoded.real.frames, **videos}
-    captions = judge.decoded.captions[:6]
-    return [(f"{caption}: {name}", rows[i]) for i, caption in enumerate(captions) for name, rows in videos.items()]
+    return folders
 
 
 if __name__ == "__main__":

@@ -21,14 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from vdmini_diffusers.analysis.cost_table import CostTable
 from vdmini_diffusers.analysis.importance import ImportanceTable
 from vdmini_diffusers.analysis.plan_search import Budget, cost_of_plan, importance_of_plan, plan_from_scores
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
 from vdmini_diffusers.demo.judge import FROM_LATENTS, MEASURES, Judge
 from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, levels, means
 from vdmini_diffusers.demo.teachers import T2V_BASE
@@ -159,17 +156,13 @@ def train(args: Arguments, latents: Path, job: Job) -> None:
     complete_run(TRAIN_SCRIPT, flags, job.folder)
 
 
-def contact_sheet(args: Arguments, judge: Judge) -> list[tuple[str, np.ndarray]]:
-    """The first videos by scene: the real ones, the teacher's, and each student's."""
+def folders_of(args: Arguments) -> dict[str, Path]:
+    """Where the videos of each row are; of trained students those of the last seed."""
     folders = {"teacher": args.output_dir / "teacher"}
     for plan in SLUGS:
         folders[f"{plan}, {UNTRAINED}"] = args.output_dir / "measured" / SLUGS[plan]
         folders[f"{plan}, {TRAINED}"] = job_of(args, plan, args.seeds[-1]).folder
-    files = {name: folder / "first_videos.npz" for name, folder in folders.items()}
-    videos = {name: np.load(file)["frames"] for name, file in files.items() if file.exists()}
-    videos = {"real": judge.decoded.real.frames, **videos}
-    captions = judge.decoded.captions[:6]
-    return [(f"{caption}: {name}", rows[i]) for i, caption in enumerate(captions) for name, rows in videos.items()]
+    return folders
 
 
 def main(args: Arguments) -> None:
@@ -199,7 +192,7 @@ def main(args: Arguments) -> None:
         write_file(args.output_dir / "table.md", text.encode())
         write_file(args.output_dir / "results.json", (json.dumps(results, indent=2) + "\n").encode())
         logger.info("seed %d is done\n%s", seed, text)
-    write_contact_sheet(contact_sheet(args, judge), args.output_dir / "contact_sheet.png")
+    judge.write_sheet(folders_of(args), args.output_dir / "contact_sheet.png")
 
 
 if __name__ == "__main__":

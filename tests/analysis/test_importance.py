@@ -18,8 +18,8 @@ from vdmini_diffusers.analysis.importance import (
     ImportanceError,
     ImportanceTable,
     Measurement,
-    _open_folder,
     measure_importance,
+    open_folder,
     select_parts,
 )
 from vdmini_diffusers.analysis.parts import removable_parts, removed
@@ -171,7 +171,7 @@ def test_processes_that_begin_at_once_share_a_folder(pipe, tmp_path):
 
         def begin(_, folder=folder, barrier=barrier):
             barrier.wait()
-            _open_folder(folder, measurement.identity, measurement.digest)
+            open_folder(folder, measurement.identity, measurement.digest)
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(begin, range(8)))

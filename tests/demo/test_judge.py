@@ -1,6 +1,7 @@
 """The judge of demo students, on the teachers themselves."""
 
 import pytest
+from PIL import Image
 
 from vdmini_diffusers.demo.judge import DECODED, FROM_LATENTS, Judge
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_TEACHER
@@ -26,3 +27,6 @@ def test_a_copy_of_the_teacher_is_as_good_as_the_teacher_and_what_is_measured_is
 
     monkeypatch.setattr(judge.all, "generate", refuse)
     assert judge.measure(copy, tmp_path / "measures") == numbers
+    judge.write_sheet({"copy": tmp_path / "measures", "gone": tmp_path / "nowhere"}, tmp_path / "sheet.png")
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.width == 3 * 16 * 64 and sheet.height == 2 * (3 * 64 + 20)  # one scene: the real clip and the copy's

@@ -156,7 +156,7 @@ def measure_importance(
         ImportanceError: if the folder holds results of something else, or damaged ones. Nothing in it is changed.
     """
     parts, digest = measurement.all_parts, measurement.digest
-    _open_folder(output_dir, measurement.identity, digest)
+    open_folder(output_dir, measurement.identity, digest)
     names = [UNPRUNED, *parts]
     mine = [name for name in names[process_index::num_processes] if _done(output_dir, name, digest) is None]
     shared = SharedStates(measurement.denoiser)
@@ -221,7 +221,7 @@ def _measure(
     return result, png(first_and_last_frames(clips.frames))
 
 
-def _open_folder(folder: Path, identity: Mapping[str, Any], digest: str) -> None:
+def open_folder(folder: Path, identity: Mapping[str, Any], digest: str) -> None:
     settings = folder / "settings.json"
     # Listed before one looks for the settings: another process that begins as well writes them first.
     others = folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir())

@@ -1,6 +1,7 @@
 """What a distilled demo student can do, measured on held-out scenes at little cost."""
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from vdmini_diffusers.data.latents import PrecomputedLatents
+from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
 from vdmini_diffusers.demo.linear_decoder import LinearDecoder
 from vdmini_diffusers.demo.measures import HeldOutImages, HeldOutPrompts, Videos
 from vdmini_diffusers.demo.teachers import T2V_SAMPLING
@@ -21,6 +23,7 @@ from vdmini_diffusers.serialization.atomic import write_file
 FROM_LATENTS = ("right_way", "moves", "speed")  # of all scenes, decoded by one matrix
 DECODED = ("sharpness", "flicker", "object", "place", "motion_cosine", "psnr_to_teacher", "fvd", "kvd")
 MEASURES = (*FROM_LATENTS, *DECODED, "decoders_agree")
+FIRST_VIDEOS, NUM_SHOWN = "first_videos.npz", 6  # kept beside the numbers
 NUM_LINEAR_CLIPS = 64  # to train on, which the matrix is fitted to
 
 
@@ -93,6 +96,16 @@ class Judge:
             if decoded.features is not None:
                 numbers |= {name: [value] for name, value in self.decoded.distances(decoded).items()}
             folder.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(folder / "first_videos.npz", frames=decoded.frames[:6])
+            np.savez_compressed(folder / FIRST_VIDEOS, frames=decoded.frames[:NUM_SHOWN])
             write_file(file, json.dumps(numbers).encode())
         return json.loads(file.read_text())
+
+    def write_sheet(self, folders: Mapping[str, Path], path: Path) -> None:
+        """A picture of the first videos, scene by scene: the real ones, and of each folder those that were measured
+        there, if they are kept."""
+        rows = {"real": self.decoded.real.frames}
+        files = {name: folder / FIRST_VIDEOS for name, folder in folders.items()}
+        rows |= {name: np.load(file)["frames"] for name, file in files.items() if file.exists()}
+        captions = enumerate(self.decoded.captions[:NUM_SHOWN])
+        sheet = [(f"{caption}: {name}", videos[i]) for i, caption in captions for name, videos in rows.items()]
+        write_contact_sheet(sheet, path)
