@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers import AutoencoderKLTemporalDecoder
 
 from vdmini_diffusers.analysis.cost_table import (
     CostTable,
@@ -27,6 +28,7 @@ from vdmini_diffusers.analysis.pictures import bars, png
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.evaluation.latency import build_network
 from vdmini_diffusers.families import Family, find_family
+from vdmini_diffusers.pruning.vae_folder import CLASSES
 from vdmini_diffusers.serialization.atomic import write_file
 from vdmini_diffusers.serialization.safetensors_reader import read_json
 
@@ -78,8 +80,8 @@ def main() -> None:
     write_file(folder / "cost.csv", table.to_csv_string().encode())
     draw(table, folder)
     print(
-        f"{table.whole.num_parameters:,} parameters, {table.whole.num_macs / 1e12:.3f} T multiply-accumulates,"
-        f" {table.whole.peak_bytes / 2**30:.2f} GiB of activations at the peak: {folder}/cost.csv"
+        f"{table.whole.num_parameters:,} parameters, {table.whole.num_macs / 1e9:,.2f} G multiply-accumulates,"
+        f" {table.whole.peak_bytes / 2**20:,.1f} MiB of activations at the peak: {folder}/cost.csv"
     )
 
 
@@ -121,18 +123,16 @@ def open_network(
         network = build_network(lambda: classes[config["_class_name"]].from_config(config), device, dtype)
         example = family.example_inputs
         return network, lambda: example(network.config, frames, height, width), network
-    import diffusers
-
-    cls = getattr(diffusers, str(config.get("_class_name")), None)
-    if cls not in (diffusers.AutoencoderKLTemporalDecoder, diffusers.AutoencoderKL):
+    cls = CLASSES.get(str(config.get("_class_name")))
+    if cls is None:
         raise ValueError(
-            f"{name} is a {config.get('_class_name')}: costs are counted of denoisers and of VAEs of SVD."
+            f"`--network` {name} is no {' or '.join(CLASSES)}: costs are counted of denoisers and of these VAEs."
         )
     make: Any = cls.from_config
     vae = build_network(lambda: make(config), device, dtype)
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
     size = (frames, vae.config.latent_channels, height // scale, width // scale)
-    more = {"num_frames": frames} if cls is diffusers.AutoencoderKLTemporalDecoder else {}
+    more = {"num_frames": frames} if issubclass(cls, AutoencoderKLTemporalDecoder) else {}
     return vae.decoder, lambda: {"z": torch.zeros(size)}, lambda z: vae.decode(z, **more)
 
 

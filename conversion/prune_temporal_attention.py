@@ -19,6 +19,7 @@ from vdmini_diffusers.analysis.f3 import F3Error, F3Plan, save_f3_plan, temporal
 from vdmini_diffusers.analysis.f3.calibration import F3_SCORES, measure_pipeline
 from vdmini_diffusers.analysis.f3.layers import attention_class
 from vdmini_diffusers.analysis.f3.plan import num_pruned
+from vdmini_diffusers.analysis.f3.pruning import F3_PLAN
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.images import read_image
@@ -161,7 +162,9 @@ def main(args: Arguments) -> None:
             {args.unit: unit, "attention to other frames": score, "pruned": "yes" if unit in plan.pruned else ""}
             for unit, score in plan.scores.items()
         ]
-        print(f"{markdown_table(rows)}\n\nThe plan is {save_f3_plan(plan, output_dir / name)}.")
+        replaced = (output_dir / name / F3_PLAN).exists()
+        file = save_f3_plan(plan, output_dir / name)
+        print(f"{markdown_table(rows)}\n\nThe plan is {file}{', in the place of an earlier one' if replaced else ''}.")
     print(f'`load_f3(pipe, "{output_dir}")` applies it to the pipeline, `remove_f3` undoes it.')
 
 

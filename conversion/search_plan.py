@@ -12,7 +12,13 @@ from pathlib import Path
 
 from vdmini_diffusers.analysis.cost_table import CostTable
 from vdmini_diffusers.analysis.importance import ImportanceTable
-from vdmini_diffusers.analysis.plan_search import Budget, cost_of_plan, importance_of_plan, plan_from_scores
+from vdmini_diffusers.analysis.plan_search import (
+    Budget,
+    cost_of_plan,
+    importance_of_plan,
+    number_of,
+    plan_from_scores,
+)
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.pruning import DepthConstraints
 from vdmini_diffusers.serialization.atomic import write_file
@@ -61,7 +67,7 @@ def main() -> None:
     if cost_of_plan(plan, costs)["num_parameters"] == costs.whole.num_parameters:
         print("The whole network meets this budget, and the plan removes nothing.")
     for metric, value in cost_of_plan(plan, costs).items():
-        print(f"{metric}: {value:,.6g}")
+        print(f"{metric}: {number_of(metric, value)}")
     print(f"importance that stays: {importance_of_plan(plan, scores, costs, weights):.1%}")
 
 

@@ -7,7 +7,6 @@ from tiny import TINY_VAE_CONFIGS, randomise, tiny_teacher_unet, tiny_unet_input
 from tiny_text_to_video import tiny_t2v_inputs, tiny_t2v_teacher
 from tiny_video_transformers import TRANSFORMERS, tiny_transformer
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vdmini_diffusers.analysis.cost_table import (
     REST,
@@ -19,7 +18,7 @@ from vdmini_diffusers.analysis.cost_table import (
     decoder_parts,
     measure_times,
 )
-from vdmini_diffusers.analysis.parts import Part, removable_parts
+from vdmini_diffusers.analysis.parts import Part
 from vdmini_diffusers.evaluation.latency import build_network
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes
 from vdmini_diffusers.families.svd import SVD
@@ -105,37 +104,6 @@ def test_numbers_of_stable_video_diffusion_that_are_known():
     outer = [parts[name] for name in ("D.0", "U.3")]
     assert sum(c.num_parameters for c in inner) > 7 * sum(c.num_parameters for c in outer)
     assert sum(c.num_macs for c in outer) > 10 * sum(c.num_macs for c in inner)
-
-
-@pytest.mark.slow
-def test_what_it_would_save_to_share_hidden_states_between_parts_of_stable_video_diffusion():
-    """The figures of conversion/README.md. What runs before a part is the same without that part, in one step."""
-    unet = build_network(UNetSpatioTemporalConditionModel, "meta", torch.float16)
-    config = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
-    down = ("DownEncoderBlock2D",) * 4
-    vae = build_network(lambda: AutoencoderKLTemporalDecoder(**config, down_block_types=down), "meta", torch.float16)
-    counter, before, skips = FlopCounterMode(display=False), {}, []
-    parts = [part for part in removable_parts(unet).values() if part.kind == "block"]
-    for part in parts:
-        unet.get_submodule(part.modules[0]).register_forward_pre_hook(
-            lambda module, args, name=part.name: before.update({name: counter.get_total_flops()})
-        )
-    unet.conv_in.register_forward_hook(lambda module, args, output: skips.append(output))
-    for block in unet.down_blocks:
-        block.register_forward_hook(lambda module, args, output: skips.extend(output[1]))
-    with torch.device("meta"), torch.no_grad():
-        inputs = {name: value.half() for name, value in SVD.example_inputs(unet.config, 14, 576, 1024).items()}
-        with counter:
-            unet(**inputs)
-        in_unet = counter.get_total_flops()
-        with FlopCounterMode(display=False) as other:
-            vae.decode(torch.zeros(14, 4, 72, 128, dtype=torch.float16), num_frames=14)
-    saved = sum(before.values()) / len(parts)
-    assert len(parts) == len(before) == 38
-    assert saved / in_unet == pytest.approx(0.43, abs=0.005)
-    # Prompts and pictures are encoded once as it is: the U-Net and the decoder run for each part.
-    assert saved / (in_unet + other.get_total_flops()) == pytest.approx(0.136, abs=0.0005)
-    assert sum(skip.nbytes for skip in skips) / 1e9 == pytest.approx(0.42, abs=0.005)
 
 
 def test_the_decoder_of_stable_video_diffusion():

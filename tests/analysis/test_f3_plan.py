@@ -23,7 +23,8 @@ PLAN = F3Plan.from_scores(WAN, SCORES, 0.5)
     ],
 )
 def test_the_share_alpha_with_the_lowest_scores_is_pruned(alpha, order, pruned):
-    assert F3Plan.from_scores(WAN, SCORES, alpha, order=order).pruned == pruned
+    plan = F3Plan.from_scores(WAN, SCORES, alpha, order=order)
+    assert plan.pruned == pruned and F3Plan.from_json_string(plan.to_json_string()).order == order
 
 
 def test_a_share_of_whole_units_is_not_lost_to_rounding():

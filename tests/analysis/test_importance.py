@@ -177,6 +177,34 @@ def test_processes_that_begin_at_once_share_a_folder(pipe, tmp_path):
             list(pool.map(begin, range(8)))
 
 
+def test_videos_that_are_not_finite_are_refused_of_the_whole_model_and_noted_of_a_part(pipe, done, tmp_path):
+    generate = videos_of(pipe)
+    broken = tiny_svd_pipeline()
+    torch.nn.init.constant_(broken.unet.conv_out.bias, float("nan"))
+    of_broken = videos_of(broken)
+
+    def measurement(videos):
+        whole, _ = measurement_of(pipe, parts=["M"], num_broken=lambda: videos.num_broken)
+        return Measurement(**{**vars(whole), "generate": videos})
+
+    with pytest.raises(ImportanceError, match="2 of 2 videos of the whole model have values that"):
+        measure_importance(measurement(of_broken), tmp_path / "whole")
+    assert not (tmp_path / "whole" / "unpruned.npy").exists()
+
+    class BrokenOnceItIsPruned(FixedVideos):
+        def __call__(self, num_videos=None, description=None):
+            source = of_broken if description == "M" else generate
+            videos = source(num_videos)
+            self.num_broken = source.num_broken
+            return videos
+
+    table = measure_importance(
+        measurement(BrokenOnceItIsPruned(pipe, generate.inputs, 0, generate.settings)), tmp_path / "part"
+    )
+    assert table.notes == ("Without M, 2 videos have values that are not finite, which count as black.",)
+    assert not done[1].notes
+
+
 @pytest.mark.parametrize("left", [[], ["M.json"]])
 def test_other_weights_are_noticed(pipe, done, tmp_path, left):
     folder = shutil.copytree(done[0], tmp_path / "results")

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -282,6 +283,26 @@ def test_scores_are_weighed_apart():
         assert values[score] > values[other]
 
 
+@pytest.mark.parametrize("metric", ["num_parameters", "num_macs", "memory_bytes"])
+def test_the_nearest_budget_that_is_named_can_be_asked_for(metric):
+    _, table, scores = unet_tables()
+    with pytest.raises(PlanSearchError, match="The nearest") as told:
+        plan_from_scores(scores, table, budget=Budget(**{metric: 1}))
+    nearest = re.search(rf"comes to is ([\d,]+) {metric}", str(told.value))
+    limit = int(nearest[1].replace(",", ""))
+    assert cost_of_plan(plan_from_scores(scores, table, budget=Budget(**{metric: limit})), table)[metric] == limit
+    with pytest.raises(PlanSearchError, match="The nearest"):
+        plan_from_scores(scores, table, budget=Budget(**{metric: limit - 1}))
+
+
+def test_a_layer_that_the_costs_lack_is_missed(tmp_path):
+    _, table, scores = unet_tables()
+    fewer = {name: cost for name, cost in table.parts.items() if name != "D.0.R-A.0"}
+    lacking = CostTable(**{**vars(table), "parts": fewer})
+    with pytest.raises(PlanSearchError, match=r"D\.0\.R-A\.0"):
+        plan_from_scores(scores, lacking, budget=Budget(num_parameters=10**9))
+
+
 def test_damaged_tables_are_refused(tmp_path):
     _, table, scores = unet_tables()
     file = tmp_path / "table.json"
@@ -301,8 +322,16 @@ def test_damaged_tables_are_refused(tmp_path):
     with pytest.raises(ImportanceError, match=r"nowhere\.json is no table of importance: .* is missing"):
         ImportanceTable.read(tmp_path / "nowhere.json")
     whole = json.loads(table.to_json_string())["whole"]
-    with pytest.raises(CostError, match="a cost of whole is no whole number"):
+    with pytest.raises(CostError, match="a cost of whole is no whole number from 0 on"):
         CostTable.read(changed(table, whole={**whole, "num_macs": None}))
+    for config in (None, []):
+        with pytest.raises(CostError, match="its config is none"):
+            CostTable.read(changed(table, config=config))
+        with pytest.raises(ImportanceError, match="its config is none"):
+            ImportanceTable.read(changed(scores, config=config))
+    for wrong in (-1, True):
+        with pytest.raises(CostError, match="a cost of whole is no whole number"):
+            CostTable.read(changed(table, whole={**whole, "num_parameters": wrong}))
     for wrong in (float("nan"), -5.0, "fast"):
         with pytest.raises(CostError, match="the milliseconds of whole are"):
             CostTable.read(changed(table, whole={**whole, "milliseconds": wrong}))
@@ -326,8 +355,8 @@ def test_what_does_not_go_together_is_refused():
         Budget()
     with pytest.raises(PlanSearchError, match=r"each above 0 and finite; got .*inf"):
         Budget(memory_bytes=float("inf"))
-    for weights in ({}, {"content_mse": float("nan")}, {"content_mse": 0.0, "motion_mse": 0.0}):
-        with pytest.raises(PlanSearchError, match="Give one finite weight or more"):
+    for weights in ({}, {"content_mse": float("nan")}, {"content_mse": 0.0, "motion_mse": 0.0}, {"content_mse": -1.0}):
+        with pytest.raises(PlanSearchError, match="Give finite weights from 0 on, one of them above 0"):
             plan_from_scores(scores, table, budget=budget, weights=weights)
     with pytest.raises(PlanSearchError, match="`constraints` are for transformers"):
         plan_from_scores(scores, table, budget=budget, constraints=DepthConstraints())

@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from tiny import tiny_image, tiny_svd_pipeline
+from torch.utils.flop_counter import FlopCounterMode
 
 from vdmini_diffusers.analysis.generation import FixedVideos
 from vdmini_diffusers.analysis.parts import removable_parts, removed
 from vdmini_diffusers.analysis.shared_states import SharedStates
+from vdmini_diffusers.evaluation.latency import build_network
+from vdmini_diffusers.families.svd import SVD
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +94,33 @@ def tensors_of(states):
     if isinstance(states, torch.Tensor):
         return [states]
     return [t for each in (states.values() if isinstance(states, dict) else states) for t in tensors_of(each)]
+
+
+@pytest.mark.slow
+def test_what_it_saves_of_stable_video_diffusion():
+    """The figures of conversion/README.md."""
+    unet = build_network(UNetSpatioTemporalConditionModel, "meta", torch.float16)
+    config = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+    down = ("DownEncoderBlock2D",) * 4
+    vae = build_network(lambda: AutoencoderKLTemporalDecoder(**config, down_block_types=down), "meta", torch.float16)
+    shared, counter, before = SharedStates(unet), FlopCounterMode(display=False), {}
+    for stage in shared.stages:
+        unet.get_submodule(stage).register_forward_pre_hook(
+            lambda module, args, name=stage: before.update({name: counter.get_total_flops()})
+        )
+    states = []
+    for stage in shared.stages[:-1]:
+        unet.get_submodule(stage).register_forward_hook(lambda module, args, output: states.extend(tensors_of(output)))
+    with torch.device("meta"), torch.no_grad():
+        inputs = {name: value.half() for name, value in SVD.example_inputs(unet.config, 14, 576, 1024).items()}
+        with counter:
+            unet(**inputs)
+        with FlopCounterMode(display=False) as decoder:
+            vae.decode(torch.zeros(14, 4, 72, 128, dtype=torch.float16), num_frames=14)
+    blocks = [part for part in removable_parts(unet).values() if part.kind == "block"]
+    stages = [next(s for s in shared.stages if part.modules[0].startswith(f"{s}.")) for part in blocks]
+    saved, in_unet = sum(before[stage] for stage in stages) / len(blocks), counter.get_total_flops()
+    assert len(blocks) == 38
+    assert saved / in_unet == pytest.approx(0.38, abs=0.005)
+    assert saved / (in_unet + decoder.get_total_flops()) == pytest.approx(0.12, abs=0.005)
+    assert sum(tensor.nbytes for tensor in states) / 1e9 == pytest.approx(0.65, abs=0.005)

@@ -24,13 +24,26 @@ def test_from_a_teacher_to_a_plan(tmp_path):
     importance = [
         *(ROOT / "conversion" / "measure_block_importance.py", "--pretrained_model_name_or_path", teacher),
         *("--real_videos", videos, "--num_videos", 2, "--output_dir", tmp_path / "importance"),
-        *("--parts", "stage", "layer", "D.3.R.0", "D.3.R.1", "U.0.R.0", "U.0.R.1", "U.0.R.2", *size),
+        *(
+            "--parts",
+            "stage",
+            "layer",
+            "D.3.R.0",
+            "D.3.R.1",
+            "U.0.R.0",
+            "U.0.R.1",
+            "U.0.R.2",
+            "--block_influence",
+            *size,
+        ),
     ]
     run(importance, tmp_path / "importance.log", processes=2)
     found = {path.name for path in (tmp_path / "importance").iterdir()}
     assert {"importance.json", "importance.csv", "first_and_last_frames.png", "importance_motion_mse.png"} <= found
     table = json.loads((tmp_path / "importance" / "importance.json").read_text())
     assert len(table["parts"]) == 9 + 15 + 5
+    influence = json.loads((tmp_path / "importance" / "block_influence.json").read_text())
+    assert "D.0.R.0.RB-T" in influence and all(0 <= value <= 2 for value in influence.values())
     assert Image.open(tmp_path / "importance" / "first_and_last_frames.png").width > 300
     cost = [
         *(ROOT / "conversion" / "measure_block_cost.py", "--pretrained_model_name_or_path", teacher),

@@ -91,9 +91,12 @@ class CostTable:
             fields = read_json(file)
             parts = {name: PartCost(**cost) for name, cost in fields["parts"].items()}
             whole, clip = PartCost(**fields["whole"]), tuple(fields["clip"])
+            if not isinstance(fields["config"], dict):
+                raise TypeError("its config is none")
             for name, cost in {"whole": whole, **parts}.items():
-                if not all(isinstance(value, int) for value in (cost.num_parameters, cost.num_macs, cost.peak_bytes)):
-                    raise TypeError(f"a cost of {name} is no whole number")
+                counts = (cost.num_parameters, cost.num_macs, cost.peak_bytes)
+                if not all(type(count) is int and count >= 0 for count in counts):
+                    raise TypeError(f"a cost of {name} is no whole number from 0 on")
                 took = cost.milliseconds
                 if took is not None and not (isinstance(took, int | float) and 0 <= took < math.inf):
                     raise TypeError(f"the milliseconds of {name} are {took!r}")

@@ -39,6 +39,7 @@ class FixedVideos:
     ):
         self.pipe, self.inputs, self.seed, self.settings = pipe, inputs, seed, dict(settings or {})
         self.size, self.encodings = size, Encodings()
+        self.num_broken = 0  # videos of the last call that had values that are not finite
         takes = inspect.signature(pipe.__call__).parameters
         if not inputs:
             raise ValueError("There are no inputs to make videos from.")
@@ -52,6 +53,7 @@ class FixedVideos:
             num_videos: how many of the first, by default all.
             description: for a progress bar.
         """
+        self.num_broken = 0
         self.pipe.set_progress_bar_config(disable=True)
         inputs = tqdm(self.inputs[:num_videos], description, disable=description is None, unit="video", leave=False)
         with self.encodings.remembered(self.pipe):
@@ -60,7 +62,9 @@ class FixedVideos:
     def _video(self, i: int, kwargs: Mapping[str, Any]) -> np.ndarray:
         generator = torch.Generator().manual_seed(self.seed + i)  # on the CPU, so that it is the same on any device
         output = self.pipe(**self.settings, **kwargs, generator=generator, output_type="np").frames[0]
-        frames = np.nan_to_num(np.asarray(output, dtype=np.float32), posinf=0, neginf=0)
+        frames = np.asarray(output, dtype=np.float32)
+        self.num_broken += not np.isfinite(frames).all()
+        frames = np.nan_to_num(frames, posinf=0, neginf=0)
         video = (frames.clip(0, 1) * 255).round().astype(np.uint8)
         if self.size is None or video.shape[1:3] == self.size:
             return video

@@ -89,10 +89,10 @@ class ImportanceTable:
             fields = read_json(file)
             table = cls(**{**fields, "notes": tuple(fields.get("notes", ()))})
             for name, scores in {UNPRUNED: table.unpruned, **table.parts}.items():
-                if missing := [
-                    each for each in table.higher_is_better if not isinstance(scores.get(each), float | int)
-                ]:
+                if missing := [each for each in table.higher_is_better if type(scores.get(each)) not in (int, float)]:
                     raise TypeError(f"the score {missing[0]} of {name} is no number")
+            if not isinstance(table.config, dict):
+                raise TypeError("its config is none")
         except (AttributeError, TypeError, ValueError) as error:
             raise ImportanceError(f"{file} is no table of importance: {error}.") from error
         return table
@@ -110,6 +110,7 @@ class Measurement:
         parts: those to measure; by default all.
         detector: for scores that take features.
         settings: all that the scores depend on and that is not the denoiser's class and config. JSON.
+        num_broken: how many videos of the last call of `generate` had values that are not finite.
     """
 
     denoiser: Any
@@ -119,6 +120,7 @@ class Measurement:
     parts: Mapping[str, Part] | None = None
     detector: Detector | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    num_broken: Callable[[], int] = lambda: 0
 
     @property
     def all_parts(self) -> Mapping[str, Part]:
@@ -189,11 +191,20 @@ def collect(measurement: Measurement, output_dir: Path) -> ImportanceTable | Non
         unpruned=scores.pop(UNPRUNED),
         parts=scores,
         kinds={name: part.kind for name, part in parts.items()},
-        notes=tuple(notes_on(num_clips, measurement.detector, directions)),
+        notes=(*notes_on(num_clips, measurement.detector, directions), *_notes_on_broken(results)),
     )
     write_file(output_dir / "importance.json", table.to_json_string().encode())
     write_file(output_dir / "importance.csv", table.to_csv_string().encode())
     return table
+
+
+def _notes_on_broken(results: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
+    counts = {name: result.get("num_broken", 0) for name, result in results.items() if result is not None}
+    return [
+        f"Without {name}, {count} videos have values that are not finite, which count as black."
+        for name, count in counts.items()
+        if count
+    ]
 
 
 @torch.no_grad()
@@ -215,6 +226,7 @@ def _measure(
         "part": name,
         "scores": scores,
         "num_videos": len(clips.frames),
+        "num_broken": 0 if part is None else measurement.num_broken(),
         "generation_seconds": round(generated - start, 3),
         "scoring_seconds": round(time.perf_counter() - generated, 3),
     }
@@ -254,11 +266,16 @@ def _unpruned_videos(measurement: Measurement, folder: Path, shared: SharedState
         num_left: how many parts are to be measured with them.
 
     Raises:
-        ImportanceError: if they are not the same: the weights are others, say.
+        ImportanceError: if they are not the same, as the weights are others, say; or if some are not finite.
     """
 
     def generate(num_videos: int | None = None) -> np.ndarray:
-        return shared.record(lambda: measurement.generate(num_videos, UNPRUNED))
+        videos = shared.record(lambda: measurement.generate(num_videos, UNPRUNED))
+        if broken := measurement.num_broken():
+            raise ImportanceError(
+                f"{broken} of {len(videos)} videos of the whole model have values that are not finite."
+            )
+        return videos
 
     file = folder / "unpruned.npy"
     if not file.exists():

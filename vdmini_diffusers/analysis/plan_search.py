@@ -104,11 +104,11 @@ def weighted_importance(
     """The weighted sum of several scores' importances of `parts`, each over the sum of its magnitudes.
 
     Raises:
-        PlanSearchError: if one of the parts has no score, or one that is not finite; or likewise a weight.
+        PlanSearchError: if one of the parts has no score, or one that is not finite; or for wrong weights.
     """
     parts = list(parts)
-    if not any(weights.values()) or not np.isfinite(list(weights.values())).all():
-        raise PlanSearchError(f"Give one finite weight or more, not all of them 0; got {dict(weights)}.")
+    if not any(weights.values()) or not all(0 <= weight < math.inf for weight in weights.values()):
+        raise PlanSearchError(f"Give finite weights from 0 on, one of them above 0; got {dict(weights)}.")
     total = dict.fromkeys(parts, 0.0)
     for score, weight in weights.items():
         importance = scores.importance(score)
@@ -193,8 +193,9 @@ class _UNetSpace(_Space):
 
     def layer(self, letter: str, stage: int, i: int) -> str:
         """The name of a layer in scores and costs."""
-        pair = f"{letter}.{stage}.R-A.{i}"
-        return pair if pair in self.costs.parts else f"{letter}.{stage}.R.{i}"
+        attentions = (f"{letter}.{stage}.A.", f"{letter}.{stage}.R-A.")
+        has_attention = any(part.startswith(attentions) for part in self.costs.parts)
+        return f"{letter}.{stage}.R-A.{i}" if has_attention else f"{letter}.{stage}.R.{i}"
 
     def _add_stages(self, d: int, stays: str, inner_stays: str | None) -> None:
         """Down stage `d` and the up stage that mirrors it. `inner_stays` says whether they are not the innermost."""
@@ -459,10 +460,15 @@ def _nearest(space: _Space, budget: Budget) -> str:
     least = {metric: _least(space, metric) for metric in budget.limits}
     if None in least.values():
         return "No plan heeds the constraints, whatever it costs."
-    needs = " and ".join(f"{value:,.6g} {metric}".replace(".0 ", " ") for metric, value in least.items())
-    wanted = " and ".join(f"{limit:,.6g} {metric}" for metric, limit in budget.limits.items())
+    needs = " and ".join(f"{number_of(metric, value or 0)} {metric}" for metric, value in least.items())
+    wanted = " and ".join(f"{number_of(metric, limit)} {metric}" for metric, limit in budget.limits.items())
     both = "" if len(least) == 1 else ", each by itself"
     return f"No plan has {wanted} or less. The nearest that any plan comes to is {needs}{both}."
+
+
+def number_of(metric: str, value: float) -> str:
+    """As it can be given as a budget that is met: counts exactly, milliseconds rounded up."""
+    return f"{math.ceil(1000 * value - 1e-6) / 1000:,.3f}" if metric == "milliseconds" else f"{value:,.0f}"
 
 
 def _least(space: _Space, metric: str) -> float | None:

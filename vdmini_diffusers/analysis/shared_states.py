@@ -11,7 +11,7 @@ from torch import nn
 from vdmini_diffusers.analysis.parts import Part, forward_holder, replaced_forward
 
 
-MAX_BYTES = 8 * 2**30  # of kept states; SVD's take 0.6 GiB for each video of 14 frames, 576 x 1024, in half precision
+MAX_BYTES = 8 * 2**30  # of kept states; SVD's take 0.65 GB for each video of 14 frames, 576 x 1024, in half precision
 
 
 class Call(NamedTuple):
@@ -59,7 +59,7 @@ class SharedStates:
 
         with ExitStack() as hooks:
             hooks.enter_context(self.denoiser.register_forward_pre_hook(begin, with_kwargs=True))
-            for name in self.stages:
+            for name in self.stages[:-1]:  # nothing comes after the last
                 hooks.enter_context(self.denoiser.get_submodule(name).register_forward_hook(keep(name)))
             videos = generate()
         if len(self.calls) != len(videos):

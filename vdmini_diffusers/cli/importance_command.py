@@ -1,8 +1,9 @@
 """The command line of `conversion/measure_block_importance.py`, and its work, which `vdmini score` shares."""
 
 import hashlib
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,17 +13,26 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from vdmini_diffusers.analysis.block_influence import block_influence
+from vdmini_diffusers.analysis.calibration import reconstruction_losses
 from vdmini_diffusers.analysis.clips import enough_videos, read_clips, read_prompts
 from vdmini_diffusers.analysis.generation import FixedVideos, frame_size
 from vdmini_diffusers.analysis.importance import ImportanceTable, Measurement, measure_importance, select_parts
 from vdmini_diffusers.analysis.parts import MEASURED_KINDS, removable_parts
 from vdmini_diffusers.analysis.pictures import bars, png, sheet
 from vdmini_diffusers.analysis.scores import standard_scores
+from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.evaluation.detectors import load_detector
-from vdmini_diffusers.families import find_family
+from vdmini_diffusers.families import Family, find_family
+from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.generation.opening import open_pipeline
 from vdmini_diffusers.generation.pipeline_call import chosen_options
 from vdmini_diffusers.serialization.atomic import check_apart, write_file
+from vdmini_diffusers.serialization.hashes import sha256_of
+
+
+# What scores do not depend on.
+FREE = ("output_dir", "offload", "parts", "block_influence")
 
 
 @dataclass
@@ -45,6 +55,14 @@ class ImportanceArguments:
     parts: list[str] = field(
         default_factory=lambda: list(MEASURED_KINDS),
         metadata={"help": f"Names of parts (D.1.R.0), or kinds of parts: {', '.join(MEASURED_KINDS)}."},
+    )
+    block_influence: bool = field(
+        default=False,
+        metadata={"help": "Also how far each block, half or stream turns what it is given, in block_influence.json."},
+    )
+    precomputed_data_dir: str | None = field(
+        default=None,
+        metadata={"help": "Latents by training/precompute_latents.py: score the loss on the first clips too (SVD)."},
     )
     fvd: bool = field(default=False, metadata={"help": "Score by I3D as well: FVD, KVD and the features' cosine."})
     num_frames: int | None = field(default=None, metadata={"help": "By default the pipeline's."})
@@ -87,7 +105,7 @@ def importance_command(args: ImportanceArguments) -> None:
     component = args.component or family.denoiser
     if component not in family.denoisers:
         raise ValueError(f"`component` is one of {', '.join(family.denoisers)} for {family.name}, not {component!r}.")
-    _check_inputs(args, family.pipeline_tag)
+    _check_inputs(args, family)
     state = Accelerator().state
     detector = load_detector("i3d", device=state.device) if args.fvd else None
     name, dtype = args.pretrained_model_name_or_path, getattr(torch, args.dtype)
@@ -98,7 +116,10 @@ def importance_command(args: ImportanceArguments) -> None:
         raise ValueError(f"{args.pretrained_model_name_or_path} has no {component}.")
     generate, real = _videos_of(args, pipe, family.pipeline_tag == "image-to-video")
     parts = select_parts(removable_parts(denoiser), args.parts)
-    settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "offload", "parts")}
+    settings = {name: value for name, value in vars(args).items() if name not in FREE}
+    losses = _losses_of(args, denoiser)
+    if args.precomputed_data_dir is not None:
+        settings["latents_sha256"] = sha256_of(Path(args.precomputed_data_dir) / "manifest.json")
     settings["inputs_sha256"] = digest_of_inputs([*generate.inputs, {"real": real}])
     if detector is not None:
         settings["detector_sha256"] = detector.sha256
@@ -106,19 +127,38 @@ def importance_command(args: ImportanceArguments) -> None:
         denoiser=denoiser,
         generate=generate,
         scores=standard_scores(detector, real),
+        losses=losses,
         parts=parts,
         detector=detector,
         settings=settings,
+        num_broken=lambda: generate.num_broken,
     )
     folder = Path(args.output_dir)
+    print(f"{len(parts)} parts, and {args.num_videos} videos without each.", file=sys.stderr)
     table = measure_importance(measurement, folder, state.process_index, state.num_processes)
     if table is None:
         print("Other processes are still at work; the last of them writes the tables.")
         return
     _draw(table, folder)
+    if args.block_influence:
+        _write_influence(block_influence(denoiser, generate), folder)
     for note in table.notes:
         print(note, file=sys.stderr)
     print(f"{len(table.parts)} parts, {len(table.unpruned)} scores: {folder}/importance.csv")
+
+
+def _losses_of(args: ImportanceArguments, denoiser: Any) -> dict[str, Callable[[], float]]:
+    """The training loss on the first clips of a folder of latents, if there is one."""
+    if args.precomputed_data_dir is None:
+        return {}
+    losses = reconstruction_losses(SVD, PrecomputedLatents(args.precomputed_data_dir), args.num_videos)
+    return {"reconstruction": lambda: float(np.mean([float(loss) for loss in losses(denoiser)]))}
+
+
+def _write_influence(influence: Mapping[str, float], folder: Path) -> None:
+    write_file(folder / "block_influence.json", (json.dumps(influence, indent=1) + "\n").encode())
+    title = "Block influence: 1 - cosine of what goes in and what comes out"
+    write_file(folder / "block_influence.png", png(bars(influence, title)))
 
 
 def _place(pipe: Any, offload: str, device: torch.device) -> None:
@@ -130,14 +170,18 @@ def _place(pipe: Any, offload: str, device: torch.device) -> None:
         pipe.to(device)
 
 
-def _check_inputs(args: ImportanceArguments, task: str) -> None:
+def _check_inputs(args: ImportanceArguments, family: Family) -> None:
     """Raises `ValueError` if there is not enough to make videos from, before the pipeline is loaded."""
+    task = family.pipeline_tag
     if task not in ("image-to-video", "text-to-video"):
         raise ValueError(f"Importance is measured of image-to-video and text-to-video pipelines, not of {task}.")
     from_image = task == "image-to-video"
+    if args.precomputed_data_dir is not None and family is not SVD:
+        raise ValueError(f"`--precomputed_data_dir` is for U-Nets like SVD's, not for {family.name}.")
     if from_image or args.fvd:
         if args.real_videos is None:
-            raise ValueError("`--real_videos` is needed: image to video starts from them, and FVD compares with them.")
+            uses = ["image to video starts from them"] * from_image + ["FVD compares with them"] * args.fvd
+            raise ValueError(f"`--real_videos` is needed: {', and '.join(uses)}.")
         enough_videos(args.real_videos, args.num_videos * (from_image + args.fvd))
     if not from_image and args.prompts is None:
         raise ValueError("`--prompts` is needed for text to video.")

@@ -27,6 +27,13 @@ def score(
         Option(min=0, callback=finite, help="By default the pipeline's own.", rich_help_panel="Input"),
     ] = None,
     seed: Annotated[int, Option(min=0, help="Seed of the noise.", rich_help_panel="Input")] = 0,
+    parts: Annotated[
+        list[str] | None,
+        Option(
+            help="A part (D.1.R.0), or stage, layer, block, half or stream; may be given several times. Default: all.",
+            rich_help_panel="Input",
+        ),
+    ] = None,
     fvd: Annotated[
         bool, Option("--fvd", help="By FVD as well; needs --real-videos.", rich_help_panel="Input")
     ] = False,
@@ -41,6 +48,7 @@ def score(
     The same command goes on where it was stopped. More flags: conversion/measure_block_importance.py, whose
     importance.json conversion/search_plan.py makes a plan of.
     """
+    from vdmini_diffusers.analysis.parts import MEASURED_KINDS
     from vdmini_diffusers.cli.importance_command import ImportanceArguments, importance_command
 
     importance_command(
@@ -53,6 +61,7 @@ def score(
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             seed=seed,
+            parts=parts or list(MEASURED_KINDS),
             fvd=fvd,
             variant=variant,
         )

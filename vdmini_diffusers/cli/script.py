@@ -3,7 +3,7 @@
 import itertools
 import os
 import sys
-from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, fields
 from difflib import get_close_matches
@@ -21,8 +21,9 @@ PARTS = (
 )
 
 
-class ShortHelp(ArgumentDefaultsHelpFormatter):
-    """Flags by one name each, with what kind of value they take, and defaults where there is one."""
+class ShortHelp(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Flags by one name each, with what kind of value they take, and defaults where there is one. Commands in a
+    description keep their lines."""
 
     def _format_action_invocation(self, action: Action) -> str:
         if not action.option_strings or action.nargs == 0:

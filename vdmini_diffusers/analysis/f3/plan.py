@@ -14,7 +14,7 @@ from vdmini_diffusers.families.temporal_attention import TEMPORAL_ATTENTION, Fac
 from vdmini_diffusers.serialization.safetensors_reader import short_repr
 
 
-UNITS, PARTS = ("layer", "step"), ("attention", "block")
+UNITS, PARTS, ORDERS = ("layer", "step"), ("attention", "block"), ("lowest", "highest", "random")
 MAX_UNITS = 100_000  # no model has more layers, and nobody samples with more steps
 
 
@@ -29,7 +29,8 @@ class F3Plan:
             frame, and to the text where it did before; or `"block"`, in U-Nets: the whole temporal block.
         alpha: the share of units that is pruned, rounded down to whole ones.
         scores: the aggregate temporal attention of every unit, 0 to 1. Steps are written as `"961.0"`.
-        pruned: the units that are pruned. `F3Plan.from_scores` takes those with the lowest scores.
+        pruned: the units that are pruned.
+        order: how they were chosen: by the `"lowest"` scores, or for comparison by the `"highest"` or at `"random"`.
     """
 
     model_class: str
@@ -38,13 +39,14 @@ class F3Plan:
     alpha: float
     scores: Mapping[str, float]
     pruned: tuple[str, ...]
+    order: Literal["lowest", "highest", "random"] = "lowest"
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_class, str) or self.model_class not in TEMPORAL_ATTENTION:
             raise F3Error(
                 f"`model_class` is one of {', '.join(TEMPORAL_ATTENTION)}, not {short_repr(self.model_class)}."
             )
-        for field, allowed in (("unit", UNITS), ("part", PARTS)):
+        for field, allowed in (("unit", UNITS), ("part", PARTS), ("order", ORDERS)):
             if getattr(self, field) not in allowed:
                 raise F3Error(f"`{field}` is one of {', '.join(allowed)}, not {short_repr(getattr(self, field))}.")
         if self.part == "block" and not isinstance(TEMPORAL_ATTENTION[self.model_class], FactorisedAttention):
@@ -101,16 +103,15 @@ class F3Plan:
         Raises:
             F3Error: if an argument is not as `F3Plan` demands it.
         """
-        if order not in ("lowest", "highest", "random"):
-            raise F3Error(f"`order` is lowest, highest or random, not {short_repr(order)}.")
-        plan = cls(model_class, unit, part, 0.0, scores, ())  # what follows needs scores that are numbers
+        plan = cls(model_class, unit, part, 0.0, scores, (), order)  # what follows needs scores that are numbers
         if not _is_share(alpha):
             raise F3Error(f"`alpha` is a number from 0 to 1, not {short_repr(alpha)}.")
         ranked = sorted(plan.scores, key=plan.scores.__getitem__, reverse=order == "highest")
         if order == "random":
             random.Random(seed).shuffle(ranked)
         chosen = set(ranked[: num_pruned(alpha, len(ranked))])
-        return cls(model_class, unit, part, alpha, scores, tuple(unit for unit in plan.scores if unit in chosen))
+        pruned = tuple(unit for unit in plan.scores if unit in chosen)
+        return cls(model_class, unit, part, alpha, scores, pruned, order)
 
     def prunes_step(self, timestep: float) -> bool:
         """Whether temporal attention is pruned at a timestep: whether the nearest one that was scored is.
