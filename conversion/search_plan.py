@@ -4,7 +4,9 @@
         --num_parameters 940000000 --plan_file searched.json
     python conversion/convert_svd_to_vdmini.py --plan searched.json ...
 
-The importances of layers add up, which is an approximation; given that, the plan is the best that there is.
+The importances of layers add up, which is an approximation; given that, the plan is the best that there is. So let it
+write the next best ones as well (`--num_plans`), and score all of them, and a named one, as whole students, with
+`--plans` of `measure_block_importance.py`.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from vdmini_diffusers.analysis.plan_search import (
     cost_of_plan,
     importance_of_plan,
     number_of,
-    plan_from_scores,
+    plans_from_scores,
 )
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.pruning import DepthConstraints
@@ -37,6 +39,9 @@ class SearchArguments:
         default_factory=lambda: ["content_mse", "motion_mse"], metadata={"help": "The scores that importance is by."}
     )
     weights: list[float] = field(default_factory=lambda: [1.0, 1.0], metadata={"help": "One for each score."})
+    num_plans: int = field(
+        default=1, metadata={"help": "The next best plans are written beside the file: searched-2.json, ..."}
+    )
     name: str = field(default="searched", metadata={"help": "The plan's name."})
     contiguous: bool = field(default=False, metadata={"help": "For transformers: removed blocks follow one another."})
     max_run: int | None = field(
@@ -45,6 +50,8 @@ class SearchArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.num_plans < 1:
+            raise ValueError(f"`--num_plans` is 1 at least, not {self.num_plans}.")
         if len(self.scores) != len(self.weights):
             raise ValueError(f"Give one of `weights` for each of `scores`: {self.weights} for {self.scores}.")
 
@@ -54,21 +61,24 @@ def main() -> None:
     costs = CostTable.read(Path(args.cost))
     constraints = DepthConstraints(contiguous=args.contiguous, max_run=args.max_run)
     scores, weights = ImportanceTable.read(Path(args.importance)), dict(zip(args.scores, args.weights, strict=True))
-    plan = plan_from_scores(
+    plans = plans_from_scores(
         scores,
         costs,
+        args.num_plans,
         budget=Budget(args.num_parameters, args.num_macs, args.milliseconds, args.memory_bytes),
         weights=weights,
         constraints=None if constraints == DepthConstraints() else constraints,
         name=args.name,
     )
-    write_file(Path(args.plan_file), plan.to_json_string().encode())
-    print(plan.to_json_string(), end="")
-    if cost_of_plan(plan, costs)["num_parameters"] == costs.whole.num_parameters:
+    file = Path(args.plan_file)
+    for number, plan in enumerate(plans, 1):
+        write_file(file if number == 1 else file.with_stem(f"{file.stem}-{number}"), plan.to_json_string().encode())
+    print(plans[0].to_json_string(), end="")
+    if cost_of_plan(plans[0], costs)["num_parameters"] == costs.whole.num_parameters:
         print("The whole network meets this budget, and the plan removes nothing.")
-    for metric, value in cost_of_plan(plan, costs).items():
+    for metric, value in cost_of_plan(plans[0], costs).items():
         print(f"{metric}: {number_of(metric, value)}")
-    print(f"importance that stays: {importance_of_plan(plan, scores, costs, weights):.1%}")
+    print(f"importance that stays: {', '.join(f'{importance_of_plan(p, scores, costs, weights):.1%}' for p in plans)}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ from vdmini_diffusers.analysis.scores import content_and_motion_error, standard_
 from vdmini_diffusers.cli.importance_command import ImportanceArguments, digest_of_inputs, importance_command
 from vdmini_diffusers.data.video_writing import write_video
 from vdmini_diffusers.evaluation.continuation import MAX_PSNR
+from vdmini_diffusers.models import VDMiniUNetSpatioTemporalConditionModel
+from vdmini_diffusers.pruning.in_memory import student_of
+from vdmini_diffusers.pruning.presets import BK_SDM_BASE, VDMINI_UNET
 
 
 PARTS = ["M", "D.0.R-A.0", "U.3.R.1.RB-T"]
@@ -162,6 +165,30 @@ def test_other_settings_and_foreign_folders_are_refused_and_nothing_is_changed(p
     with pytest.raises(ImportanceError, match=r"M\.json is not a result of this measurement"):
         measure_importance(measurement, folder)
     assert counts["videos"] == 0
+
+
+def test_plans_are_scored_as_students_beside_the_parts(pipe, done, tmp_path):
+    measured, _ = measurement_of(pipe)
+    student_class = VDMiniUNetSpatioTemporalConditionModel
+    swap = {"use": lambda unet: setattr(pipe, "unet", unet), "student_class": student_class}
+
+    def measure(plan):
+        parts = {**measured.parts, "mine": plan}
+        return measure_importance(Measurement(**{**vars(measured), **swap, "parts": parts}), tmp_path / "results")
+
+    table = measure(VDMINI_UNET)
+    assert pipe.unet is measured.denoiser
+    assert table.kinds["mine"] == "plan" and {name: table.parts[name] for name in PARTS} == done[1].parts
+    teacher, generate = pipe.unet, videos_of(pipe)
+    whole = generate()
+    pipe.unet = student_of(teacher, VDMINI_UNET, student_class)
+    students = generate()
+    pipe.unet = teacher
+    scores = table.parts["mine"]
+    assert (scores["content_mse"], scores["motion_mse"]) == content_and_motion_error(students, whole)
+    assert measure(VDMINI_UNET) == table
+    with pytest.raises(ImportanceError, match=r"mine\.json is not a result of this measurement"):
+        measure(BK_SDM_BASE)
 
 
 def test_processes_that_begin_at_once_share_a_folder(pipe, tmp_path):

@@ -21,6 +21,7 @@ from vdmini_diffusers.analysis.plan_search import (
     cost_of_plan,
     importance_of_plan,
     plan_from_scores,
+    plans_from_scores,
 )
 from vdmini_diffusers.families.block_lists import BLOCK_LISTS
 from vdmini_diffusers.pruning import (
@@ -293,6 +294,19 @@ def test_the_nearest_budget_that_is_named_can_be_asked_for(metric):
     assert cost_of_plan(plan_from_scores(scores, table, budget=Budget(**{metric: limit})), table)[metric] == limit
     with pytest.raises(PlanSearchError, match="The nearest"):
         plan_from_scores(scores, table, budget=Budget(**{metric: limit - 1}))
+
+
+def test_the_next_best_plans_come_in_order_and_are_all_there_are():
+    _, table, scores = unet_tables()
+    budget = Budget(num_parameters=table.whole.num_parameters // 2)
+    plans = plans_from_scores(scores, table, 1000, budget=budget)
+    assert plans[0] == plan_from_scores(scores, table, budget=budget)
+    values = [importance_of_plan(plan, scores, table) for plan in plans]
+    assert values == sorted(values, reverse=True)
+    assert len({(repr(plan.down), repr(plan.up), plan.keep_mid) for plan in plans}) == len(plans) > 3
+    assert [plan.name for plan in plans[:3]] == ["searched", "searched-2", "searched-3"]
+    assert all(cost_of_plan(plan, table)["num_parameters"] <= budget.limits["num_parameters"] for plan in plans)
+    assert plans_from_scores(scores, table, 3, budget=budget) == plans[:3]
 
 
 def test_a_layer_that_the_costs_lack_is_missed(tmp_path):

@@ -57,10 +57,16 @@ def test_from_a_teacher_to_a_plan(tmp_path):
         *(ROOT / "conversion" / "search_plan.py", "--importance", tmp_path / "importance" / "importance.json"),
         *("--cost", tmp_path / "cost" / "cost.json", "--plan_file", tmp_path / "plan.json", "--num_parameters"),
     ]
-    run([*search, whole["num_parameters"] // 2], tmp_path / "search.log")
+    run([*search, whole["num_parameters"] // 2, "--num_plans", 3], tmp_path / "search.log")
     plan = find_plan(tmp_path / "plan.json")
     assert plan.name == "searched" and len(plan.down) <= 4
     assert "importance that stays: " in (tmp_path / "search.0.log").read_text()
+    plans = ["vdmini", *(tmp_path / name for name in ("plan.json", "plan-2.json", "plan-3.json"))]
+    run([*importance, "--plans", *plans], tmp_path / "plans.log")
+    table = json.loads((tmp_path / "importance" / "importance.json").read_text())
+    assert [name for name, kind in table["kinds"].items() if kind == "plan"] == ["vdmini"] + [
+        f"searched{suffix}" for suffix in ("", "-2", "-3")
+    ]
     run([*search, whole["num_parameters"]], tmp_path / "whole.log")
     assert "the plan removes nothing" in (tmp_path / "whole.0.log").read_text()
     run([*search, 5], tmp_path / "nearest.log", fails=True)

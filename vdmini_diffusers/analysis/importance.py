@@ -8,7 +8,8 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,13 @@ from vdmini_diffusers.analysis.scores import Clips, Score, notes_on
 from vdmini_diffusers.analysis.shared_states import SharedStates
 from vdmini_diffusers.evaluation.continuation import psnr
 from vdmini_diffusers.evaluation.detectors import Detector
+from vdmini_diffusers.pruning.in_memory import student_of
+from vdmini_diffusers.pruning.plans import PruningPlan
 from vdmini_diffusers.serialization.atomic import write_file
 from vdmini_diffusers.serialization.safetensors_reader import read_json
 
 
+PLAN = "plan"  # the kind of a row that is a whole plan's
 UNPRUNED = "unpruned"  # in the place of a part's name
 WORTH_RECORDING = 4  # parts, from which on states save more than making the whole denoiser's videos again takes
 SAME_PSNR = 40.0  # dB: arithmetic in another order stays above, other weights, inputs or seeds do not
@@ -107,7 +111,9 @@ class Measurement:
         generate: `(num_videos=None, description=None)`: the videos, the same at each call; see `FixedVideos`.
         scores: by name.
         losses: numbers of the denoiser itself, such as its training loss on fixed clips, by name. Less is better.
-        parts: those to measure; by default all.
+        parts: those to measure; by default all. A plan among them stands for all that it removes.
+        use: puts another denoiser in the place of `denoiser` in the pipeline, where there are plans.
+        student_class: of the students by plans.
         detector: for scores that take features.
         settings: all that the scores depend on and that is not the denoiser's class and config. JSON.
         num_broken: how many videos of the last call of `generate` had values that are not finite.
@@ -117,14 +123,30 @@ class Measurement:
     generate: Callable[..., np.ndarray]
     scores: Mapping[str, Score]
     losses: Mapping[str, Callable[[], float]] = field(default_factory=dict)
-    parts: Mapping[str, Part] | None = None
+    parts: Mapping[str, Part | PruningPlan] | None = None
+    use: Callable[[Any], None] | None = None
+    student_class: type[Any] | None = None
     detector: Detector | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     num_broken: Callable[[], int] = lambda: 0
 
     @property
-    def all_parts(self) -> Mapping[str, Part]:
+    def all_parts(self) -> Mapping[str, Part | PruningPlan]:
         return removable_parts(self.denoiser) if self.parts is None else self.parts
+
+    @contextmanager
+    def without(self, part: Part | PruningPlan | None) -> Iterator[None]:
+        """Within the block, videos are made without a part, or by the student of a plan."""
+        if isinstance(part, PruningPlan):
+            assert self.use is not None and self.student_class is not None
+            self.use(student_of(self.denoiser, part, self.student_class))
+            try:
+                yield
+            finally:
+                self.use(self.denoiser)
+        else:
+            with removed(self.denoiser, *([] if part is None else [part])):
+                yield
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -139,6 +161,13 @@ class Measurement:
     @property
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True, default=list).encode()).hexdigest()
+
+    def digest_of(self, name: str) -> str:
+        """What the result of a part must agree in: of a plan, which its name does not tell, in that as well."""
+        part = self.all_parts.get(name)
+        if not isinstance(part, PruningPlan):
+            return self.digest
+        return hashlib.sha256(f"{self.digest} {part.to_json_string()}".encode()).hexdigest()
 
 
 def measure_importance(
@@ -157,10 +186,10 @@ def measure_importance(
     Raises:
         ImportanceError: if the folder holds results of something else, or damaged ones. Nothing in it is changed.
     """
-    parts, digest = measurement.all_parts, measurement.digest
-    open_folder(output_dir, measurement.identity, digest)
+    parts = measurement.all_parts
+    open_folder(output_dir, measurement.identity, measurement.digest)
     names = [UNPRUNED, *parts]
-    mine = [name for name in names[process_index::num_processes] if _done(output_dir, name, digest) is None]
+    mine = [name for name in names[process_index::num_processes] if _done(output_dir, name, measurement) is None]
     shared = SharedStates(measurement.denoiser)
     videos = _unpruned_videos(measurement, output_dir, shared, len(mine))
     if mine:
@@ -168,15 +197,15 @@ def measure_importance(
         for name in tqdm(mine, desc="parts", unit="part", disable=process_index > 0):
             result, picture = _measure(measurement, name, parts.get(name), unpruned, shared)
             write_file(output_dir / "frames" / f"{name}.png", picture)
-            content = json.dumps({**result, "digest": digest}, indent=1)
+            content = json.dumps({**result, "digest": measurement.digest_of(name)}, indent=1)
             write_file(_file(output_dir, name), f"{content}\n".encode())
     return collect(measurement, output_dir)
 
 
 def collect(measurement: Measurement, output_dir: Path) -> ImportanceTable | None:
     """The table of all parts, which is written as well; `None` if not all of them are measured."""
-    parts, digest = measurement.all_parts, measurement.digest
-    results = {name: _done(output_dir, name, digest) for name in (UNPRUNED, *parts)}
+    parts = measurement.all_parts
+    results = {name: _done(output_dir, name, measurement) for name in (UNPRUNED, *parts)}
     scores = {name: result["scores"] for name, result in results.items() if result is not None}
     if len(scores) < len(results):
         return None
@@ -190,7 +219,7 @@ def collect(measurement: Measurement, output_dir: Path) -> ImportanceTable | Non
         higher_is_better=directions,
         unpruned=scores.pop(UNPRUNED),
         parts=scores,
-        kinds={name: part.kind for name, part in parts.items()},
+        kinds={name: PLAN if isinstance(part, PruningPlan) else part.kind for name, part in parts.items()},
         notes=(*notes_on(num_clips, measurement.detector, directions), *_notes_on_broken(results)),
     )
     write_file(output_dir / "importance.json", table.to_json_string().encode())
@@ -209,14 +238,15 @@ def _notes_on_broken(results: Mapping[str, Mapping[str, Any] | None]) -> list[st
 
 @torch.no_grad()
 def _measure(
-    measurement: Measurement, name: str, part: Part | None, unpruned: Clips, shared: SharedStates
+    measurement: Measurement, name: str, part: Part | PruningPlan | None, unpruned: Clips, shared: SharedStates
 ) -> tuple[dict[str, Any], bytes]:
     start = time.perf_counter()
-    with removed(measurement.denoiser, *([] if part is None else [part])):
+    replayed = shared.replayed(part) if isinstance(part, Part) else nullcontext()
+    with measurement.without(part):
         losses = {loss: float(compute()) for loss, compute in measurement.losses.items()}
         clips = unpruned
         if part is not None:
-            with shared.replayed(part):
+            with replayed:
                 clips = Clips(measurement.generate(None, name), measurement.detector)
     generated = time.perf_counter()
     scores = {score: float(how.compute(clips, unpruned)) for score, how in measurement.scores.items()} | losses
@@ -303,12 +333,16 @@ def _file(folder: Path, name: str) -> Path:
     return folder / "parts" / f"{name}.json"
 
 
-def _done(folder: Path, name: str, digest: str) -> dict[str, Any] | None:
+def _done(folder: Path, name: str, measurement: Measurement) -> dict[str, Any] | None:
     file = _file(folder, name)
     if not file.exists():
         return None
     result = _read(file)
-    if result.get("digest") != digest or result.get("part") != name or not isinstance(result.get("scores"), dict):
+    if (
+        result.get("digest") != measurement.digest_of(name)
+        or result.get("part") != name
+        or not isinstance(result.get("scores"), dict)
+    ):
         raise ImportanceError(f"{file} is not a result of this measurement. Delete it, and it is measured again.")
     return result
 

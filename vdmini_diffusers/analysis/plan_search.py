@@ -69,6 +69,8 @@ def plan_from_scores(
 ) -> PruningPlan:
     """The plan under which the importance of what stays is the greatest that `budget` allows.
 
+    Importances add up only about, so that of several plans the best to measure may be another (`plans_from_scores`).
+
     Args:
         scores: of all layers of a U-Net and its mid block, or of all blocks of a transformer that can go.
         costs: of the same network.
@@ -80,6 +82,24 @@ def plan_from_scores(
         PlanSearchError: if the scores are incomplete, not finite or of another network than the costs, or if nothing
             fits the budget: it says what the nearest is.
         ImportError: without scipy, which scikit-image brings (`pip install -e '.[teacher]'`).
+    """
+    plans = plans_from_scores(scores, costs, 1, budget=budget, weights=weights, constraints=constraints, name=name)
+    return plans[0]
+
+
+def plans_from_scores(
+    scores: ImportanceTable,
+    costs: CostTable,
+    num_plans: int,
+    *,
+    budget: Budget,
+    weights: Mapping[str, float] = CONTENT_AND_MOTION,
+    constraints: DepthConstraints | None = None,
+    name: str = "searched",
+) -> list[PruningPlan]:
+    """The best plans in their order, as `plan_from_scores` has it; fewer where a budget allows no more.
+
+    All but the first are named by their place as well, `searched-2`.
     """
     one, other = ((t.class_name, json.dumps(dict(t.config), sort_keys=True, default=list)) for t in (scores, costs))
     if one != other:
@@ -95,7 +115,7 @@ def plan_from_scores(
     else:
         space = _UNetSpace(costs)
     importance = weighted_importance(scores, weights, space.scored)
-    return _solve(space, importance, costs, budget, name)
+    return _solve(space, importance, num_plans, budget, name)
 
 
 def weighted_importance(
@@ -317,29 +337,38 @@ class _TransformerSpace(_Space):
         self.constraints.check(plan, self.costs.config)
 
 
-def _solve(space: _Space, importance: Mapping[str, float], costs: CostTable, budget: Budget, name: str) -> PruningPlan:
+def _solve(
+    space: _Space, importance: Mapping[str, float], num_plans: int, budget: Budget, name: str
+) -> list[PruningPlan]:
     objective = {part: -value for part, value in importance.items()}
+    found: list[PruningPlan] = []
     excluded: list[Row] = []
     reason: ValueError | None = None
-    for _ in range(MAX_SOLUTIONS):
+    for _ in range(MAX_SOLUTIONS + num_plans):
         kept = _best(space, objective, [*_budget_rows(space, budget.limits), *excluded])
         if kept is None:
             break
         try:
-            plan = space.plan(kept, name)
+            plan = space.plan(kept, f"{name}-{len(found) + 1}" if found else name)
             space.check(plan)
         except PruningPlanError as error:
             reason = error
         else:
             if all(total <= budget.limits[what] for what, total in _student_costs(space, kept, budget.limits).items()):
-                return plan
-            reason = PlanSearchError("the solver's tolerance let a plan pass that is just above the budget")
+                found.append(plan)
+                if len(found) == num_plans:
+                    return found
+            else:
+                reason = PlanSearchError("the solver's tolerance let a plan pass that is just above the budget")
         # Exactly this choice is ruled out, and the next best is sought.
         chosen = {v: -1.0 if v in kept else 1.0 for v in space.scored}
         excluded.append((chosen, 1 - sum(v in kept for v in space.scored), np.inf))
     else:
-        raise PlanSearchError(f"{MAX_SOLUTIONS} plans were found that do not fit the network; the last: {reason}")
-    raise PlanSearchError(_nearest(space, budget))
+        if not found:
+            raise PlanSearchError(f"{MAX_SOLUTIONS} plans were found that do not fit the network; the last: {reason}")
+    if not found:
+        raise PlanSearchError(_nearest(space, budget))
+    return found
 
 
 def cost_of_plan(plan: PruningPlan, costs: CostTable) -> dict[str, float]:

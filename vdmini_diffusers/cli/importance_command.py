@@ -18,7 +18,7 @@ from vdmini_diffusers.analysis.calibration import reconstruction_losses
 from vdmini_diffusers.analysis.clips import enough_videos, read_clips, read_prompts
 from vdmini_diffusers.analysis.generation import FixedVideos, frame_size
 from vdmini_diffusers.analysis.importance import ImportanceTable, Measurement, measure_importance, select_parts
-from vdmini_diffusers.analysis.parts import MEASURED_KINDS, removable_parts
+from vdmini_diffusers.analysis.parts import MEASURED_KINDS, plain_config, removable_parts
 from vdmini_diffusers.analysis.pictures import bars, png, sheet
 from vdmini_diffusers.analysis.scores import standard_scores
 from vdmini_diffusers.data.latents import PrecomputedLatents
@@ -27,12 +27,14 @@ from vdmini_diffusers.families import Family, find_family
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.generation.opening import open_pipeline
 from vdmini_diffusers.generation.pipeline_call import chosen_options
+from vdmini_diffusers.pruning.plans import PruningPlan
+from vdmini_diffusers.pruning.presets import find_plan
 from vdmini_diffusers.serialization.atomic import check_apart, write_file
 from vdmini_diffusers.serialization.hashes import sha256_of
 
 
 # What scores do not depend on.
-FREE = ("output_dir", "offload", "parts", "block_influence")
+FREE = ("output_dir", "offload", "parts", "plans", "block_influence")
 
 
 @dataclass
@@ -63,6 +65,10 @@ class ImportanceArguments:
     precomputed_data_dir: str | None = field(
         default=None,
         metadata={"help": "Latents by training/precompute_latents.py: score the loss on the first clips too (SVD)."},
+    )
+    plans: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Plans, by name or JSON file, whose students are scored as well, without training."},
     )
     fvd: bool = field(default=False, metadata={"help": "Score by I3D as well: FVD, KVD and the features' cosine."})
     num_frames: int | None = field(default=None, metadata={"help": "By default the pipeline's."})
@@ -115,9 +121,9 @@ def importance_command(args: ImportanceArguments) -> None:
     if denoiser is None:
         raise ValueError(f"{args.pretrained_model_name_or_path} has no {component}.")
     generate, real = _videos_of(args, pipe, family.pipeline_tag == "image-to-video")
-    parts = select_parts(removable_parts(denoiser), args.parts)
+    parts: dict[str, Any] = {**select_parts(removable_parts(denoiser), args.parts), **_plans_of(args, denoiser)}
     settings = {name: value for name, value in vars(args).items() if name not in FREE}
-    losses = _losses_of(args, denoiser)
+    losses = _losses_of(args, lambda: getattr(pipe, component))
     if args.precomputed_data_dir is not None:
         settings["latents_sha256"] = sha256_of(Path(args.precomputed_data_dir) / "manifest.json")
     settings["inputs_sha256"] = digest_of_inputs([*generate.inputs, {"real": real}])
@@ -129,6 +135,8 @@ def importance_command(args: ImportanceArguments) -> None:
         scores=standard_scores(detector, real),
         losses=losses,
         parts=parts,
+        use=lambda other: setattr(pipe, component, other),
+        student_class=family.denoisers[component].student,
         detector=detector,
         settings=settings,
         num_broken=lambda: generate.num_broken,
@@ -147,12 +155,24 @@ def importance_command(args: ImportanceArguments) -> None:
     print(f"{len(table.parts)} parts, {len(table.unpruned)} scores: {folder}/importance.csv")
 
 
-def _losses_of(args: ImportanceArguments, denoiser: Any) -> dict[str, Callable[[], float]]:
+def _losses_of(args: ImportanceArguments, denoiser: Callable[[], Any]) -> dict[str, Callable[[], float]]:
     """The training loss on the first clips of a folder of latents, if there is one."""
     if args.precomputed_data_dir is None:
         return {}
     losses = reconstruction_losses(SVD, PrecomputedLatents(args.precomputed_data_dir), args.num_videos)
-    return {"reconstruction": lambda: float(np.mean([float(loss) for loss in losses(denoiser)]))}
+    return {"reconstruction": lambda: float(np.mean([float(loss) for loss in losses(denoiser())]))}
+
+
+def _plans_of(args: ImportanceArguments, denoiser: Any) -> dict[str, PruningPlan]:
+    """By name, which are different ones. Raises `PruningPlanError` for plans that do not fit the denoiser."""
+    if args.plans and args.offload != "none":
+        raise ValueError("`--plans` are scored without `--offload`: students share the weights of the model.")
+    plans = [find_plan(plan).for_teacher(type(denoiser).__name__, plain_config(denoiser)) for plan in args.plans]
+    if len({plan.name for plan in plans}) < len(plans):
+        raise ValueError(f"`--plans` have names of their own, not {', '.join(plan.name for plan in plans)}.")
+    for plan in plans:
+        plan.student_config({"_class_name": type(denoiser).__name__, **plain_config(denoiser)})
+    return {plan.name: plan for plan in plans}
 
 
 def _write_influence(influence: Mapping[str, float], folder: Path) -> None:
