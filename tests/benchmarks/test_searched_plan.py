@@ -9,7 +9,7 @@ from tiny import tiny_teacher_unet, tiny_unet_inputs
 
 from vdmini_diffusers.analysis.cost_table import costed_parts, count_costs
 from vdmini_diffusers.analysis.importance import ImportanceTable
-from vdmini_diffusers.analysis.plan_search import cost_of_plan
+from vdmini_diffusers.analysis.plan_search import cost_of_plan, importance_of_plan
 from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_TEACHER
 from vdmini_diffusers.pruning.presets import BK_SDM_BASE, VDMINI_UNET
 
@@ -35,9 +35,10 @@ def tables():
 
 def test_the_searched_student_costs_no_more_than_the_paper_s_and_keeps_more_of_what_was_scored(searched_plan, tables):
     scores, costs = tables
-    found = searched_plan.search(scores, costs)
+    found, second = searched_plan.search(scores, costs, 2)
     paper, own = cost_of_plan(VDMINI_UNET, costs), cost_of_plan(found, costs)
     assert all(own[name] <= paper[name] for name in ("num_parameters", "num_macs"))
+    assert importance_of_plan(second, scores, costs) <= importance_of_plan(found, scores, costs)
     first, second = searched_plan.describe({"paper": VDMINI_UNET, "searched": found}, scores, costs)
     assert float(second["importance"]) > float(first["importance"])
     assert first["parameters"] == f"{paper['num_parameters']:,.0f}"
@@ -51,7 +52,7 @@ def test_the_table_compares_the_trained_plans_by_seed(searched_plan):
         "the paper's plan, ICMD": trained,
         "the searched plan, ICMD": {seed: {"right_way": run["right_way"] + 0.1} for seed, run in trained.items()},
     }
-    text = searched_plan.table_of(args, [{"plan": "a"}], results)
+    text = searched_plan.table_of(args, [{"plan": "a"}], [{"candidate": "b"}], results)
     assert "| the searched plan, ICMD, less the paper's plan, ICMD | 2 | +0.100 [+0.100, +0.100] |" in text
 
 
@@ -92,3 +93,15 @@ def test_results_of_other_scores_are_refused_wherever_they_lie(searched_plan, tm
     (tmp_path / "importance.json").write_text("{} ")
     with pytest.raises(ValueError, match="has other settings"):
         searched_plan.check_settings(searched_plan.Arguments(**args))
+
+
+def test_the_candidate_with_the_least_error_as_a_student_comes_first(searched_plan, tables):
+    scores, costs = tables
+    plans = [VDMINI_UNET, *searched_plan.search(scores, costs, 2)]
+    errors = {plans[0].name: (4.0, 1.0), plans[1].name: (2.0, 4.0), plans[2].name: (1.0, 2.0)}
+    rows = {name: {"content_mse": content, "motion_mse": motion} for name, (content, motion) in errors.items()}
+    zeros = {"content_mse": 0.0, "motion_mse": 0.0}
+    measured = ImportanceTable("A", {}, {}, dict.fromkeys(zeros, False), zeros, rows, dict.fromkeys(rows, "plan"))
+    lines = searched_plan.describe_candidates(plans, measured, scores, costs)
+    assert [line["candidate"] for line in lines] == [plan.name for plan in (plans[2], plans[0], plans[1])]
+    assert lines[0]["both, over the sum of all"] == f"{1 / 7 + 2 / 7:.4f}"
