@@ -8,8 +8,8 @@ Prunes the teacher by the paper's plan, by BK-SDM's, and by four criteria of Tor
 to the paper's number of parameters within 1 %. Each is trained with the same recipe, steps and seeds, once by ICMD and
 once without ICD, which compares channel-pruned students on the channels that they kept. All U-Nets are timed in turns.
 Writes `table.md`, `stages.md`, `results.csv`, `results.json`, `costs.json` and `plot.png` after each seed, and at the
-end `contact_sheet.png`. What is finished is kept: run it again after a stop, or with `settings.json` and
-`results.json` of another machine in the folder. A start with other settings is refused.
+end `contact_sheet.png` with videos of its first scenes. What is finished is kept: run it again after a stop, or with
+`settings.json` and `results.json` of another machine in the folder. A start with other settings is refused.
 """
 
 import csv

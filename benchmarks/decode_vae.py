@@ -22,6 +22,7 @@ from torch import nn
 
 from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder
 from vdmini_diffusers.cli.script import parse_arguments, run
+from vdmini_diffusers.evaluation.device_name import device_name
 from vdmini_diffusers.evaluation.latency import count_tmacs
 from vdmini_diffusers.evaluation.live_bytes import grown_by
 
@@ -122,7 +123,7 @@ def main(args: Arguments) -> None:
     shape = (args.num_frames, 4, args.height // 8, args.width // 8)
     macs = {name: tera_macs(make, shape) for name, make in VAES.items()}
     clip = f"{args.num_frames} x {args.height} x {args.width}"
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = device_name(args.device)
     print(f"{clip} pixels, {where}, torch {torch.__version__}, best of {args.rounds}\n")
     print("| decoder | variant | chunk | parameters | TMACs | fewer | seconds | faster | peak MiB |")
     print("| --- " * 9 + "|")

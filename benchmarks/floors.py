@@ -43,6 +43,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
+from vdmini_diffusers.evaluation.device_name import device_name
 from vdmini_diffusers.evaluation.latency import optimized_copy, time_in_turns
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes
 from vdmini_diffusers.evaluation.paper_components import (
@@ -260,7 +261,7 @@ def main(args: Arguments) -> None:
             passes += passes_of(pipeline, component, args)
             print(f"{pipeline}, {component.name}: done", flush=True)
     rows = [each.row(ceilings) for each in passes]
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    device = device_name(args.device)
     lines = [f"# Floors\n\n{', '.join(sizes)} pixels, {args.dtype}, torch {torch.__version__}."]
     named = [
         f"{name}{f' ({device})' * (name == 'here')} {each.flops / 1e12:.4g} TFLOP/s, {each.bytes / 1e12:.4g} TB/s"

@@ -6,10 +6,10 @@
     python benchmarks/latency_tables.py --table A1 --num_frames 2 --height 256 --width 384 --optimize
 
 Weights are random, and drawn on the device in the dtype. Teacher and student of a component are in memory together and
-take turns, so that other load on the machine meets both. A time is the median of the rounds, a ratio the median of the
-rounds' ratios, and memory the peak beyond the weights: the allocator's on a GPU, elsewhere that of the living tensors,
-in a round which is not timed. Multiply-accumulates are counted on the meta device. U-Nets run one step without
-guidance; the sum is what a video takes, in 1 (A1) and in 4, 8 and 16 steps (A3).
+take turns, so that other load on the machine meets both. A time is the median of the rounds, which come after a
+warm-up, a ratio the median of the rounds' ratios, and memory the peak beyond the weights: the allocator's on a GPU,
+elsewhere that of the living tensors, in a round which is not timed. Multiply-accumulates are counted on the meta
+device. U-Nets run one step without guidance; the sum is what a video takes, in 1 (A1) and in 4, 8 and 16 steps (A3).
 
 `--output` keeps the rows as JSON after each component. Run again, what the file has is not measured again. The paper
 does not say which size Table A5 was measured at, nor what part of a video its times are for.
@@ -32,6 +32,7 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.networks import build_i2v_scheduler
 from vdmini_diffusers.demo.teachers import T2V_TEACHER
+from vdmini_diffusers.evaluation.device_name import device_name
 from vdmini_diffusers.evaluation.latency import count_tmacs, optimized_copy, time_in_turns
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes
 from vdmini_diffusers.evaluation.paper_components import (
@@ -63,7 +64,9 @@ class Arguments:
     dtype: Literal["fp32", "bf16", "fp16"] = field(
         default="fp32", metadata={"help": "Precision of weights and inputs."}
     )
-    rounds: int = field(default=1, metadata={"help": "Measured rounds; on cuda two that are not come first."})
+    rounds: int = field(
+        default=3, metadata={"help": "Measured rounds. One that is not comes first; on cuda, or compiled, two."}
+    )
     compile: bool = field(
         default=False, metadata={"help": "Measure what was pruned only, compiled and eager in the same rounds."}
     )
@@ -170,10 +173,6 @@ def networks_of(made: Any) -> list[Any]:
     return [made] if isinstance(made, nn.Module) else [m for m in made.components.values() if isinstance(m, nn.Module)]
 
 
-def name_of(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-
-
 def pair(name: str, values: Sequence[float | None]) -> dict[str, float]:
     """The teacher's and the student's, which are one where they share the network; nothing where there is none."""
     ends = {f"teacher {name}": values[0], f"student {name}": values[-1]} if values else {}
@@ -204,7 +203,8 @@ def measure(component: Timed, args: Arguments) -> list[dict[str, Any]]:
     for name in works if args.device == "cpu" and not args.compile else ():
         with counters[name]:
             works[name]()
-    timings = time_in_turns(works, args.device, args.rounds, warm_ups=2 * (args.compile or args.device == "cuda"))
+    warm_ups = 2 if args.compile or args.device == "cuda" else 1
+    timings = time_in_turns(works, args.device, args.rounds, warm_ups)
     for name, counter in counters.items():
         timings[name].peaks += [counter.peak / 2**20] if counter.peak else []
     sizes = [sum(p.numel() for network in networks_of(each) for p in network.parameters()) / 1e6 for each in made]
@@ -219,7 +219,8 @@ def measure(component: Timed, args: Arguments) -> list[dict[str, Any]]:
             fast = timings["optimized"]
             row |= {"optimized ms": round(fast.median, 3), "optimized ratio": round(teacher.ratio(fast), 3)}
             row |= {"optimized peak MiB": round(fast.peak or 0, 3)}
-        rows.append(row | pair("ms in the paper", component.paper) | {"device": name_of(args.device)})
+        row |= pair("ms in the paper", component.paper)
+        rows.append(row | {"rounds": args.rounds, "device": device_name(args.device)})
     return rows
 
 
@@ -261,7 +262,8 @@ def main(args: Arguments) -> None:
         if args.output is not None:
             write_file(args.output, json.dumps(rows, indent=2).encode())
     clip = f"{args.num_frames} x {args.height} x {args.width} pixels, {args.dtype}"
-    print(f"\n{markdown_table(rows)}\n\nTable {args.table}: {clip}, {name_of(args.device)}, torch {torch.__version__}")
+    where = f"{device_name(args.device)}, torch {torch.__version__}"
+    print(f"\n{markdown_table(rows)}\n\nTable {args.table}: {clip}, {where}")
 
 
 if __name__ == "__main__":

@@ -142,13 +142,14 @@ class Results:
     def __init__(self, args: Arguments, items: Sequence[Item]):
         import torch
 
-        on_gpu = args.device == "cuda"
-        if on_gpu and not torch.cuda.is_available():
+        from vdmini_diffusers.evaluation.device_name import device_name
+
+        if args.device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("No CUDA device was found. `--device cpu --tiny` tries the list without one.")
         self.folder = args.output_dir.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.machine = {
-            "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+            "device": device_name(args.device),
             **{name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")},
         }
         self.setting = {"device": args.device, "tiny": args.tiny}

@@ -43,6 +43,7 @@ from torch import nn
 from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder, VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
+from vdmini_diffusers.evaluation.device_name import device_name
 from vdmini_diffusers.evaluation.latency import build_network, optimized_copy, time_in_turns
 from vdmini_diffusers.inference import compile_blocks, optimize
 
@@ -259,7 +260,7 @@ def main(args: Arguments) -> None:
     functions = (unet_rows, decoder_rows, transformer_rows, allocator_rows, decode_in_this_process)
     measures = dict(zip(PARTS, functions, strict=True))
     rows = [row for part in args.parts for row in measures[part](args)]
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = device_name(args.device)
     print(f"\n{markdown_table(rows)}\n\n{args.num_frames} x {args.height} x {args.width} pixels, {where}")
 
 

@@ -13,7 +13,7 @@ latents, which shows the same ways as the VAE's at a hundredth of its cost (`dec
 the other measures are of fewer clips that the VAE decodes. All settings are in `settings.json` before the first run,
 and a start with others is refused. What is finished is kept: run it again after a stop, or with `settings.json`,
 `learning_rate.json` and `results.json` of another machine in the folder. Writes `table.md`, `results.json`, `plot.png`
-and `contact_sheet.png` after each seed.
+and `contact_sheet.png` with videos of its first scenes after each seed.
 """
 
 import hashlib

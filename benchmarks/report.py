@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.evaluation.report_pages import PICTURES, VIDEOS, html_page, markdown_page
-from vdmini_diffusers.evaluation.report_tables import compare_tables
+from vdmini_diffusers.evaluation.report_tables import compare_tables, count_results
 from vdmini_diffusers.serialization.atomic import write_file
 
 
@@ -33,15 +33,14 @@ class Arguments:
 
 def main(args: Arguments) -> None:
     tables = compare_tables(BENCHMARKS / "paper_tables.json", args.sources, BENCHMARKS.parent)
-    shown = PICTURES | VIDEOS
-    figures = [file for file in sorted((BENCHMARKS / "results").rglob("*")) if file.suffix in shown] + args.figures
+    files = sorted((BENCHMARKS / "results").rglob("*"))
+    # Some pictures are long: videos come first.
+    figures = [file for kind in (VIDEOS, PICTURES) for file in files if file.suffix in kind] + args.figures
     page = html_page(tables, figures)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     write_file(args.output_dir / "report.md", markdown_page(tables, figures, args.output_dir).encode())
     write_file(args.output_dir / "report.html", page.encode())
-    rows = [row for table in tables for row in table.rows]
-    measured = sum(any(each.is_there for each in row.measured) for row in rows)
-    print(f"{measured} of {len(rows)} rows of {len(tables)} tables have results: {args.output_dir / 'report.html'}")
+    print(f"{count_results(tables)} {args.output_dir / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import pytest
 from checkout import ROOT, as_module
 from forked_scripts import start
 
+from vdmini_diffusers.evaluation.device_name import device_name
+
 
 ITEM = "a5_bf16"
 
@@ -51,6 +53,7 @@ def test_a_table_is_not_measured_again_where_its_rows_are(tmp_path):
     flags = ("--table", "A5", "--tiny", "--output", tmp_path / "rows.json")
     run("latency_tables.py", *flags, log=tmp_path / "log")
     rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows[0]["rounds"] == 3 and rows[0]["device"] == device_name("cpu") and rows[0]["student peak MiB"] > 0
     (tmp_path / "rows.json").write_text(json.dumps([rows[0] | {"teacher ms": 12345.0}]))
     assert "12345" in run("latency_tables.py", *flags, log=tmp_path / "log")
 

@@ -28,5 +28,6 @@ def test_a_copy_of_the_teacher_is_as_good_as_the_teacher_and_what_is_measured_is
     monkeypatch.setattr(judge.all, "generate", refuse)
     assert judge.measure(copy, tmp_path / "measures") == numbers
     judge.write_sheet({"copy": tmp_path / "measures", "gone": tmp_path / "nowhere"}, tmp_path / "sheet.png")
+    assert [file.name for file in tmp_path.glob("scene-*.mp4")] == ["scene-0.mp4"]
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.width == 3 * 16 * 64 and sheet.height == 2 * (3 * 64 + 20)  # one scene: the real clip and the copy's

@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 from checkout import ROOT
 from PIL import Image
 
-from vdmini_diffusers.evaluation.report_pages import html_page, markdown_page
-from vdmini_diffusers.evaluation.report_tables import compare_tables, look_up
+from vdmini_diffusers.evaluation.report_pages import PICTURES, VIDEOS, html_page, markdown_page
+from vdmini_diffusers.evaluation.report_tables import compare_tables, count_results, look_up
 from vdmini_diffusers.evaluation.vbench_scores import T2V_SUITE, total_of_parts
 from vdmini_diffusers.pruning import VDMINI_UNET
 
@@ -150,6 +151,7 @@ def test_the_page_is_whole_loads_nothing_and_shows_every_table_and_figure(source
     (tmp_path / "clip.mp4").write_bytes(b"x")
     figures = [tmp_path / "a plot.png", tmp_path / "clip.mp4"]
     text = html_page(sources(), figures)
+    assert f"<figcaption>{tmp_path.name}/clip.mp4</figcaption>" in text
     page = Page(text)
     assert page.counts["table"] == 11 and page.counts["img"] == page.counts["video"] == 1
     assert all(load.startswith(("data:", "#")) for load in page.loads)
@@ -160,9 +162,20 @@ def test_the_page_is_whole_loads_nothing_and_shows_every_table_and_figure(source
     start = lines.index("## Table A2: Compressed VAE decoder on UCF-101")
     assert lines[start + 4 : start + 6] == [
         "| Original | 32.30 | 0.94 | 0.031 |",
-        "| *here: <H100> [1]* | 1.25 |  |  |",
+        "| *measured: <H100> [1]* | 1.25 |  |  |",
     ]
-    assert "- [1] `python x.py --a`" in lines and "![a plot.png](a%20plot.png)" in lines
+    assert "| *computed: counted* | 7 |" in lines
+    assert "- [1] `python x.py --a`" in lines and f"![{tmp_path.name}/a plot.png](a%20plot.png)" in lines
+    assert f"[{tmp_path.name}/clip.mp4](clip.mp4)" in lines
+    assert count_results(sources()) in lines and count_results(sources()) in unescape(text)
+
+
+def test_what_was_measured_is_counted_apart_from_what_was_computed(sources):
+    counted = "with results that were measured here, {} only with what was computed"
+    assert f"11 tables have 48 rows: 3 {counted.format(1)}" in count_results(sources())
+    both = {"table": "4", "row": "L_ICD", "where": "computed as well", "values": {"FVD": "7"}}
+    assert f"11 tables have 48 rows: 3 {counted.format(1)}" in count_results(sources(both))
+    assert ", 44 with nothing yet" in count_results(sources(both))
 
 
 def test_a_figure_that_no_browser_shows_is_refused(sources, tmp_path):
@@ -177,6 +190,9 @@ def test_the_sources_of_the_repository_name_rows_and_results_that_exist():
     assert "800" in [
         measured.values.get("text encoder, 77 tokens") for measured in rows["A3", "T2V-Turbo-v2, latency, ms"]
     ]
+    shown = [file for file in (BENCHMARKS / "results").rglob("*") if file.suffix in PICTURES | VIDEOS]
+    page = Page(html_page(tables, shown))
+    assert page.counts["img"] > 1 and page.counts["video"] > 1
     scripts = {s for each in rows.values() for m in each for s in re.findall(r"benchmarks/\w+\.py", m.command)}
     assert all((BENCHMARKS.parent / script).exists() for script in scripts)
     # What was measured stands in the file of its result alone; figures without one are asserted by a test.

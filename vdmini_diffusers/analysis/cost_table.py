@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vdmini_diffusers.analysis.parts import Part, plain_config, removable_parts
+from vdmini_diffusers.evaluation.device_name import device_name
 from vdmini_diffusers.evaluation.latency import Timing
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes
 from vdmini_diffusers.pruning.paper_names import paper_name
@@ -217,8 +218,7 @@ def measure_times(
     whole = timings[""].median
     blocks = sum(timings[name].median for name, part in parts.items() if part.kind in ("block", "sampler"))
     costs[REST] = replace(table.parts[REST], milliseconds=max(0.0, whole - blocks))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return replace(table, whole=replace(table.whole, milliseconds=whole), parts=costs, device=name)
+    return replace(table, whole=replace(table.whole, milliseconds=whole), parts=costs, device=device_name(device))
 
 
 def _count_peaks(

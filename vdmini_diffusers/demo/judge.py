@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from vdmini_diffusers.data.latents import PrecomputedLatents
-from vdmini_diffusers.demo.contact_sheet import write_contact_sheet
+from vdmini_diffusers.demo.contact_sheet import write_contact_sheet, write_labelled_video
 from vdmini_diffusers.demo.linear_decoder import LinearDecoder
 from vdmini_diffusers.demo.measures import HeldOutImages, HeldOutPrompts, Videos
 from vdmini_diffusers.demo.teachers import T2V_SAMPLING
@@ -24,6 +25,7 @@ FROM_LATENTS = ("right_way", "moves", "speed")  # of all scenes, decoded by one 
 DECODED = ("sharpness", "flicker", "object", "place", "motion_cosine", "psnr_to_teacher", "fvd", "kvd")
 MEASURES = (*FROM_LATENTS, *DECODED, "decoders_agree")
 FIRST_VIDEOS, NUM_SHOWN = "first_videos.npz", 6  # kept beside the numbers
+NUM_FILMED = 3  # of those, scenes that become videos of their own
 NUM_LINEAR_CLIPS = 64  # to train on, which the matrix is fitted to
 
 
@@ -102,10 +104,16 @@ class Judge:
 
     def write_sheet(self, folders: Mapping[str, Path], path: Path) -> None:
         """A picture of the first videos, scene by scene: the real ones, and of each folder those that were measured
-        there, if they are kept."""
+        there, if they are kept. Beside it `scene-0.mp4` and the next ones show all that are of one scene at once."""
         rows = {"real": self.decoded.real.frames}
         files = {name: folder / FIRST_VIDEOS for name, folder in folders.items()}
         rows |= {name: np.load(file)["frames"] for name, file in files.items() if file.exists()}
-        captions = enumerate(self.decoded.captions[:NUM_SHOWN])
-        sheet = [(f"{caption}: {name}", videos[i]) for i, caption in captions for name, videos in rows.items()]
+        captions = self.decoded.captions[:NUM_SHOWN]
+        sheet = [
+            (f"{caption}: {name}", videos[i]) for i, caption in enumerate(captions) for name, videos in rows.items()
+        ]
         write_contact_sheet(sheet, path)
+        if find_spec("av") is not None:  # a GPU that is lent for minutes may come without it
+            for i in range(min(NUM_FILMED, len(captions))):
+                clips = {name: videos[i] for name, videos in rows.items()}
+                write_labelled_video(clips, path.with_name(f"scene-{i}.mp4"))

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from vdmini_diffusers.evaluation.report_tables import NOT_MEASURED, MeasuredRow, PaperRow, PaperTable
+from vdmini_diffusers.evaluation.report_tables import (
+    NOT_MEASURED,
+    MeasuredRow,
+    PaperRow,
+    PaperTable,
+    count_results,
+)
 
 
 MAX_FIGURE_BYTES = 16 * 2**20
@@ -29,48 +35,46 @@ a { color: var(--accent); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; }
-th:first-child, td:first-child { text-align: left; min-width: 11rem; }
+th:first-child, td:first-child { text-align: left; min-width: min(14.5rem, 45vw); }
 thead th { vertical-align: bottom; border-bottom-width: 2px; text-wrap: balance; }
 tr.here { background: var(--soft); }
 tr.here th { font-weight: 400; padding-left: 1.6rem; }
-tr.none th { color: var(--faint); }
+tr.missing th { color: var(--faint); }
 details { font-size: .85rem; color: var(--faint); margin-top: .5rem; }
 details ol { padding-left: 1.4rem; margin: .3rem 0 0; }
 details li { margin-bottom: .4rem; }
 summary { cursor: pointer; }
 code { overflow-wrap: anywhere; font: .92em ui-monospace, monospace; }
-.figures { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); }
-figure { margin: 0; }
-figure:has(img) { grid-column: 1 / -1; }
-figure video { width: 100%; }
+.figures { display: flex; flex-wrap: wrap; gap: 1.5rem; }
+figure { margin: 0; max-width: 100%; }
 figure img, figure video { display: block; max-width: 100%; height: auto; background: #fff; border-radius: .3rem; }
 @media (max-width: 40rem) { figure:has(img) { overflow-x: auto; } figure img { max-width: none; } }
-figcaption { font-size: .85rem; color: var(--faint); margin-top: .3rem; overflow-wrap: anywhere; }
+figcaption { font-size: .85rem; color: var(--faint); margin-bottom: .3rem; overflow-wrap: anywhere; }
 """
 TITLE = "VDMini: the paper's tables, and what was measured here"
 INTRODUCTION = (
-    "The paper's figures as it prints them (Wu et al., ACM MM 2025), and below each row what was measured here: where,"
-    " and by which command (numbers in brackets). A row without figures was not measured yet. Demo teachers are small"
-    " networks on synthetic clips: compare their rows with each other, not with the paper's."
+    "The paper's figures as it prints them (Wu et al., ACM MM 2025), and below each row what was measured or computed"
+    " here: where, and by which command (numbers in brackets). Demo teachers are small networks on synthetic clips:"
+    " compare their rows with each other, not with the paper's."
 )
 
 
 def markdown_page(tables: Sequence[PaperTable], figures: Sequence[Path], folder: Path) -> str:
     """Markdown for `folder`, from which figures are linked."""
-    parts = [f"# {TITLE}", INTRODUCTION]
+    parts = [f"# {TITLE}", INTRODUCTION, count_results(tables)]
     for table in tables:
         commands = _commands(table)
         lines = [f"| | {' | '.join(table.columns)} |", "| --- " * (len(table.columns) + 1) + "|"]
         for row in table.rows:
             lines.append(_line(row.name, row.values))
             for where, values in _lines_below(table, row, commands):
-                lines.append(_line(f"*here: {where}*", values))
+                lines.append(_line(f"*{where}*", values))
         parts += [f"## Table {table.number}: {table.title}", "\n".join(lines)]
         parts += ["\n".join(f"- [{number}] `{command}`" for command, number in commands.items())] * bool(commands)
     if figures:
-        links = [f"![{figure.name}]({_relative(figure, folder)})" for figure in figures if figure.suffix in PICTURES]
-        links += [f"[{figure.name}]({_relative(figure, folder)})" for figure in figures if figure.suffix in VIDEOS]
-        parts += ["## Figures", "\n\n".join(links)]
+        links = [f"[{_caption(figure)}]({_relative(figure, folder)})" for figure in figures]
+        shown = [f"{'!' * (figure.suffix in PICTURES)}{link}" for figure, link in zip(figures, links, strict=True)]
+        parts += ["## Figures", "\n\n".join(shown)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -83,7 +87,8 @@ def html_page(tables: Sequence[PaperTable], figures: Sequence[Path]) -> str:
     """
     links = [f'<a href="#table-{escape(t.number)}">Table {escape(t.number)}</a>' for t in tables]
     links += ['<a href="#figures">Figures</a>'] * bool(figures)
-    body = [f"<h1>{escape(TITLE)}</h1>", f"<p>{escape(INTRODUCTION)}</p>", f"<nav>{''.join(links)}</nav>"]
+    body = [f"<h1>{escape(TITLE)}</h1>", f"<p>{escape(INTRODUCTION)}</p>", f"<p>{escape(count_results(tables))}</p>"]
+    body.append(f"<nav>{''.join(links)}</nav>")
     body += [_html_table(table) for table in tables]
     if figures:
         shown = "\n".join(_html_figure(figure) for figure in figures)
@@ -102,7 +107,7 @@ def _commands(table: PaperTable) -> dict[str, int]:
 
 
 def _lines_below(table: PaperTable, row: PaperRow, commands: dict[str, int]) -> list[tuple[str, list[str]]]:
-    """What stands below a row: where it was measured, with the command's number, and a value for each column.
+    """What stands below a row: how and where it was found, with the command's number, and a value for each column.
 
     Commands that have no result yet share the last line.
     """
@@ -111,7 +116,11 @@ def _lines_below(table: PaperTable, row: PaperRow, commands: dict[str, int]) -> 
         return "".join(f" [{commands[name]}]" for name in dict.fromkeys(each.command for each in measured) if name)
 
     there = [each for each in row.measured if each.is_there]
-    lines = [(each.where + numbers([each]), [each.values.get(name, "") for name in table.columns]) for each in there]
+    lines = []
+    for each in there:
+        how = "computed" if each.is_computed else "measured"
+        values = [each.values.get(name, "") for name in table.columns]
+        lines.append((f"{how}: {each.where}{numbers([each])}", values))
     rest = [each for each in row.measured if not each.is_there]
     if rest or not there:
         lines.append((NOT_MEASURED + numbers(rest), [""] * len(table.columns)))
@@ -120,6 +129,11 @@ def _lines_below(table: PaperTable, row: PaperRow, commands: dict[str, int]) -> 
 
 def _line(name: str, values: Sequence[str]) -> str:
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in (name, *values)) + " |"
+
+
+def _caption(figure: Path) -> str:
+    """Its name in its folder: files of several folders may have one name."""
+    return "/".join(figure.parts[-2:])
 
 
 def _relative(figure: Path, folder: Path) -> str:
@@ -133,7 +147,7 @@ def _html_table(table: PaperTable) -> str:
     for row in table.rows:
         rows.append(_html_row("paper", row.name, row.values))
         for where, values in _lines_below(table, row, commands):
-            rows.append(_html_row("here", f"here: {where}", values))
+            rows.append(_html_row("here missing" if where.startswith(NOT_MEASURED) else "here", where, values))
     listed = "".join(
         f'<li value="{number}"><code>{escape(command)}</code></li>' for command, number in commands.items()
     )
@@ -146,7 +160,7 @@ def _html_table(table: PaperTable) -> str:
 
 def _html_row(kind: str, name: str, values: Sequence[str]) -> str:
     if not any(values):
-        return f'<tr class="{kind} none"><th scope="row" colspan="{len(values) + 1}">{escape(name)}</th></tr>'
+        return f'<tr class="{kind}"><th scope="row" colspan="{len(values) + 1}">{escape(name)}</th></tr>'
     cells = "".join(f"<td>{escape(value)}</td>" for value in values)
     return f'<tr class="{kind}"><th scope="row">{escape(name)}</th>{cells}</tr>'
 
@@ -160,9 +174,9 @@ def _html_figure(figure: Path) -> str:
             f"{figure} has more than {MAX_FIGURE_BYTES >> 20} MiB, too much for one page: make it smaller."
         )
     data = f"data:{kind};base64,{base64.b64encode(figure.read_bytes()).decode()}"
-    name = escape(figure.stem.replace("_", " "))
+    caption = escape(_caption(figure))
     if figure.suffix in VIDEOS:
-        shown = f'<video src="{data}" controls loop muted playsinline></video>'
+        shown = f'<video src="{data}" controls autoplay loop muted playsinline></video>'
     else:
-        shown = f'<img src="{data}" alt="{name}">'
-    return f"<figure>{shown}<figcaption>{name}</figcaption></figure>"
+        shown = f'<img src="{data}" alt="{caption}">'
+    return f"<figure><figcaption>{caption}</figcaption>{shown}</figure>"

@@ -17,11 +17,13 @@ NOT_MEASURED = "not measured"
 @dataclass(frozen=True)
 class MeasuredRow:
     """What stands below a row of the paper: `values` by column; none where what was measured is no column of the
-    paper's and `where` says it, or where there is no result yet."""
+    paper's and `where` says it, or where there is no result yet. `is_computed` where nothing ran: parameters, plans,
+    and totals of the paper's own figures."""
 
     where: str
     values: Mapping[str, str]
     command: str
+    is_computed: bool = False
 
     @property
     def is_there(self) -> bool:
@@ -52,7 +54,8 @@ def compare_tables(paper_file: Path, sources_file: Path, root: Path) -> list[Pap
         paper_file: a list of tables: `id`, `title`, `columns`, and `rows` of a `name` and `values`.
         sources_file: a list of where results are: the paper's `table` and `row`; `where` they were measured and by
             which `command`; `values` by column, each the path of a value in `file` (see `look_up`). Without a `file`,
-            the values themselves. In `where`, `{path}` stands for a value of the file: one that is no column, say.
+            the values themselves, which were computed. In `where`, `{path}` stands for a value of the file: one that
+            is no column, say.
         root: the folder that files are relative to. One that does not exist is a result that is not there yet.
 
     Raises:
@@ -82,6 +85,18 @@ def compare_tables(paper_file: Path, sources_file: Path, root: Path) -> list[Pap
     return tables
 
 
+def count_results(tables: Sequence[PaperTable]) -> str:
+    """A sentence: how many of the paper's rows were measured here, and how many have computed values only."""
+    rows = [[each for each in row.measured if each.is_there] for table in tables for row in table.rows]
+    measured = sum(not all(each.is_computed for each in row) for row in rows)
+    nothing = sum(not row for row in rows)
+    return (
+        f"The paper's {len(tables)} tables have {len(rows)} rows: {measured} with results that were measured here,"
+        f" {len(rows) - measured - nothing} only with what was computed (parameters, plans, totals of the paper's own"
+        f" figures), {nothing} with nothing yet."
+    )
+
+
 def look_up(content: Any, path: str, file: Path) -> Any:
     """The value at a path of steps with slashes between them: a key, an index, or `key=value` for the first such row.
 
@@ -104,7 +119,7 @@ def look_up(content: Any, path: str, file: Path) -> Any:
 def _measure(source: Mapping[str, Any], root: Path) -> MeasuredRow:
     command = source.get("command", "")
     if "file" not in source:
-        return MeasuredRow(source["where"], source["values"], command)
+        return MeasuredRow(source["where"], source["values"], command, is_computed=True)
     file = root / source["file"]
     if not file.exists():
         return MeasuredRow(NOT_MEASURED, {}, command)
