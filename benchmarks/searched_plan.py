@@ -3,7 +3,7 @@
 
     pip install -e '.[teacher,train,plot]'
     python conversion/measure_block_importance.py --pretrained_model_name_or_path vdmini_diffusers/demo/i2v_teacher \\
-        --real_videos FOLDER_OF_VIDEOS --output_dir outputs/importance
+        --parts stage layer block --real_videos FOLDER_OF_VIDEOS --output_dir outputs/importance
     python conversion/measure_block_cost.py --pretrained_model_name_or_path vdmini_diffusers/demo/i2v_teacher \\
         --num_frames 16 --height 64 --width 64 --output_dir outputs/cost
     python benchmarks/searched_plan.py --importance outputs/importance/importance.json --cost outputs/cost/cost.json
