@@ -84,6 +84,7 @@ ITEMS = (
     Item("ablation_i2v", 420, ABLATION, TINY_ABLATION),
     Item("ablation_t2v", 420, f"{ABLATION} --teacher vdmini_diffusers/demo/t2v_teacher", TINY_ABLATION),
     Item("a5_bf16", 120, f"{LATENCY} --table A5 --dtype bf16 --rounds 3"),
+    Item("block_costs", 90, "{python} benchmarks/block_costs.py --measure_on {device} --output_dir {folder} {tiny}"),
     Item("a1_fp16_compiled", 180, f"{LATENCY} --table A1 --dtype fp16 --compile --rounds 5"),
     Item("a3_fp16_compiled", 180, f"{LATENCY} --table A3 --dtype fp16 --compile --rounds 5"),
     Item("a5_bf16_compiled", 240, f"{LATENCY} --table A5 --dtype bf16 --compile --rounds 3"),

@@ -33,7 +33,7 @@ def bars(values: Mapping[str, float], title: str, unit: str = "") -> Image.Image
         colour = COLOURS[groups.index(_group(name)) % len(COLOURS)]
         draw.text((names - 8, y + ROW / 2), name, fill="black", font=font, anchor="rm")
         draw.rectangle((min(zero, end), y + 3, max(zero, end), y + ROW - 3), fill=colour)
-        label = f"{value:.4g}{unit}"
+        label = f"{value:,.0f}{unit}" if abs(value) >= 1000 else f"{value:.4g}{unit}"
         draw.text((end + 5 if value >= 0 else end - 5, y + ROW / 2), label, fill="black", font=font,
                   anchor="lm" if value >= 0 else "rm")  # fmt: skip
     draw.line((zero, 28, zero, picture.height - 4), fill="black")
