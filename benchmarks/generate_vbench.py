@@ -28,7 +28,13 @@ from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.evaluation.vbench_folder import keep_video, open_generation, unfinished_videos
 from vdmini_diffusers.evaluation.vbench_videos import Prompt, read_vbench_prompts, wanted_videos
 from vdmini_diffusers.families import find_family
-from vdmini_diffusers.generation.pipeline_call import call_parameters, chosen_options, file_fps, video_size
+from vdmini_diffusers.generation.pipeline_call import (
+    call_parameters,
+    chosen_options,
+    few_steps_note,
+    file_fps,
+    video_size,
+)
 from vdmini_diffusers.serialization.atomic import check_apart
 from vdmini_diffusers.serialization.hashes import sha256_of
 
@@ -134,6 +140,8 @@ def main(args: Arguments) -> None:
         dtype=getattr(torch, args.dtype),
     ).to(state.device)
     pipe.set_progress_bar_config(disable=True)
+    if note := few_steps_note(pipe, args.num_inference_steps):
+        state.print(f"Note: {note}")
     fps = file_fps(family.pipeline, args.fps)
     start = time.perf_counter()
     for video in tqdm(mine, disable=not state.is_main_process, unit="video"):

@@ -1,6 +1,7 @@
 """`benchmarks/fvd.py` to its end: a tiny image-to-video pipeline, and a tiny VideoMAE as the detector."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from PIL import Image
 from scripts_run import ROOT, run
 from tiny import randomise, tiny_svd_pipeline
 from transformers import VideoMAEConfig, VideoMAEModel
+
+from vdmini_diffusers import VDMiniAnimateLCMSVDScheduler, VDMiniI2VPipeline
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,7 @@ def fvd(folder, name, processes=1, fails=False, **settings):
 def test_two_folders_of_videos(folder):
     printed = fvd(folder, "real/class1", pipeline=None, num_clips=3)
     assert "FVD " in printed and "3 clips of 2 frames" in printed and "Note: 3 clips are too few" in printed
+    assert "Note: 1 of the real videos could not be used (1 too short), such as class0/v0: others were" in printed
     result = json.loads((folder / "results" / "real" / "class1.json").read_text())
     assert result["generated"]["num_videos"] == 4 and result["real"]["num_videos"] == 8
 
@@ -78,6 +82,72 @@ def test_one_process_and_two_come_to_one_result_from_generation_on(folder):
     (folder / "one" / "notes.txt").write_text("x")
     printed = fvd(folder, "one", pipeline=None, fails=True)
     assert "ValueError: " in printed and "no clips of these videos, such as notes.txt" in printed.splitlines()[-1]
+
+
+def make_folder(folder, files):
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("foreign", {"thesis.txt": b"x"}, "is not empty and has no generation.json"),
+        ("mixed", {"generation.json": b"{}", "notes.txt": b"x"}, "no clips of these videos, such as notes.txt"),
+        (
+            "damaged",
+            {"generation.json": b"{}", "class1/v1/000.jpg": b"x", "class1/v1/001.jpg": b"x"},
+            "damaged/class1/v1 is damaged",
+        ),
+        ("other", {"generation.json": b'{"seed": 1}'}, "seed 1 and not 0"),
+    ],
+)
+def test_a_folder_that_cannot_be_filled_is_refused_before_any_video_is_measured(folder, name, files, message):
+    make_folder(folder / name, files)
+    assert message in fvd(folder, name, fails=True).splitlines()[-1]
+    assert not (folder / "caches" / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"variant": "fp16"}, "fp16"),
+        ({"pipeline": None, "generated": "{folder}/few"}, "has 1 videos for clips of 2 frames, and 6 are needed"),
+        ({"pipeline": None, "generated": "{folder}/videomae/model.safetensors"}, "holds no statistics of features"),
+        ({"generated": "{folder}/videomae/model.safetensors"}, "needs a folder to fill as --generated"),
+        ({"generated": "{folder}/videomae/model.safetensors/x"}, "Not a directory"),
+        ({"jpeg_quality": 0}, "stores what it makes as JPEG"),
+    ],
+)
+def test_what_cannot_become_a_generated_set_is_refused_before_any_video_is_measured(folder, settings, message):
+    if not (folder / "few").exists():
+        make_folder(folder / "few", {"v/0.png": b"x"})
+    printed = fvd(folder, "late", fails=True, **{k: v and str(v).format(folder=folder) for k, v in settings.items()})
+    assert message in printed.splitlines()[-1]
+    assert not (folder / "caches" / "late").exists() and not (folder / "late").exists()
+
+
+def test_statistics_of_other_settings_are_refused_before_the_real_videos_are_measured(folder):
+    fvd(folder, "real/class1", pipeline=None, num_clips=3)
+    (statistics,) = (folder / "caches" / "real/class1").glob("class1-*/statistics.safetensors")
+    printed = fvd(folder, "later", pipeline=None, generated=statistics, fails=True)
+    assert "were measured with num_clips 3 and not 6" in printed.splitlines()[-1]
+    assert not (folder / "caches" / "later").exists()
+
+
+@pytest.mark.slow
+def test_animatelcm_in_its_pipeline_s_one_step_is_worth_a_word_before_the_work(folder):
+    settings = {"pipeline": folder / "animatelcm", "num_clips": 2}
+    components: Any = tiny_svd_pipeline().components | {"scheduler": VDMiniAnimateLCMSVDScheduler()}
+    VDMiniI2VPipeline(**components).save_pretrained(folder / "animatelcm")
+    printed = fvd(folder, "one_step", **settings)
+    note = "made for 8 steps; VDMiniI2VPipeline takes 1 where none are given. Pass --steps 8"
+    assert note in printed and printed.index(note) < printed.index("FVD ")
+    assert note not in fvd(folder, "told", num_inference_steps=1, **settings)
+    one_step, told = (json.loads((folder / "results" / f"{name}.json").read_text()) for name in ("one_step", "told"))
+    assert one_step["generation"] == told["generation"]
 
 
 @pytest.mark.parametrize(

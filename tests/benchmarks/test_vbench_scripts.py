@@ -49,10 +49,15 @@ def test_two_processes_that_are_stopped_and_go_on_make_the_videos_of_one(t2v, tm
     assert len(whole) == 10 and len(set(whole.values())) == 10
     generate(tmp_path, "two", *t2v, processes=2)
     assert contents(tmp_path / "two") == whole
+    log = generate(tmp_path, "other", *t2v, "--max_guidance_scale", 2, fails=True)
+    assert "takes no max_guidance_scale" in log and not (tmp_path / "other").exists()
     removed = tmp_path / "two" / "videos" / "a dog-3.mp4"
     removed.unlink()
     assert "9 of 10 videos are there" in generate(tmp_path, "two", *t2v)
     assert contents(tmp_path / "two") == whole
+    removed.write_bytes(removed.read_bytes()[:-1])
+    log = generate(tmp_path, "two", *t2v, fails=True)
+    assert "holds 'a dog-3.mp4', damaged: remove them" in log and "videos are there." not in log
 
 
 @pytest.mark.slow
@@ -61,8 +66,6 @@ def test_pictures_become_videos_and_those_of_another_ratio_are_refused(i2v, tmp_
     assert "0 of 5 videos are there" in generate(tmp_path, "out", *i2v, *images, "--max_guidance_scale", 1)
     assert sorted(contents(tmp_path / "out")) == [f"a-{index}.mp4" for index in range(5)]
     assert len(set(contents(tmp_path / "out").values())) == 5
-    log = generate(tmp_path, "other", *i2v, *images, "--guidance_scale", 2, fails=True)
-    assert "takes no guidance_scale" in log and not (tmp_path / "other").exists()
     Image.new("RGB", (32, 16)).save(tmp_path / "images" / "a.png")
     assert "crop/16-9" in generate(tmp_path, "wide", *i2v, *images, fails=True)
     assert "give --image_dir" in generate(tmp_path, "none", *i2v, fails=True)

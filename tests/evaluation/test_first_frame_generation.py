@@ -118,9 +118,10 @@ class TestBadFolders:
         frame.unlink()
         with pytest.raises(ValueError, match="damaged: it should have 2 frames"):
             check_generation_folder(folder, names, PROTOCOL)
-        (folder / "generation.json").write_text("{")
-        with pytest.raises(ValueError, match=r"generation\.json is damaged"):
-            check_generation_folder(folder, names, PROTOCOL)
+        for record in ("{", "[1]"):
+            (folder / "generation.json").write_text(record)
+            with pytest.raises(ValueError, match=r"generation\.json is damaged"):
+                check_generation_folder(folder, names, PROTOCOL)
 
     def test_a_protocol_without_jpeg(self, pipe, videos, tmp_path):
         with pytest.raises(ValueError, match="stored as JPEG"):

@@ -17,7 +17,7 @@ from vdmini_diffusers.data.stored_videos import find_videos
 from vdmini_diffusers.evaluation import fvd_protocol
 from vdmini_diffusers.evaluation.detectors import VideoMAEDetector, clip_features
 from vdmini_diffusers.evaluation.frechet_video_distance import kernel_distance
-from vdmini_diffusers.evaluation.fvd_protocol import FVDProtocol, compare_sets, measure_set
+from vdmini_diffusers.evaluation.fvd_protocol import FVDProtocol, check_set, compare_sets, measure_set
 
 
 SIZE = (24, 32)
@@ -182,6 +182,35 @@ class TestBadInput:
         assert summary["num_discarded"] == {"too short": 1} and summary["num_other_files"] == 1
         warnings = compare_sets(found, found, PROTOCOL, detector, 0)["warnings"]
         assert f"1 files in {folder} belong to no video: list.txt." in warnings
+
+    def test_videos_that_others_replace_are_said_in_the_result(self, folders, detector, tmp_path):
+        folder = write_clips(tmp_path / "set", 3, 0)
+        write_clips(folder / "short", 2, 1, num_frames=3)
+        (folder / "damaged.avi").write_bytes(b"RIFF")
+        three = dataclasses.replace(PROTOCOL, num_clips=3)
+        generated, real = (measure_set(each, three, detector, tmp_path / "cache") for each in (folder, folders[1]))
+        _, warning = compare_sets(generated, real, three, detector, 0)["warnings"]
+        assert warning == (
+            "3 of the generated videos could not be used (1 broken, 2 too short), such as"
+            f" {generated.skipped[0].name}: others were taken in their place."
+        )
+        _, warning = compare_sets(real, generated, three, detector, 0)["warnings"]
+        assert warning.startswith("3 of the real videos could not be used")
+
+    def test_what_is_wrong_with_a_set_is_known_before_any_clip_is_read(self, folders, detector, tmp_path):
+        measure_set(folders[0], PROTOCOL, detector, tmp_path)
+        (statistics,) = tmp_path.glob("*/statistics.safetensors")
+        check_set(folders[0], PROTOCOL, detector)
+        check_set(statistics, PROTOCOL, detector)
+        for source, settings, message in (
+            (folders[0], {"num_clips": 15}, "has 14 videos .* 15 are needed"),
+            (folders[0], {"num_frames": 3}, "exactly 4 frames, not of 3"),
+            (folders[0] / "v00", {}, "holds pictures itself"),
+            (statistics, {"height": 48}, "measured with height 24 and not 48"),
+            (folders[0] / "v00" / "000.png", {}, "holds no statistics"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                check_set(source, dataclasses.replace(PROTOCOL, **settings), detector)
 
     def test_too_few_videos_are_known_before_any_is_read(self, folders, detector, tmp_path):
         with pytest.raises(ValueError, match=r"has 14 videos .* 2048 are needed"):

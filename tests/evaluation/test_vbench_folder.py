@@ -47,13 +47,39 @@ def test_a_foreign_file_is_named_and_stays(videos, name):
     assert (videos / name).exists()
 
 
-@pytest.mark.parametrize("kept", [0, 200, 600])
-def test_an_empty_or_cut_video_is_named_and_stays(videos, kept):
+@pytest.fixture
+def long_videos(videos):
+    """Of which the header is a small part."""
+    for name in os.listdir(videos):
+        keep_video(videos, name, frames(14, 32), 8)
+    return videos
+
+
+@pytest.mark.parametrize("kept", [0, 0.02, 0.05, 0.2, 0.6, 0.99, 0.9999])
+def test_an_empty_or_cut_video_is_named_and_stays(long_videos, kept):
+    whole = (long_videos / "a cat-0.mp4").read_bytes()
+    (long_videos / "a cat-1.mp4").write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(ValueError, match=r"a cat-1\.mp4', damaged"):
+        unfinished_videos(long_videos, WANTED)
+    assert (long_videos / "a cat-1.mp4").exists()
+
+
+def test_a_video_of_which_a_part_was_never_written_is_named(long_videos):
+    whole = (long_videos / "a cat-0.mp4").read_bytes()
+    half = len(whole) // 2
+    for damaged in (whole[:half] + bytes(len(whole) - half), whole[:half] + bytes(4000) + whole[half + 4000 :]):
+        (long_videos / "a cat-1.mp4").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a cat-1\.mp4', damaged"):
+            unfinished_videos(long_videos, WANTED)
+
+
+def test_a_damaged_header_is_named_whatever_is_wrong_with_it(videos):
     whole = (videos / "a cat-0.mp4").read_bytes()
-    (videos / "a cat-1.mp4").write_bytes(whole[:kept])
-    with pytest.raises(ValueError, match=r"a cat-1\.mp4"):
-        unfinished_videos(videos, WANTED)
-    assert (videos / "a cat-1.mp4").exists()
+    for part, damage in ((b"avc1", b"none"), (b"isomiso2", b"isom\xc5\xc5\xc5\xc5")):
+        assert part in whole
+        (videos / "a cat-1.mp4").write_bytes(whole.replace(part, damage))
+        with pytest.raises(ValueError, match=r"a cat-1\.mp4', damaged"):
+            unfinished_videos(videos, WANTED)
 
 
 @pytest.mark.parametrize("wrong", [frames(3), frames(2, 32)])

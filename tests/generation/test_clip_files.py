@@ -63,10 +63,16 @@ def test_a_file_that_is_no_clip_says_nothing(tmp_path, ending, content):
     assert read_record(tmp_path / f"x{ending}") is None
 
 
-def test_a_sheet_that_is_cut_off_says_nothing(tmp_path):
-    write_clip(clip(), tmp_path / "x.png", 7, RECORD)
-    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:-60])
-    assert read_record(tmp_path / "x.png") is None
+@pytest.mark.parametrize("ending", [".mp4", ".gif", ".png"])
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.98])
+def test_a_clip_that_is_cut_off_says_nothing(tmp_path, ending, kept):
+    noise = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    file = tmp_path / f"x{ending}"
+    write_clip(noise, file, 7, RECORD)
+    whole = file.read_bytes()
+    assert read_record(file) == RECORD
+    file.write_bytes(whole[: int(kept * len(whole))])
+    assert read_record(file) is None
 
 
 def test_a_failure_leaves_nothing_and_what_was_there(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tiny import student_of, tiny_svd_pipeline
 from tiny_hunyuan_video import tiny_hunyuan_pipeline
 from tiny_text_to_video import tiny_t2v_pipeline
 
-from vdmini_diffusers import VDMiniI2VPipeline
+from vdmini_diffusers import VDMiniAnimateLCMSVDScheduler, VDMiniI2VPipeline
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.families.videocrafter import VIDEOCRAFTER
 from vdmini_diffusers.families.wan import FAMILY as WAN
@@ -103,6 +104,22 @@ def test_prompts_by_a_unet_and_by_a_transformer(folder, tmp_path):
     options = {"num_frames": 5, "num_inference_steps": 2, "guidance_scale": 6.0, "fps": 15, "height": 32, "width": 32}
     said, _ = run(folder / "hunyuan", prompt="A dog", out=tmp_path / "b.mp4", dtype="float32", **options)
     assert "5 frames of 32 x 32, 15 a second; seed 0, 2 steps" in said[-1]
+
+
+def test_animatelcm_without_steps_is_worth_a_word_and_a_model_that_may_have_one_step_is_not(folder, tmp_path):
+    components: Any = tiny_svd_pipeline().components | {"scheduler": VDMiniAnimateLCMSVDScheduler()}
+    VDMiniI2VPipeline(**components).save_pretrained(tmp_path / "animatelcm")
+    options = {"image": folder / "pictures" / "a.png", "num_frames": 2, **SMALL}
+
+    def notes(model, name, **more):
+        said, _ = run(model, out=tmp_path / name, **options, **more)
+        return [line for line in said if "--steps" in line]
+
+    (note,) = notes(tmp_path / "animatelcm", "a.gif")
+    assert "VDMiniAnimateLCMSVDScheduler, and made for 8 steps; VDMiniI2VPipeline takes 1" in note
+    assert "Pass --steps 8" in note
+    assert notes(tmp_path / "animatelcm", "b.gif", num_inference_steps=1) == []
+    assert notes(folder / "teacher", "c.gif") == []
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ def evaluate(
     variant: Annotated[
         str | None, Option(help="Variant of its weight files, e.g. fp16.", rich_help_panel="Model")
     ] = None,
-    steps: Annotated[int, Option(min=1, help="Its denoising steps.", rich_help_panel="Model")] = 1,
+    steps: Annotated[
+        int | None, Option(min=1, help="Its denoising steps. Default: the pipeline's, 1.", rich_help_panel="Model")
+    ] = None,
     num_clips: Annotated[int, Option(min=2, help="Clips of each set.", rich_help_panel="Protocol")] = 2048,
     num_frames: Annotated[int, Option(min=2, help="Frames of a clip.", rich_help_panel="Protocol")] = 16,
     seed: Annotated[int, Option(min=0, help="Seed of draws and noise.", rich_help_panel="Protocol")] = 0,

@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -13,17 +13,22 @@ from vdmini_diffusers.data.stored_videos import find_videos
 from vdmini_diffusers.evaluation.detectors import load_detector
 from vdmini_diffusers.evaluation.first_frame_generation import (
     check_generation_folder,
+    check_made_with,
     generate_from_first_frames,
+    generation_settings,
 )
 from vdmini_diffusers.evaluation.fvd_protocol import (
     GENERATION_MANIFEST,
+    STATISTICS,
     ClipSet,
     FVDProtocol,
+    check_set,
     compare_sets,
     measure_set,
 )
 from vdmini_diffusers.generation.clip_files import check_writable
 from vdmini_diffusers.generation.opening import open_pipeline, recognise
+from vdmini_diffusers.generation.pipeline_call import call_parameters, few_steps_note
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline
 from vdmini_diffusers.serialization.atomic import check_apart, write_file
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError, read_json
@@ -65,7 +70,9 @@ class FVDArguments:
     dtype: Literal["fp16", "bf16", "fp32"] = field(default="fp32", metadata={"help": "Data type of its weights."})
     generation_height: int | None = field(default=None, metadata={"help": "What it makes; the paper: 768."})
     generation_width: int | None = field(default=None, metadata={"help": "What it makes; the paper: 1024."})
-    num_inference_steps: int = field(default=1, metadata={"help": "Its denoising steps."})
+    num_inference_steps: int | None = field(
+        default=None, metadata={"help": "Its denoising steps; default: the pipeline's, 1."}
+    )
     min_guidance_scale: float = field(default=1.0, metadata={"help": "Guidance of the first frame."})
     max_guidance_scale: float = field(default=1.0, metadata={"help": "Guidance of the last frame."})
     fps: int = field(default=7, metadata={"help": "Frames per second that it is conditioned on."})
@@ -79,32 +86,45 @@ class FVDArguments:
             raise ValueError("--num_resamples must not be negative, and --batch_size must be at least 1.")
         if self.pipeline is not None and self.real.is_file():
             raise ValueError("--pipeline needs the folder of the real videos as --real, for their first frames.")
+        if self.pipeline is not None and self.generated.is_file():
+            raise ValueError(f"--pipeline needs a folder to fill as --generated, and {self.generated} is a file.")
+        if self.pipeline is not None and not self.jpeg_quality:
+            raise ValueError("--pipeline stores what it makes as JPEG: give a --jpeg_quality of 1 to 100.")
         size = self.num_frames, self.height, self.width
         self.protocol = FVDProtocol(self.num_clips, *size, self.jpeg_quality or None, self.seed)  # checks them
 
 
-def _generate(args: FVDArguments, real: ClipSet) -> None:
-    """Make a clip for each real one."""
-    # Opened before the weights are: what is in the folder may be of no use.
-    videos, _ = find_videos(args.real)
-    all_names = [video.name for video in videos]
-    check_generation_folder(args.generated, all_names, args.protocol)
+def _open_generation(args: FVDArguments) -> tuple[Any, dict[str, Any]]:
+    """The pipeline, on the CPU, and the options of its calls, with which the clips that are there were made."""
     pipe = open_pipeline(str(args.pipeline), recognise(str(args.pipeline)), DTYPES[args.dtype], variant=args.variant)
-    pipe.to(PartialState().device).set_progress_bar_config(disable=True)
-    names = ("num_inference_steps", "min_guidance_scale", "max_guidance_scale", "fps", "motion_bucket_id")
     height, width = pipe.default_size
+    steps = args.num_inference_steps
+    names = ("min_guidance_scale", "max_guidance_scale", "fps", "motion_bucket_id", "decode_chunk_size")
+    call = {
+        "height": args.generation_height or height,
+        "width": args.generation_width or width,
+        "num_inference_steps": call_parameters(type(pipe))["num_inference_steps"].default if steps is None else steps,
+        **{name: getattr(args, name) for name in names},
+    }
+    check_made_with(args.generated, generation_settings(pipe, args.protocol, args.real_start, call))
+    if (note := few_steps_note(pipe, steps)) and PartialState().is_main_process:
+        print(f"Note: {note}")
+    return pipe, call
+
+
+def _generate(args: FVDArguments, real: ClipSet, pipe: Any, call: dict[str, Any]) -> None:
+    """Make a clip for each real one."""
+    pipe.to(PartialState().device).set_progress_bar_config(disable=True)
+    videos, _ = find_videos(args.real)
     drawn = set(real.names)
     generate_from_first_frames(
         pipe,
         [video for video in videos if video.name in drawn],
-        all_names,
+        [video.name for video in videos],
         args.generated,
         args.protocol,
         args.real_start,
-        height=args.generation_height or height,
-        width=args.generation_width or width,
-        decode_chunk_size=args.decode_chunk_size,
-        **{name: getattr(args, name) for name in names},
+        **call,
     )
 
 
@@ -120,7 +140,14 @@ def _check_before_work(args: FVDArguments) -> None:
             is_result = False
         if not is_result:
             raise FileExistsError(f"{args.output} exists and is no result of this command: give another --output.")
+    check_writable(args.cache_dir / STATISTICS)
     if args.pipeline is None:
+        if not args.generated.exists():
+            raise FileNotFoundError(
+                f"There is no {args.generated}: give a folder of videos, or a pipeline that makes them."
+            )
+        if (args.generated / GENERATION_MANIFEST).is_file() and args.real.is_dir():
+            _check_clips(args)
         return
     check_apart(args.generated, {"the real videos": args.real, "the model": args.pipeline}, flag="--generated")
     family = recognise(args.pipeline)
@@ -129,6 +156,13 @@ def _check_before_work(args: FVDArguments) -> None:
             f"{args.pipeline} makes no videos of first frames alone, as Stable Video Diffusion does: make clips with"
             " `vdmini generate`, and leave --pipeline out."
         )
+    check_writable(args.generated / GENERATION_MANIFEST)
+    _check_clips(args)
+
+
+def _check_clips(args: FVDArguments) -> None:
+    """Raises `ValueError` unless the folder of generated clips holds whole clips of the real videos alone, or none."""
+    check_generation_folder(args.generated, [video.name for video in find_videos(args.real)[0]], args.protocol)
 
 
 def fvd_command(args: FVDArguments) -> None:
@@ -136,18 +170,17 @@ def fvd_command(args: FVDArguments) -> None:
     # Not `PartialState` alone, which joins processes on a CPU only when it is told that it is one.
     _check_before_work(args)
     state, protocol = Accelerator().state, args.protocol
-    if args.pipeline is None and not args.generated.exists():
-        raise FileNotFoundError(
-            f"There is no {args.generated}: give a folder of videos, or a pipeline that makes them."
-        )
-    if args.pipeline is None and (args.generated / GENERATION_MANIFEST).is_file() and args.real.is_dir():
-        check_generation_folder(args.generated, [video.name for video in find_videos(args.real)[0]], protocol)
     detector = load_detector(args.detector, args.detector_weights, state.device)
+    check_set(args.real, protocol, detector, args.real_start)
+    if args.pipeline is None:
+        check_set(args.generated, protocol, detector)
+    # Before the real videos are measured, as they take hours: the model may not open, or have made none of the clips.
+    generation = None if args.pipeline is None else _open_generation(args)
     real = measure_set(args.real, protocol, detector, args.cache_dir, args.real_start, batch_size=args.batch_size)
     only = None
-    if args.pipeline is not None:
-        _generate(args, real)
-        only = set(real.names)
+    if generation is not None:
+        _generate(args, real, *generation)
+        generation, only = None, set(real.names)  # the pipeline's memory is free again
     generated = measure_set(args.generated, protocol, detector, args.cache_dir, only=only, batch_size=args.batch_size)
     if not state.is_main_process:
         return

@@ -58,6 +58,25 @@ def write_video(
         container.mux(stream.encode())
 
 
+def whole_shape(file: str | os.PathLike) -> tuple[int, int, int] | None:
+    """Frames, height and width of a video by `write_video` that decodes to its end; None of a damaged one.
+
+    The header tells nothing of damage: it stands before the frames, so that a file that was cut still has it.
+
+    Raises:
+        ImportError: without PyAV.
+    """
+    av = import_av()
+    try:
+        with av.open(os.fspath(file)) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # with several threads, FFmpeg marks fewer of the damaged frames
+            num_whole = sum(not frame.is_corrupt for frame in container.decode(stream))
+            return (num_whole, stream.height, stream.width) if num_whole == stream.frames > 0 else None
+    except (av.FFmpegError, OSError, IndexError, AttributeError, ArithmeticError, ValueError):
+        return None  # the last four are PyAV's answers to damaged headers: no stream, no decoder, no number, no text
+
+
 def import_av() -> Any:
     """PyAV. Raises `ImportError` with what to install where it is not there."""
     try:

@@ -35,23 +35,12 @@ def check_generation_folder(
     """
     if not folder.exists() or not any(folder.iterdir()):
         return set()
-    if not (folder / GENERATION_MANIFEST).is_file():
+    if _read_manifest(folder) is None:
         raise ValueError(
             f"{folder} is not empty and has no {GENERATION_MANIFEST}: choose a new folder for the generated clips."
         )
-    try:
-        made_with = json.loads((folder / GENERATION_MANIFEST).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / GENERATION_MANIFEST} is damaged: {error}. Choose a new folder.") from error
-    if settings is not None and made_with != settings:
-        different = [
-            f"{key} {made_with.get(key)!r} and not {settings.get(key)!r}"
-            for key in sorted({*made_with, *settings})
-            if made_with.get(key) != settings.get(key)
-        ]
-        raise ValueError(
-            f"The clips in {folder} were made with {'; '.join(different)}. Choose a new folder, or the same settings."
-        )
+    if settings is not None:
+        check_made_with(folder, settings)
     files, skipped = list_files(folder)
     frames: dict[str, set[str]] = {}
     for file in files:
@@ -72,6 +61,48 @@ def check_generation_folder(
                 " it will be made anew."
             )
     return set(frames)
+
+
+def check_made_with(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if a folder's clips were made with others than these `generation_settings`."""
+    made_with = _read_manifest(folder)
+    if made_with is None or made_with == settings:
+        return
+    different = [
+        f"{key} {made_with.get(key)!r} and not {settings.get(key)!r}"
+        for key in sorted({*made_with, *settings})
+        if made_with.get(key) != settings.get(key)
+    ]
+    raise ValueError(
+        f"The clips in {folder} were made with {'; '.join(different)}. Choose a new folder, or the same settings."
+    )
+
+
+def generation_settings(pipe: Any, protocol: FVDProtocol, start: Start, call: Mapping[str, Any]) -> dict[str, Any]:
+    """What the clips of `generate_from_first_frames` depend on, as their folder's record has it."""
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    settings = {
+        "pipeline": type(pipe).__name__,
+        "weights_sha256": {name: weights_sha256(network) for name, network in networks.items()},
+        "call": call,
+        "start": start,
+        **{name: getattr(protocol, name) for name in ("num_frames", "height", "width", "jpeg_quality", "seed")},
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What a folder's clips were made with; None where nothing says so."""
+    file = folder / GENERATION_MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        made_with = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(made_with, dict):
+            raise ValueError("it holds no settings by name")
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}. Choose a new folder.") from error
+    return made_with
 
 
 def _damage(clip: Path, found: set[str], protocol: FVDProtocol) -> str | None:
@@ -121,15 +152,7 @@ def generate_from_first_frames(
     if protocol.jpeg_quality is None:
         raise ValueError("Generated clips are stored as JPEG: give a `jpeg_quality`.")
     state = PartialState()
-    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    settings = {
-        "pipeline": type(pipe).__name__,
-        "weights_sha256": {name: weights_sha256(network) for name, network in networks.items()},
-        "call": call,
-        "start": start,
-        **{name: getattr(protocol, name) for name in ("num_frames", "height", "width", "jpeg_quality", "seed")},
-    }
-    settings = json.loads(json.dumps(settings))
+    settings = generation_settings(pipe, protocol, start, call)
     done = check_generation_folder(folder, all_names, protocol, settings)
     state.wait_for_everyone()  # before the first clip is written
     if state.is_main_process and not (folder / GENERATION_MANIFEST).is_file():

@@ -148,6 +148,15 @@ class ClipSet:
         }
 
 
+def check_set(source: str | os.PathLike, protocol: FVDProtocol, detector: Detector, start: Start = "first") -> None:
+    """Raises what `measure_set` would, as far as it is known before a clip is read."""
+    settings, source = _feature_settings(protocol, detector, start), Path(source)
+    if source.is_file():
+        _stored_set(source, settings)
+    else:
+        _check_enough(source, len(find_videos(source)[0]), [], protocol)
+
+
 def measure_set(
     source: str | os.PathLike,
     protocol: FVDProtocol,
@@ -169,14 +178,7 @@ def measure_set(
             measured with other settings.
         OSError: if a file cannot be read or written.
     """
-    check_num_frames(protocol.num_frames, detector)
-    settings = asdict(protocol) | {
-        "start": start,
-        "resize": "bicubic, antialiased, centre of the picture",
-        "detector": detector.name,
-        "detector_sha256": detector.sha256,
-    }
-    source = Path(source)
+    settings, source = _feature_settings(protocol, detector, start), Path(source)
     if source.is_file():
         return _stored_set(source, settings)
     videos, others = find_videos(source)
@@ -197,6 +199,17 @@ def measure_set(
             statistics.save(folder / STATISTICS, settings | notes)
         PartialState().wait_for_everyone()
     return _stored_set(folder / STATISTICS, settings, str(source))
+
+
+def _feature_settings(protocol: FVDProtocol, detector: Detector, start: Start) -> dict[str, Any]:
+    """What the features of a set depend on. Raises `ValueError` if the clips do not suit the detector."""
+    check_num_frames(protocol.num_frames, detector)
+    return asdict(protocol) | {
+        "start": start,
+        "resize": "bicubic, antialiased, centre of the picture",
+        "detector": detector.name,
+        "detector_sha256": detector.sha256,
+    }
 
 
 def _stored_set(file: Path, settings: dict[str, Any], source: str | None = None) -> ClipSet:
@@ -368,7 +381,13 @@ def _warnings(generated: ClipSet, real: ClipSet, protocol: FVDProtocol, detector
             f"I3D is defined for {STOCK_MIN_FRAMES} frames or more: its features of {protocol.num_frames} compare"
             " with those of this implementation only."
         )
-    for each in (generated, real):
+    for kind, each in (("generated", generated), ("real", real)):
+        if each.skipped:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in each.summary()["num_discarded"].items())
+            found.append(
+                f"{len(each.skipped)} of the {kind} videos could not be used ({reasons}), such as"
+                f" {each.skipped[0].name}: others were taken in their place."
+            )
         if each.other_files:
             examples = ", ".join(each.other_files[:3])
             found.append(f"{len(each.other_files)} files in {each.source} belong to no video: {examples}.")

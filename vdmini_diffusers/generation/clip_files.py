@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from vdmini_diffusers.data.video_writing import import_av, write_video
+from vdmini_diffusers.data.video_writing import import_av, whole_shape, write_video
 
 
 ENDINGS = (".mp4", ".gif", ".png")
+GIF_END = b";"  # the trailer, after the last frame
 
 
 def check_ending(path: Path) -> None:
@@ -82,12 +83,16 @@ def write_clip(frames: np.ndarray, path: Path, fps: float, record: Mapping[str, 
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """What a finished clip was made with, or None for a file that does not say so, or cannot be read."""
+    """What a finished clip was made with, or None for a file that does not say so, or is not whole."""
     try:
         if path.suffix.lower() == ".mp4":
+            if whole_shape(path) is None:
+                return None
             with import_av().open(os.fspath(path)) as container:
                 comment = container.metadata.get("comment")
         else:
+            if path.suffix.lower() == ".gif" and not path.read_bytes().endswith(GIF_END):
+                return None
             with Image.open(path) as image:
                 image.load()  # PNG keeps its texts behind the pixels
                 comment = image.info.get("comment" if image.format == "GIF" else "Comment")

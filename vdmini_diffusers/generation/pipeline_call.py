@@ -11,9 +11,11 @@ from PIL import Image
 from vdmini_diffusers.analysis.generation import frame_size
 from vdmini_diffusers.data.images import fit_picture
 from vdmini_diffusers.data.video_writing import video_to_uint8
+from vdmini_diffusers.pipelines import VDMiniAnimateLCMSVDScheduler
 
 
 FPS = 8  # as in VBench's examples, where the pipeline has no `fps`
+ANIMATELCM_STEPS = 8  # the paper's Table 2
 
 
 def call_parameters(pipeline: type[Any]) -> dict[str, inspect.Parameter]:
@@ -37,6 +39,22 @@ def chosen_options(given: Mapping[str, Any], pipeline: type[Any]) -> dict[str, A
     if refused := [name for name in options if name not in parameters and name != "fps"]:
         raise ValueError(f"{pipeline.__name__} takes no {', '.join(refused)}: leave that out.")
     return {name: value for name, value in options.items() if name in parameters}
+
+
+def few_steps_note(pipe: Any, num_inference_steps: int | None) -> str | None:
+    """What to tell a user who gives no steps to a model that is known to be made for more than its pipeline's own.
+
+    A scheduler that one model alone has tells that. Stable Video Diffusion's does not: its students of one step have
+    the same.
+    """
+    if num_inference_steps is not None or not isinstance(pipe.scheduler, VDMiniAnimateLCMSVDScheduler):
+        return None
+    default = call_parameters(type(pipe))["num_inference_steps"].default
+    return (
+        f"This model is AnimateLCM-SVD by its scheduler, {type(pipe.scheduler).__name__}, and made for"
+        f" {ANIMATELCM_STEPS} steps; {type(pipe).__name__} takes {default} where none are given. Pass --steps"
+        f" {ANIMATELCM_STEPS}, or --num_inference_steps {ANIMATELCM_STEPS} to a script."
+    )
 
 
 def file_fps(pipeline: type[Any], fps: float | None) -> float:

@@ -20,6 +20,7 @@ from vdmini_diffusers.generation.opening import choose_device, choose_dtype, ope
 from vdmini_diffusers.generation.pipeline_call import (
     call_parameters,
     chosen_options,
+    few_steps_note,
     file_fps,
     make_clip,
     video_size,
@@ -99,6 +100,8 @@ def produce(
     cls = type(pipe)
     _check_inputs(cls, jobs)
     call = chosen_options(options, cls)
+    if note := few_steps_note(pipe, options.get("num_inference_steps")):
+        say(note)
     call["height"], call["width"] = video_size(pipe, options.get("height"), options.get("width"))
     call |= _fit_into_memory(pipe, family, call, device, model.memory, say)
     pipe.set_progress_bar_config(disable=not alone, leave=False)
