@@ -130,7 +130,7 @@ def main(args: Arguments) -> None:
         for component in pipeline_components(pipeline, size):
             if component.name not in names:
                 continue
-            table = cost_of(component, tuple(size), args)
+            table = cost_of(component, size, args)
             name = f"{pipeline}_{component.name.partition(',')[0].lower().replace(' ', '_').replace('-', '_')}"
             write_file(args.output_dir / f"{name}.csv", table.to_csv_string().encode())
             write_plots(table, name, args.output_dir)

@@ -187,6 +187,9 @@ def test_plans_are_scored_as_students_beside_the_parts(pipe, done, tmp_path):
     scores = table.parts["mine"]
     assert (scores["content_mse"], scores["motion_mse"]) == content_and_motion_error(students, whole)
     assert measure(VDMINI_UNET) == table
+    outside = Measurement(**{**vars(measured), **swap, "parts": {"../outside": VDMINI_UNET}})
+    with pytest.raises(ImportanceError, match="need a file of that name"):
+        measure_importance(outside, tmp_path / "results")
     with pytest.raises(ImportanceError, match=r"mine\.json is not a result of this measurement"):
         measure(BK_SDM_BASE)
 

@@ -184,9 +184,12 @@ def measure_importance(
         The table; `None` while other processes are at work.
 
     Raises:
-        ImportanceError: if the folder holds results of something else, or damaged ones. Nothing in it is changed.
+        ImportanceError: if the folder holds results of something else or damaged ones, or a name is no file's. Nothing
+            in it is changed.
     """
     parts = measurement.all_parts
+    if wrong := [name for name in parts if Path(name).name != name]:  # of plans, which come from others
+        raise ImportanceError(f"The results of {wrong[0]!r} need a file of that name: give it another.")
     open_folder(output_dir, measurement.identity, measurement.digest)
     names = [UNPRUNED, *parts]
     mine = [name for name in names[process_index::num_processes] if _done(output_dir, name, measurement) is None]

@@ -33,8 +33,8 @@ from vdmini_diffusers.serialization.atomic import check_apart, write_file
 from vdmini_diffusers.serialization.hashes import sha256_of
 
 
-# What scores do not depend on.
-FREE = ("output_dir", "offload", "parts", "plans", "block_influence")
+# What scores do not depend on, or whose content is noted instead.
+FREE = ("output_dir", "offload", "parts", "plans", "block_influence", "precomputed_data_dir")
 
 
 @dataclass
