@@ -59,6 +59,7 @@ logger = logging.getLogger(__name__)
 TRAIN_SCRIPT = Path(__file__).parents[1] / "training" / "train_icmd.py"
 PAPER, SEARCHED, MEASURED = "the paper's plan", "the searched plan", "the measured plan"
 SLUGS = {PAPER: "paper", SEARCHED: "searched", MEASURED: "measured"}
+MIN_DIFFERENCE = 4  # layers, between candidates
 SCORES_SEED, NUM_SCORED = 1000, 16  # scenes that candidates are measured on
 UNTRAINED, TRAINED = "not trained", "ICMD"
 
@@ -117,7 +118,7 @@ def search(scores: ImportanceTable, costs: CostTable, num_plans: int) -> list[UN
     next best."""
     paper = cost_of_plan(VDMINI_UNET, costs)
     budget = Budget(num_parameters=int(paper["num_parameters"]), num_macs=int(paper["num_macs"]))
-    plans = plans_from_scores(scores, costs, num_plans, budget=budget)
+    plans = plans_from_scores(scores, costs, num_plans, budget=budget, min_difference=MIN_DIFFERENCE)
     return [plan for plan in plans if isinstance(plan, UNetPruningPlan)]
 
 

@@ -42,6 +42,9 @@ class SearchArguments:
     num_plans: int = field(
         default=1, metadata={"help": "The next best plans are written beside the file: searched-2.json, ..."}
     )
+    min_difference: int = field(
+        default=4, metadata={"help": "Layers or blocks in which each of them differs at least from all before it."}
+    )
     name: str = field(default="searched", metadata={"help": "The plan's name."})
     contiguous: bool = field(default=False, metadata={"help": "For transformers: removed blocks follow one another."})
     max_run: int | None = field(
@@ -50,8 +53,8 @@ class SearchArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.num_plans < 1:
-            raise ValueError(f"`--num_plans` is 1 at least, not {self.num_plans}.")
+        if min(self.num_plans, self.min_difference) < 1:
+            raise ValueError("`--num_plans` and `--min_difference` are 1 at least.")
         if len(self.scores) != len(self.weights):
             raise ValueError(f"Give one of `weights` for each of `scores`: {self.weights} for {self.scores}.")
 
@@ -69,6 +72,7 @@ def main() -> None:
         weights=weights,
         constraints=None if constraints == DepthConstraints() else constraints,
         name=args.name,
+        min_difference=args.min_difference,
     )
     file = Path(args.plan_file)
     for number, plan in enumerate(plans, 1):

@@ -309,6 +309,26 @@ def test_the_next_best_plans_come_in_order_and_are_all_there_are():
     assert plans_from_scores(scores, table, 3, budget=budget) == plans[:3]
 
 
+def test_plans_can_be_asked_to_differ():
+    _, table, scores = unet_tables()
+
+    def layers(plan):
+        kept = {
+            (up, stage, i)
+            for up in (False, True)
+            for stage, all_ in (plan.up if up else plan.down).items()
+            for i in all_
+        }
+        return kept | ({"M"} if plan.keep_mid else set())
+
+    plans = plans_from_scores(
+        scores, table, 5, budget=Budget(num_parameters=table.whole.num_parameters // 2), min_difference=4
+    )
+    values = [importance_of_plan(plan, scores, table) for plan in plans]
+    assert len(plans) > 1 and values == sorted(values, reverse=True)
+    assert all(len(layers(one) ^ layers(other)) >= 4 for one, other in itertools.combinations(plans, 2))
+
+
 def test_a_layer_that_the_costs_lack_is_missed(tmp_path):
     _, table, scores = unet_tables()
     fewer = {name: cost for name, cost in table.parts.items() if name != "D.0.R-A.0"}

@@ -96,10 +96,15 @@ def plans_from_scores(
     weights: Mapping[str, float] = CONTENT_AND_MOTION,
     constraints: DepthConstraints | None = None,
     name: str = "searched",
+    min_difference: int = 1,
 ) -> list[PruningPlan]:
     """The best plans in their order, as `plan_from_scores` has it; fewer where a budget allows no more.
 
     All but the first are named by their place as well, `searched-2`.
+
+    Args:
+        min_difference: the number of layers or blocks in which each plan differs at least from all that come before
+            it. The next best ones with 1 differ in what hardly matters.
     """
     one, other = ((t.class_name, json.dumps(dict(t.config), sort_keys=True, default=list)) for t in (scores, costs))
     if one != other:
@@ -115,7 +120,7 @@ def plans_from_scores(
     else:
         space = _UNetSpace(costs)
     importance = weighted_importance(scores, weights, space.scored)
-    return _solve(space, importance, num_plans, budget, name)
+    return _solve(space, importance, num_plans, budget, name, min_difference)
 
 
 def weighted_importance(
@@ -338,7 +343,7 @@ class _TransformerSpace(_Space):
 
 
 def _solve(
-    space: _Space, importance: Mapping[str, float], num_plans: int, budget: Budget, name: str
+    space: _Space, importance: Mapping[str, float], num_plans: int, budget: Budget, name: str, min_difference: int
 ) -> list[PruningPlan]:
     objective = {part: -value for part, value in importance.items()}
     found: list[PruningPlan] = []
@@ -348,6 +353,7 @@ def _solve(
         kept = _best(space, objective, [*_budget_rows(space, budget.limits), *excluded])
         if kept is None:
             break
+        difference = 1
         try:
             plan = space.plan(kept, f"{name}-{len(found) + 1}" if found else name)
             space.check(plan)
@@ -356,13 +362,14 @@ def _solve(
         else:
             if all(total <= budget.limits[what] for what, total in _student_costs(space, kept, budget.limits).items()):
                 found.append(plan)
+                difference = min_difference
                 if len(found) == num_plans:
                     return found
             else:
                 reason = PlanSearchError("the solver's tolerance let a plan pass that is just above the budget")
-        # Exactly this choice is ruled out, and the next best is sought.
+        # This choice is ruled out, and what is too like a plan; the next best is sought.
         chosen = {v: -1.0 if v in kept else 1.0 for v in space.scored}
-        excluded.append((chosen, 1 - sum(v in kept for v in space.scored), np.inf))
+        excluded.append((chosen, difference - sum(v in kept for v in space.scored), np.inf))
     else:
         if not found:
             raise PlanSearchError(f"{MAX_SOLUTIONS} plans were found that do not fit the network; the last: {reason}")
