@@ -296,10 +296,10 @@ def test_the_nearest_budget_that_is_named_can_be_asked_for(metric):
         plan_from_scores(scores, table, budget=Budget(**{metric: limit - 1}))
 
 
-def test_the_next_best_plans_come_in_order_and_are_all_there_are():
+def test_the_next_best_plans_come_in_order_and_differ():
     _, table, scores = unet_tables()
     budget = Budget(num_parameters=table.whole.num_parameters // 2)
-    plans = plans_from_scores(scores, table, 1000, budget=budget)
+    plans = plans_from_scores(scores, table, 20, budget=budget)
     assert plans[0] == plan_from_scores(scores, table, budget=budget)
     values = [importance_of_plan(plan, scores, table) for plan in plans]
     assert values == sorted(values, reverse=True)

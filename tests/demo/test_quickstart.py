@@ -17,6 +17,7 @@ from vdmini_diffusers.quickstart import command_line
 SHORT = {"max_train_steps": 2, "num_train_clips": 2}
 
 
+@pytest.mark.slow  # most of a minute
 def test_the_first_command_of_the_readme_writes_pictures_and_a_report(tmp_path):
     flags = [part for name, value in SHORT.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "vdmini_diffusers.quickstart", *flags]
