@@ -58,7 +58,7 @@ class Arguments:
 
 
 def cost_of(component: PipelineComponent, clip: tuple[int, int, int], args: Arguments) -> CostTable:
-    """Of the network that was not pruned."""
+    """What the network that was not pruned costs."""
 
     def opened(device: str) -> tuple[Any, Any, dict[str, Any], Any]:
         place = Place(device, DTYPES[args.dtype], args.tiny)

@@ -49,7 +49,7 @@ def test_a_foreign_file_is_named_and_stays(videos, name):
 
 @pytest.fixture
 def long_videos(videos):
-    """Of which the header is a small part."""
+    """Videos whose headers are a small part of them."""
     for name in os.listdir(videos):
         keep_video(videos, name, frames(14, 32), 8)
     return videos

@@ -6,30 +6,22 @@ up; what a plan must heed to fit the network is linear in them.
 
 import json
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vdmini_diffusers.analysis.cost_table import REST, CostTable, PartCost
 from vdmini_diffusers.analysis.importance import ImportanceTable
-from vdmini_diffusers.families.block_lists import BLOCK_LISTS
+from vdmini_diffusers.analysis.plan_space import PlanSearchError, Row, Space, space_of
 from vdmini_diffusers.pruning.depth import DepthConstraints
-from vdmini_diffusers.pruning.plans import PruningPlan, PruningPlanError, TransformerPruningPlan, UNetPruningPlan
-from vdmini_diffusers.pruning.plans.block_rules import block_counts, places
-from vdmini_diffusers.pruning.plans.unet import PER_STAGE_FIELDS, stage_depths
+from vdmini_diffusers.pruning.plans import PruningPlan, PruningPlanError
 
 
 CONTENT_AND_MOTION = {"content_mse": 1.0, "motion_mse": 1.0}
 MAX_SOLUTIONS = 1000  # that break a rule which is not linear, before the search gives up
 SCALE = 1000.0  # of importances: HiGHS stops 1e-6 short of the best
-
-
-class PlanSearchError(ValueError):
-    """Scores and costs that do not go together, or a budget that no plan meets."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +104,7 @@ def plans_from_scores(
             f"The scores are of a {scores.class_name} and the costs of a {costs.class_name} with another config:"
             " both must be of one network."
         )
-    space: _Space
-    if scores.class_name in BLOCK_LISTS:
-        space = _TransformerSpace(costs, constraints or DepthConstraints())
-    elif constraints is not None:
-        raise PlanSearchError("`constraints` are for transformers; those of a U-Net follow from its widths.")
-    else:
-        space = _UNetSpace(costs)
+    space = space_of(costs, constraints)
     importance = weighted_importance(scores, weights, space.scored)
     return _solve(space, importance, num_plans, budget, name, min_difference)
 
@@ -150,200 +136,8 @@ def weighted_importance(
     return total
 
 
-Row = tuple[dict[str, float], float, float]  # coefficients by variable, and the bounds of their sum
-
-
-@dataclass
-class _Space(ABC):
-    """The plans of one network, as rows of an integer programme over named variables of 0 and 1.
-
-    Args:
-        costs: of the network.
-        scored: parts whose importances count. Each is a variable.
-        variables: all of them, with those that say whether a stage stays.
-        rows: what every plan heeds.
-        fixed: variables that are 1.
-        costing: for each part of the costs that may go, the variable that is 1 where it stays.
-    """
-
-    costs: CostTable
-    scored: list[str] = field(default_factory=list)
-    variables: list[str] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    fixed: set[str] = field(default_factory=set)
-    costing: dict[str, str] = field(default_factory=dict)
-
-    def at_least(self, coefficients: dict[str, float], low: float) -> None:
-        self.rows.append((coefficients, low, np.inf))
-
-    def equal(self, coefficients: dict[str, float], value: float = 0) -> None:
-        self.rows.append((coefficients, value, value))
-
-    @abstractmethod
-    def plan(self, kept: set[str], name: str) -> PruningPlan:
-        """The plan under which these variables are 1."""
-
-    @abstractmethod
-    def kept(self, plan: Any) -> set[str]:
-        """The variables that are 1 under a plan."""
-
-    def check(self, plan: PruningPlan) -> None:
-        """Raises `PruningPlanError` for what the rows do not say."""
-        plan.student_config({"_class_name": self.costs.class_name, **self.costs.config})
-
-    def cost(self, part: str) -> PartCost:
-        if part not in self.costs.parts:
-            raise PlanSearchError(f"The costs lack {part}: count all parts of the network.")
-        return self.costs.parts[part]
-
-
-class _UNetSpace(_Space):
-    """Layers, stages from the innermost on together with the up stage that mirrors them, and the mid block."""
-
-    def __init__(self, costs: CostTable):
-        super().__init__(costs)
-        config = costs.config
-        self.depths, self.widths = stage_depths(config), tuple(config["block_out_channels"])
-        self.num_stages = n = len(self.widths)
-        self.has_mid = config.get("mid_block_type", "stock") is not None
-        stays = [f"stage {d}" for d in range(n)]
-        self.variables += stays
-        self.fixed.add(stays[0])
-        for outer, inner in pairwise(stays):
-            self.at_least({outer: 1, inner: -1}, 0)
-        for d in range(n):
-            self._add_stages(d, stays[d], stays[d + 1] if d + 1 < n else None)
-        if self.has_mid:
-            self._add_mid(stays)
-
-    def layer(self, letter: str, stage: int, i: int) -> str:
-        """The name of a layer in scores and costs."""
-        attentions = (f"{letter}.{stage}.A.", f"{letter}.{stage}.R-A.")
-        has_attention = any(part.startswith(attentions) for part in self.costs.parts)
-        return f"{letter}.{stage}.R-A.{i}" if has_attention else f"{letter}.{stage}.R.{i}"
-
-    def _add_stages(self, d: int, stays: str, inner_stays: str | None) -> None:
-        """Down stage `d` and the up stage that mirrors it. `inner_stays` says whether they are not the innermost."""
-        n, u = self.num_stages, self.num_stages - 1 - d
-        down = [self.layer("D", d, i) for i in range(self.depths[d])]
-        up = [self.layer("U", u, i) for i in range(self.depths[d] + 1)]
-        for layer in (*down, *up):
-            self.variables.append(layer)
-            self.scored.append(layer)
-            self.costing[layer] = layer
-            self.at_least({stays: 1, layer: -1}, 0)
-        self.at_least({**dict.fromkeys(down, 1), stays: -1}, 0)  # a stage that stays has a layer
-        # The up stage takes the skip connections of the down stage's layers, and of what came before them.
-        self.equal({**dict.fromkeys(up, 1), **dict.fromkeys(down, -1), stays: -1})
-        if d > 0 and self.widths[d - 1] != self.widths[d]:
-            self.equal({down[0]: 1, stays: -1})  # it alone takes the hidden width of the stage before
-            self.equal({up[-1]: 1, stays: -1})  # and this one the skip connection of that width
-        if d + 1 < n and self.widths[d + 1] != self.widths[d]:
-            # Layer 0 takes the width of the inner stage: it stays where that does, and goes where that goes.
-            self.equal({up[0]: 1, str(inner_stays): -1})
-        if d + 1 < n and f"D.{d}.downsamplers" in self.costs.parts:  # the innermost stage that stays has none
-            self.costing[f"D.{d}.downsamplers"] = str(inner_stays)
-        if f"U.{u}.upsamplers" in self.costs.parts:
-            self.costing[f"U.{u}.upsamplers"] = stays
-
-    def _add_mid(self, stays: Sequence[str]) -> None:
-        self.variables.append("M")
-        self.scored.append("M")
-        self.costing["M"] = "M"
-        for d in range(self.num_stages - 1):
-            fields = (self.costs.config.get(name) for name in ("block_out_channels", *PER_STAGE_FIELDS[2:]))
-            if any(isinstance(values, (list, tuple)) and values[d] != values[-1] for values in fields):
-                # It was made for the innermost stage, and this one would be the innermost.
-                self.at_least({"M": -1, stays[d]: -1, stays[d + 1]: 1}, -1)
-
-    def plan(self, kept: set[str], name: str) -> UNetPruningPlan:
-        n = self.num_stages
-        down, up = {}, {}
-        for d in range(n):
-            if f"stage {d}" in kept:
-                u, depth = n - 1 - d, self.depths[d]
-                down[d] = tuple(i for i in range(depth) if self.layer("D", d, i) in kept)
-                up[u] = tuple(i for i in range(depth + 1) if self.layer("U", u, i) in kept)
-        return UNetPruningPlan(name, down, "M" in kept, up)
-
-    def kept(self, plan: UNetPruningPlan) -> set[str]:
-        layers = [self.layer(letter, stage, i) for letter, kept in (("D", plan.down), ("U", plan.up))
-                  for stage, numbers in kept.items() for i in numbers]  # fmt: skip
-        return {*layers, *(f"stage {d}" for d in plan.down), *(["M"] if plan.keep_mid else [])}
-
-
-class _TransformerSpace(_Space):
-    """Blocks, with what is attached to them."""
-
-    def __init__(self, costs: CostTable, constraints: DepthConstraints):
-        super().__init__(costs)
-        self.constraints = constraints
-        self.counts = counts = block_counts(costs.class_name, costs.config)
-        self.lists = {blocks.name: blocks for blocks in BLOCK_LISTS[costs.class_name] if blocks.name in counts}
-        for name, blocks in self.lists.items():
-            own = [self.block(name, i) for i in range(counts[name])]
-            self.at_least(dict.fromkeys(own, 1), 1)  # no list is empty in a student
-            if blocks.attached_to is None:
-                for variable in own:
-                    self.variables.append(variable)
-                    if variable in costs.parts:
-                        self.scored.append(variable)
-                        self.costing[variable] = variable
-                    else:
-                        self.fixed.add(variable)
-            for other, same in self.lists.items():
-                if other < name and same.count == blocks.count and not (blocks.attached_to or same.attached_to):
-                    beside = [self.block(other, i) for i in range(counts[other])]
-                    self.equal({**dict.fromkeys(own, 1), **dict.fromkeys(beside, -1)})
-            if constraints.contiguous and blocks.attached_to is None:
-                self._add_contiguity(name, own)
-        self._add_kept_blocks()
-
-    def block(self, name: str, i: int) -> str:
-        """The variable of a block: that of the block that it is attached to, if it is."""
-        blocks = self.lists[name]
-        if blocks.attached_to is None:
-            return f"{name}.{i}"
-        return f"{blocks.attached_to}.{places(blocks, self.costs.config, self.counts[name])[i]}"
-
-    def _add_contiguity(self, name: str, own: Sequence[str]) -> None:
-        starts = [f"start of a run at {variable}" for variable in own]
-        self.variables += starts
-        for before, variable, start in zip([None, *own], own, starts, strict=False):
-            # The first block that goes after one that stays starts a run.
-            self.at_least({variable: 1, start: 1, **({before: -1} if before else {})}, 0 if before else 1)
-        self.at_least(dict.fromkeys(starts, -1), -1)
-
-    def _add_kept_blocks(self) -> None:
-        plan = TransformerPruningPlan.keep_everything(self.costs.class_name, self.costs.config)
-        self.constraints.check(plan, self.costs.config)  # names and indices that the network does not have
-        for name, indices in self.constraints.never_remove.items():
-            self.fixed |= {self.block(name, i % self.counts[name]) for i in indices}
-        if self.constraints.max_run is None:
-            return
-        for order in plan.running_order(self.costs.config).values():
-            variables = [self.block(block.list_name, block.number) for block in order]
-            length = self.constraints.max_run + 1
-            for start in range(len(variables) - length + 1):
-                self.at_least(dict.fromkeys(variables[start : start + length], 1), 1)
-
-    def plan(self, kept: set[str], name: str) -> TransformerPruningPlan:
-        blocks = {
-            list_name: tuple(i for i in range(count) if self.block(list_name, i) in kept)
-            for list_name, count in self.counts.items()
-        }
-        return TransformerPruningPlan(name, self.costs.class_name, blocks)
-
-    def kept(self, plan: TransformerPruningPlan) -> set[str]:
-        return {self.block(list_name, i) for list_name, numbers in plan.blocks.items() for i in numbers}
-
-    def check(self, plan: Any) -> None:
-        super().check(plan)
-        self.constraints.check(plan, self.costs.config)
-
-
 def _solve(
-    space: _Space, importance: Mapping[str, float], num_plans: int, budget: Budget, name: str, min_difference: int
+    space: Space, importance: Mapping[str, float], num_plans: int, budget: Budget, name: str, min_difference: int
 ) -> list[PruningPlan]:
     objective = {part: -value for part, value in importance.items()}
     found: list[PruningPlan] = []
@@ -383,7 +177,7 @@ def cost_of_plan(plan: PruningPlan, costs: CostTable) -> dict[str, float]:
 
     Parameters are exact. Milliseconds are left out where the costs have none.
     """
-    space = _space_of(costs)
+    space = space_of(costs)
     metrics = ["num_parameters", "num_macs", "memory_bytes"]
     metrics += ["milliseconds"] if costs.whole.milliseconds is not None else []
     return _student_costs(space, space.kept(plan), metrics)
@@ -399,17 +193,13 @@ def importance_of_plan(
 
     It may be above 1 where parts have negative importance: what they are removed from is better without.
     """
-    space = _space_of(costs)
+    space = space_of(costs)
     importance, kept = weighted_importance(scores, weights, space.scored), space.kept(plan)
     whole = sum(importance.values()) or 1.0  # nothing matters: nothing stays of it
     return sum(importance[part] for part in importance.keys() & kept) / whole
 
 
-def _space_of(costs: CostTable) -> "_Space":
-    return _TransformerSpace(costs, DepthConstraints()) if costs.class_name in BLOCK_LISTS else _UNetSpace(costs)
-
-
-def _student_costs(space: _Space, kept: set[str], metrics: Iterable[str]) -> dict[str, float]:
+def _student_costs(space: Space, kept: set[str], metrics: Iterable[str]) -> dict[str, float]:
     gone = [part for part, variable in space.costing.items() if variable not in kept]
     staying = [REST, *(part for part, variable in space.costing.items() if variable in kept)]
     peaks = [space.cost(part).peak_bytes for part in staying]
@@ -430,7 +220,7 @@ def _value(cost: PartCost, metric: str) -> float:
     return value
 
 
-def _budget_rows(space: _Space, limits: Mapping[str, float]) -> list[Row]:
+def _budget_rows(space: Space, limits: Mapping[str, float]) -> list[Row]:
     """Rows that say that each limit is kept, in units of the limit."""
     rows: list[Row] = []
     for metric, limit in limits.items():
@@ -449,7 +239,7 @@ def _budget_rows(space: _Space, limits: Mapping[str, float]) -> list[Row]:
     return rows
 
 
-def _total(space: _Space, metric: str) -> tuple[dict[str, float], float]:
+def _total(space: Space, metric: str) -> tuple[dict[str, float], float]:
     """A cost as coefficients of the variables and what always stays."""
     coefficients: dict[str, float] = {}
     constant = _value(space.costs.whole, metric)
@@ -460,7 +250,7 @@ def _total(space: _Space, metric: str) -> tuple[dict[str, float], float]:
     return coefficients, constant
 
 
-def _best(space: _Space, objective: Mapping[str, float], more: Sequence[Row]) -> set[str] | None:
+def _best(space: Space, objective: Mapping[str, float], more: Sequence[Row]) -> set[str] | None:
     """The variables that are 1 where the objective is least, or None if nothing fits."""
     try:
         from scipy.optimize import Bounds, LinearConstraint, milp
@@ -491,7 +281,7 @@ def _best(space: _Space, objective: Mapping[str, float], more: Sequence[Row]) ->
     return {variable for variable, value in zip(space.variables, found.x, strict=True) if value > 0.5}
 
 
-def _nearest(space: _Space, budget: Budget) -> str:
+def _nearest(space: Space, budget: Budget) -> str:
     """What to say where no plan meets a budget: the least that any plan needs."""
     least = {metric: _least(space, metric) for metric in budget.limits}
     if None in least.values():
@@ -507,7 +297,7 @@ def number_of(metric: str, value: float) -> str:
     return f"{math.ceil(1000 * value - 1e-6) / 1000:,.3f}" if metric == "milliseconds" else f"{value:,.0f}"
 
 
-def _least(space: _Space, metric: str) -> float | None:
+def _least(space: Space, metric: str) -> float | None:
     """The least that any plan needs of this, or None if there is no plan."""
     objective = _total(space, "num_parameters" if metric == "memory_bytes" else metric)[0]
     ceilings = [np.inf]

@@ -68,7 +68,7 @@ def measure_pipeline(
 
 
 def _hash_of(model: torch.nn.Module) -> str | None:
-    """Of all weights, with their dtype; None where offloading has taken them away."""
+    """A hash of all weights, with their dtype; None where offloading has taken them away."""
     return None if any(tensor.is_meta for tensor in model.state_dict().values()) else weights_sha256(model)
 
 
