@@ -366,7 +366,7 @@ def test_damaged_tables_are_refused(tmp_path):
     for wrong in (-1, True):
         with pytest.raises(CostError, match="a cost of whole is no whole number"):
             CostTable.read(changed(table, whole={**whole, "num_parameters": wrong}))
-    for wrong in (float("nan"), -5.0, "fast"):
+    for wrong in (float("nan"), -5.0, "fast", True):
         with pytest.raises(CostError, match="the milliseconds of whole are"):
             CostTable.read(changed(table, whole={**whole, "milliseconds": wrong}))
 

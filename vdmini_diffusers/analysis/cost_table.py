@@ -99,7 +99,7 @@ class CostTable:
                 if not all(type(count) is int and count >= 0 for count in counts):
                     raise TypeError(f"a cost of {name} is no whole number from 0 on")
                 took = cost.milliseconds
-                if took is not None and not (isinstance(took, int | float) and 0 <= took < math.inf):
+                if took is not None and not (type(took) in (int, float) and 0 <= took < math.inf):
                     raise TypeError(f"the milliseconds of {name} are {took!r}")
             return cls(**{**fields, "parts": parts, "whole": whole, "clip": clip})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
