@@ -10,7 +10,6 @@ with `--measure_on`, time is measured as well, on random weights. Writes `table.
 network a CSV of all its parts and a plot of each column.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any, Literal
 
 import torch
 
+from vdmini_diffusers.analysis.cost_plots import cost_plots
 from vdmini_diffusers.analysis.cost_table import CostTable, costed_parts, count_costs, decoder_parts, measure_times
-from vdmini_diffusers.analysis.pictures import bars, png
+from vdmini_diffusers.analysis.pictures import png
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.evaluation.paper_components import (
@@ -39,29 +39,33 @@ COMPONENTS = {
     "t2v": ("U-Net, one step",),
     "hunyuan": ("transformer, one step",),
 }
-# What a plot shows, and in which unit.
-COLUMNS = {
-    "num_parameters": (1e6, " M"),
-    "num_macs": (1e9, " G"),
-    "peak_bytes": (2**20, " MiB"),
-    "milliseconds": (1, " ms"),
-}
 
 
 @dataclass
 class Arguments:
     output_dir: Path = field(default=Path("outputs/block_costs"), metadata={"help": "Where tables and plots go."})
-    dtype: Literal["fp32", "bf16", "fp16"] = field(default="fp16", metadata={"help": "Precision."})
-    measure_on: str | None = field(default=None, metadata={"help": "Device on which time is measured: cuda or cpu."})
+    dtype: Literal["fp32", "bf16", "fp16"] | None = field(
+        default=None, metadata={"help": "Precision; default: fp32 to measure time on a CPU, else fp16."}
+    )
+    measure_on: Literal["cuda", "cpu"] | None = field(
+        default=None, metadata={"help": "Device on which time is measured."}
+    )
     rounds: int = field(default=5, metadata={"help": "Timed runs, whose median counts."})
     tiny: bool = field(default=False, metadata={"help": "Tiny networks and clips, to try it."})
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"`--rounds` is 1 at least, not {self.rounds}.")
+        if self.measure_on == "cuda" and not torch.cuda.is_available():
+            raise ValueError("`--measure_on` is cpu where there is no CUDA device.")
+        self.dtype = self.dtype or ("fp32" if self.measure_on == "cpu" else "fp16")
 
 
 def cost_of(component: PipelineComponent, clip: tuple[int, int, int], args: Arguments) -> CostTable:
     """What the network that was not pruned costs."""
 
     def opened(device: str) -> tuple[Any, Any, dict[str, Any], Any]:
-        place = Place(device, DTYPES[args.dtype], args.tiny)
+        place = Place(device, DTYPES[str(args.dtype)], args.tiny)
         network = place.build(component.networks[0], component.without)
         inputs = component.inputs(place)
         counted = network.decoder if component.name == "VAE decoder" else network
@@ -114,14 +118,6 @@ def shares(table: CostTable) -> list[dict[str, Any]]:
     return rows
 
 
-def write_plots(table: CostTable, name: str, folder: Path) -> None:
-    for column, (scale, unit) in COLUMNS.items():
-        values: Mapping[str, float | None] = {part: getattr(cost, column) for part, cost in table.parts.items()}
-        known = {part: value / scale for part, value in values.items() if value is not None}
-        if known:
-            write_file(folder / f"{name}_{column}.png", png(bars(known, f"{column} of {name}", unit)))
-
-
 def main(args: Arguments) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     text = []
@@ -133,7 +129,8 @@ def main(args: Arguments) -> None:
             table = cost_of(component, size, args)
             name = f"{pipeline}_{component.name.partition(',')[0].lower().replace(' ', '_').replace('-', '_')}"
             write_file(args.output_dir / f"{name}.csv", table.to_csv_string().encode())
-            write_plots(table, name, args.output_dir)
+            for column, plot in cost_plots(table).items():
+                write_file(args.output_dir / f"{name}_{column}.png", png(plot))
             text.append(f"{describe(component.networks[0], table)}\n\n{markdown_table(shares(table))}\n")
     write_file(args.output_dir / "table.md", "\n".join(text).encode())
     print("\n".join(text))

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from vdmini_diffusers.analysis.f3 import F3Plan, apply_f3, measure_temporal_attention, remove_f3
+from vdmini_diffusers.analysis.f3 import F3Plan, apply_f3, measure_temporal_attention, remove_f3, temporal_layers
 from vdmini_diffusers.analysis.f3.layers import attention_class
 from vdmini_diffusers.analysis.f3.plan import num_pruned
 from vdmini_diffusers.cli.markdown_table import markdown_table
@@ -216,12 +216,13 @@ def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     import_figure()
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    bench = Bench(args)
+    num_layers = len(temporal_layers(bench.denoiser))
+    if none := [alpha for alpha in args.alphas if num_pruned(alpha, num_layers) == 0]:
+        raise ValueError(f"`--alphas` has {none[0]}, which is less than one of the {num_layers} layers.")
     settings = {name: value for name, value in asdict(args).items() if name not in ("output_dir", "seeds")}
     keep_settings(args.output_dir, settings, args.teacher)
-    bench = Bench(args)
     layers = bench.layers()
-    if none := [alpha for alpha in args.alphas if num_pruned(alpha, len(layers)) == 0]:
-        raise ValueError(f"`--alphas` has {none[0]}, which is less than one of the {len(layers)} layers.")
     results = earlier_results(args.output_dir / "results.json")
     for seed in args.seeds:
         missing = [variant for variant in variants_of(args) if seed not in results.get(str(variant), {})]

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
+from vdmini_diffusers.analysis.cost_plots import cost_plots
 from vdmini_diffusers.analysis.cost_table import (
     CostTable,
     costed_parts,
@@ -24,7 +25,7 @@ from vdmini_diffusers.analysis.cost_table import (
     decoder_parts,
     measure_times,
 )
-from vdmini_diffusers.analysis.pictures import bars, png
+from vdmini_diffusers.analysis.pictures import png
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.evaluation.latency import build_network
 from vdmini_diffusers.families import Family, find_family
@@ -78,7 +79,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "cost.json", table.to_json_string().encode())
     write_file(folder / "cost.csv", table.to_csv_string().encode())
-    draw(table, folder)
+    for column, plot in cost_plots(table).items():
+        write_file(folder / f"cost_{column}.png", png(plot))
     print(
         f"{table.whole.num_parameters:,} parameters, {table.whole.num_macs / 1e9:,.2f} G multiply-accumulates,"
         f" {table.whole.peak_bytes / 2**20:,.1f} MiB of activations at the peak: {folder}/cost.csv"
@@ -134,19 +136,6 @@ def open_network(
     size = (frames, vae.config.latent_channels, height // scale, width // scale)
     more = {"num_frames": frames} if issubclass(cls, AutoencoderKLTemporalDecoder) else {}
     return vae.decoder, lambda: {"z": torch.zeros(size)}, lambda z: vae.decode(z, **more)
-
-
-def draw(table: CostTable, folder: Path) -> None:
-    columns = {"num_parameters": 1e6, "num_macs": 1e9, "peak_bytes": 2**20, "milliseconds": 1.0}
-    units = {"num_parameters": " M", "num_macs": " G", "peak_bytes": " MiB", "milliseconds": " ms"}
-    for column, unit in columns.items():
-        if getattr(table.whole, column) is None:
-            continue
-        values = {name: getattr(cost, column) / unit for name, cost in table.parts.items()}
-        where = f", {table.dtype}" if column != "num_parameters" else ""
-        where += f" on {table.device}" if column == "milliseconds" else ""
-        title = f"{column} of {table.class_name}, {' x '.join(map(str, table.clip))}{where}"
-        write_file(folder / f"cost_{column}.png", png(bars(values, title, units[column])))
 
 
 if __name__ == "__main__":
