@@ -56,8 +56,6 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"`--rounds` is 1 at least, not {self.rounds}.")
-        if self.measure_on == "cuda" and not torch.cuda.is_available():
-            raise ValueError("`--measure_on` is cpu where there is no CUDA device.")
         self.dtype = self.dtype or ("fp32" if self.measure_on == "cpu" else "fp16")
 
 
@@ -119,6 +117,8 @@ def shares(table: CostTable) -> list[dict[str, Any]]:
 
 
 def main(args: Arguments) -> None:
+    if args.measure_on == "cuda" and not torch.cuda.is_available():
+        raise ValueError("`--measure_on` is cpu where there is no CUDA device.")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     text = []
     for pipeline, names in COMPONENTS.items():
