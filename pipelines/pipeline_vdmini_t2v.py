@@ -434,13 +434,19 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             context = torch.cat([negative_context.to(context), context])
 
         # The conditioning beyond text and timestep that the U-Net was built for.
+        unet_dtype = self.unet.dtype  # read once, as it is looked for in every module
         conditioning = {"fps": fps} if config.get("fps_cond") else {}
+
+        def embed(value: float, embedding_dim: int) -> torch.Tensor:
+            values = torch.full((num_videos,), value, dtype=torch.float32, device=device)
+            return guidance_embedding(values, embedding_dim, unet_dtype)
+
         if self.embeds_guidance:
-            conditioning["timestep_cond"] = self._embed(guidance_scale, config.time_cond_proj_dim, num_videos)
+            conditioning["timestep_cond"] = embed(guidance_scale, config.time_cond_proj_dim)
         motion_ends = self.scheduler.config.num_train_timesteps * (1 - motion_guidance_percentage)
 
         # The sampler's own numbers are float32 at least.
-        dtype = torch.promote_types(self.unet.dtype, torch.float32)
+        dtype = torch.promote_types(unet_dtype, torch.float32)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         latents = latents.to(device, dtype) * self.scheduler.init_noise_sigma
@@ -453,13 +459,13 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
                 if motion_dim is not None:
                     # Never left out: no embedding is another input than the embedding of 0.
                     strength = motion_guidance_scale if t >= motion_ends else 0.0
-                    conditioning["motion_cond"] = self._embed(strength, motion_dim, num_videos)
+                    conditioning["motion_cond"] = embed(strength, motion_dim)
                 model_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
                 model_input = self.scheduler.scale_model_input(model_input, t)
                 model_output = self.unet(
-                    model_input.to(self.unet.dtype),
+                    model_input.to(unet_dtype),
                     t,
-                    encoder_hidden_states=context.to(self.unet.dtype),
+                    encoder_hidden_states=context.to(unet_dtype),
                     cross_attention_kwargs=cross_attention_kwargs,
                     return_dict=False,
                     **conditioning,
@@ -481,10 +487,6 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             frames = self.video_processor.postprocess_video(pixels, output_type=output_type)
         self.maybe_free_model_hooks()
         return VDMiniT2VPipelineOutput(frames=frames) if return_dict else (frames,)
-
-    def _embed(self, value: float, embedding_dim: int, batch_size: int) -> torch.Tensor:
-        values = torch.full((batch_size,), value, dtype=torch.float32, device=self._execution_device)
-        return guidance_embedding(values, embedding_dim, self.unet.dtype)
 
     def _set_timesteps(
         self, num_inference_steps: int, timesteps: list[int] | None, device: torch.device

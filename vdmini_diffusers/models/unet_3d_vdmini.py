@@ -288,7 +288,8 @@ class VDMiniUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
             raise ValueError("`fps` is required: this model is conditioned on it (`fps_cond` in its config).")
         if fps is not None:
             fps = self.time_proj(torch.as_tensor(fps, device=sample.device).expand(sample.shape[0]))
-        condition: Any = tuple(x if x is None else x.to(self.dtype) for x in (timestep_cond, motion_cond, fps))
+        dtype = self.dtype  # read once, as it is looked for in every module
+        condition: Any = tuple(x if x is None else x.to(dtype) for x in (timestep_cond, motion_cond, fps))
         return super().forward(
             sample,
             timestep,
