@@ -41,13 +41,20 @@ def test_bad_numbers_are_refused_before_anything_runs(f3_quality, wrong):
         f3_quality.Arguments(**wrong)
 
 
-def test_a_share_of_less_than_a_layer_is_refused_before_videos_are_made(f3_quality, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"alphas": [0.5, 0.05]}, r"`--alphas` has 0\.05, which is less than one of the 16 layers"),
+        ({"unit": "step"}, "takes one step, which cannot be ranked"),
+    ],
+)
+def test_what_the_teacher_does_not_have_is_refused_before_anything_is_written(
+    f3_quality, tmp_path, monkeypatch, wrong, message
+):
     monkeypatch.setattr(f3_quality, "import_figure", lambda: None)
-    monkeypatch.setattr(f3_quality.Bench, "__init__", lambda self, args: setattr(self, "denoiser", None))
-    monkeypatch.setattr(f3_quality, "temporal_layers", lambda denoiser: LAYERS)
-    with pytest.raises(ValueError, match=r"`--alphas` has 0\.3, which is less than one of the 3 layers"):
-        f3_quality.main(f3_quality.Arguments(output_dir=tmp_path, alphas=[0.5, 0.3]))
-    assert not any(tmp_path.iterdir())  # so that the right shares are not refused as other settings
+    with pytest.raises(ValueError, match=message):
+        f3_quality.main(f3_quality.Arguments(output_dir=tmp_path / "out", **wrong))
+    assert not (tmp_path / "out").exists()
 
 
 def test_ranks_correlate_as_the_layers_worth_does(f3_quality):

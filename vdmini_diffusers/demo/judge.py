@@ -21,6 +21,7 @@ from vdmini_diffusers.families import find_trainable_family
 from vdmini_diffusers.serialization.atomic import write_file
 
 
+SAMPLING: dict[str, dict[str, Any]] = {"image": {"num_inference_steps": 1}, "text": T2V_SAMPLING}  # by what is given
 FROM_LATENTS = ("right_way", "moves", "speed")  # of all scenes, decoded by one matrix
 DECODED = ("sharpness", "flicker", "object", "place", "motion_cosine", "psnr_to_teacher", "fvd", "kvd")
 MEASURES = (*FROM_LATENTS, *DECODED, "decoders_agree")
@@ -56,7 +57,7 @@ class Judge:
         given = find_trainable_family(str(teacher)).given
         kind = HeldOutImages if given == "image" else HeldOutPrompts
         self.seed, self.teacher_folder, self.detector = seed, teacher, detector
-        self.sampling: dict[str, Any] = {"num_inference_steps": 1} if given == "image" else T2V_SAMPLING
+        self.sampling = SAMPLING[given]
         self.all: Any = kind(num_clips, seed)
         self.decoded: Any = kind(min(num_decoded, num_clips), seed, detector)
         dataset = PrecomputedLatents(latents)
