@@ -9,18 +9,20 @@
     python benchmarks/searched_plan.py --importance outputs/importance/importance.json --cost outputs/cost/cost.json
 
 The budget is the paper's student: its parameters and its multiplications. The searched plan keeps the most importance
-under it. As importances add up only about, the next best plans and the paper's are measured as students, and the best
-of them, if it is neither, is the measured plan. All are measured as they are pruned, and after the same short ICMD
-with the same seeds, on held-out scenes: first frames of which none was scored, or captions, of which there are few, so
-that the scored ones are among them. Writes `searched_plan.json` and `measured_plan.json`; `table.md` and
-`results.json` after each seed; and `contact_sheet.png` with videos of its first scenes, `scene-0.mp4` and so on. What
-is finished is kept: run it again after a stop.
+under it. As importances add up only about, the next best plans and the paper's are measured as students; then the best
+of those that differ in a few layers from the best one measured, until none is better. If that is neither the paper's
+nor the searched plan, it is the measured plan. All are measured as they are pruned, and after the same short ICMD with
+the same seeds, on held-out scenes: first frames of which none was scored, or captions, of which there are few, so that
+the scored ones are among them. Writes `searched_plan.json` and `measured_plan.json`; `table.md` and `results.json`
+after each seed; and `contact_sheet.png` with videos of its first scenes, `scene-0.mp4` and so on. What is finished is
+kept: run it again after a stop.
 """
 
+import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +61,8 @@ logger = logging.getLogger(__name__)
 TRAIN_SCRIPT = Path(__file__).parents[1] / "training" / "train_icmd.py"
 PAPER, SEARCHED, MEASURED = "the paper's plan", "the searched plan", "the measured plan"
 SLUGS = {PAPER: "paper", SEARCHED: "searched", MEASURED: "measured"}
-MIN_DIFFERENCE = 4  # layers, between candidates
+MIN_DIFFERENCE = 4  # layers, between the first candidates
+REACH = 4  # layers in which later candidates differ at most from the best one measured: two swaps
 SCORES_SEED, NUM_SCORED = 1000, 16  # scenes that candidates are measured on
 UNTRAINED, TRAINED = "not trained", "ICMD"
 
@@ -74,7 +77,7 @@ class Arguments(ComparisonArguments):
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "The U-Net's rate, before its cosine."})
     num_candidates: int = field(
-        default=16, metadata={"help": "Plans that the search names first, of which the best as a student is taken."}
+        default=16, metadata={"help": "Plans that are measured as students at once, before the search goes on."}
     )
 
 
@@ -113,17 +116,67 @@ def keep_plan(plan: UNetPruningPlan, file: Path) -> None:
     write_file(file, plan.to_json_string().encode())
 
 
-def search(scores: ImportanceTable, costs: CostTable, num_plans: int) -> list[UNetPruningPlan]:
+def search(scores: ImportanceTable, costs: CostTable, num_plans: int, **options: Any) -> list[UNetPruningPlan]:
     """What keeps the most importance, by content and motion alike, and costs no more than the paper's student; and the
-    next best."""
+    next best.
+
+    Args:
+        options: more of `plans_from_scores`.
+    """
     paper = cost_of_plan(VDMINI_UNET, costs)
     budget = Budget(num_parameters=int(paper["num_parameters"]), num_macs=int(paper["num_macs"]))
-    plans = plans_from_scores(scores, costs, num_plans, budget=budget, min_difference=MIN_DIFFERENCE)
+    plans = plans_from_scores(scores, costs, num_plans, budget=budget, **options)
     return [plan for plan in plans if isinstance(plan, UNetPruningPlan)]
 
 
-def measure_candidates(args: Arguments, candidates: Sequence[UNetPruningPlan], latents: Path) -> ImportanceTable:
-    """The error of each plan's student, not trained, against the teacher."""
+def search_on(
+    scores: ImportanceTable,
+    costs: CostTable,
+    found: Sequence[UNetPruningPlan],
+    num_candidates: int,
+    measure: Callable[[Sequence[UNetPruningPlan], int], ImportanceTable],
+) -> tuple[list[UNetPruningPlan], ImportanceTable]:
+    """All plans that were measured, the best one first, and their errors.
+
+    Begins with the paper's plan and those that were `found`, and goes on about the best one until it stays the best.
+
+    Args:
+        measure: gives the errors of plans as students; the second argument counts its calls from 1.
+    """
+    tried = [VDMINI_UNET, *found]
+    measured = measure(tried, 1)
+    for turn in itertools.count(2):
+        best = ranked(tried, measured)[0]
+        about = search(
+            scores, costs, num_candidates + len(tried), name=f"turn-{turn}", near=best, max_difference=REACH
+        )
+        choices = [replace(plan, name=best.name) for plan in tried]
+        new = [plan for plan in about if replace(plan, name=best.name) not in choices][:num_candidates]
+        if new:
+            more = measure(new, turn)
+            parts, kinds = {**measured.parts, **more.parts}, {**measured.kinds, **more.kinds}
+            measured = replace(measured, parts=parts, kinds=kinds)
+            tried += new
+        if ranked(tried, measured)[0] == best:
+            break
+    return ranked(tried, measured), measured
+
+
+def ranked(plans: Sequence[UNetPruningPlan], measured: ImportanceTable) -> list[UNetPruningPlan]:
+    """By their students' errors of content and motion alike, the least first."""
+    errors = errors_of(plans, measured)
+    return sorted(plans, key=lambda plan: errors[plan.name])
+
+
+def errors_of(plans: Sequence[UNetPruningPlan], measured: ImportanceTable) -> dict[str, float]:
+    """Each kind of error over the sum of it, added up."""
+    return weighted_importance(measured, CONTENT_AND_MOTION, [plan.name for plan in plans])
+
+
+def measure_candidates(
+    args: Arguments, candidates: Sequence[UNetPruningPlan], latents: Path, folder: Path
+) -> ImportanceTable:
+    """The error of each plan's student, not trained, against the teacher. What is finished is kept in `folder`."""
     family = find_trainable_family(str(args.teacher))
     pipe = family.pipeline.from_pretrained(args.teacher, dtype=torch.float32)
     judge = Judge(args.teacher, latents, args.output_dir, SCORES_SEED, NUM_SCORED, num_decoded=1)
@@ -139,7 +192,7 @@ def measure_candidates(args: Arguments, candidates: Sequence[UNetPruningPlan], l
         use=lambda denoiser: setattr(pipe, family.denoiser, denoiser),
         student_class=family.denoisers[family.denoiser].student,
     )
-    table = measure_importance(measurement, args.output_dir / "candidates")
+    table = measure_importance(measurement, folder)
     assert table is not None  # with one process
     return table
 
@@ -147,18 +200,17 @@ def measure_candidates(args: Arguments, candidates: Sequence[UNetPruningPlan], l
 def describe_candidates(
     candidates: Sequence[UNetPruningPlan], measured: ImportanceTable, scores: ImportanceTable, costs: CostTable
 ) -> list[dict[str, Any]]:
-    """The best one as a student first, by content and motion alike."""
-    errors = weighted_importance(measured, CONTENT_AND_MOTION, [plan.name for plan in candidates])
-    lines = [
+    """A line for each, with its student's errors."""
+    errors = errors_of(candidates, measured)
+    return [
         {
             "candidate": plan.name,
             "importance": f"{importance_of_plan(plan, scores, costs):.3f}",
             **{name: f"{measured.parts[plan.name][name]:.1f}" for name in CONTENT_AND_MOTION},
             "both, over the sum of all": f"{errors[plan.name]:.4f}",
         }
-        for plan in sorted(candidates, key=lambda plan: errors[plan.name])
+        for plan in candidates
     ]
-    return lines
 
 
 def describe(plans: Mapping[str, UNetPruningPlan], scores: ImportanceTable, costs: CostTable) -> list[dict[str, Any]]:
@@ -232,19 +284,21 @@ def folders_of(args: Arguments) -> dict[str, Path]:
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     scores, costs = read_tables(args)
-    found = search(scores, costs, args.num_candidates)
+    found = search(scores, costs, args.num_candidates, min_difference=MIN_DIFFERENCE)
     check_settings(args)
     latents = write_training_latents(args.output_dir / "latents", args.teacher, args.num_train_clips)
-    candidates = {plan.name: plan for plan in (VDMINI_UNET, *found)}
-    measured = measure_candidates(args, [*candidates.values()], latents)
-    ranked = describe_candidates([*candidates.values()], measured, scores, costs)
-    best = candidates[ranked[0]["candidate"]]
+
+    def measure(candidates: Sequence[UNetPruningPlan], turn: int) -> ImportanceTable:
+        return measure_candidates(args, candidates, latents, args.output_dir / "candidates" / str(turn))
+
+    candidates, measured = search_on(scores, costs, found, args.num_candidates, measure)
+    best, students = candidates[0], describe_candidates(candidates, measured, scores, costs)
     plans = {PAPER: VDMINI_UNET, SEARCHED: found[0]} | ({} if best in (VDMINI_UNET, found[0]) else {MEASURED: best})
     for name in (SEARCHED, MEASURED):
         if name in plans:
             keep_plan(plans[name], args.output_dir / f"{SLUGS[name]}_plan.json")
     described = describe(plans, scores, costs)
-    logger.info("\n%s\n%s", markdown_table(described), markdown_table(ranked))
+    logger.info("\n%s\n%s", markdown_table(described), markdown_table(students))
 
     judge = Judge(args.teacher, latents, args.output_dir, 0, args.num_clips, args.num_decoded_clips)
     results = earlier_results(args.output_dir / "results.json")
@@ -259,7 +313,7 @@ def main(args: Arguments) -> None:
         wanted = [job_of(args, name, seed) for name in plans if seed not in results.get(f"{name}, {TRAINED}", {})]
         for job in as_trained(wanted, lambda job: train(args, latents, job), args.num_parallel):
             results.setdefault(f"{job.plan}, {TRAINED}", {})[seed] = means(judge.measure(job.folder))
-        text = table_of(args, described, ranked, results)
+        text = table_of(args, described, students, results)
         write_file(args.output_dir / "table.md", text.encode())
         write_file(args.output_dir / "results.json", (json.dumps(results, indent=2) + "\n").encode())
         logger.info("seed %d is done\n%s", seed, text)

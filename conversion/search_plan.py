@@ -6,7 +6,8 @@
 
 The importances of layers add up, which is an approximation; given that, the plan is the best that there is. So let it
 write the next best ones as well (`--num_plans`), and score all of them, and a named one, as whole students, with
-`--plans` of `measure_block_importance.py`.
+`--plans` of `measure_block_importance.py`; and search on about the best of them (`--near`, `--max_difference`), where
+the sums are a better guess.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +24,12 @@ from vdmini_diffusers.analysis.plan_search import (
 )
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.pruning import DepthConstraints
+from vdmini_diffusers.pruning.plans import PruningPlan
+from vdmini_diffusers.pruning.presets import PLANS, find_plan
 from vdmini_diffusers.serialization.atomic import write_file
+
+
+FIXED_PLANS = {name: plan for name, plan in PLANS.items() if isinstance(plan, PruningPlan)}
 
 
 @dataclass
@@ -45,6 +51,12 @@ class SearchArguments:
     min_difference: int = field(
         default=4, metadata={"help": "Layers or blocks in which each of them differs at least from all before it."}
     )
+    near: str | None = field(
+        default=None, metadata={"help": "A plan's name or JSON file, such as the best one measured, to search about."}
+    )
+    max_difference: int | None = field(
+        default=None, metadata={"help": "With --near: layers or blocks in which plans may differ from it."}
+    )
     name: str = field(default="searched", metadata={"help": "The plan's name."})
     contiguous: bool = field(default=False, metadata={"help": "For transformers: removed blocks follow one another."})
     max_run: int | None = field(
@@ -55,6 +67,8 @@ class SearchArguments:
     def __post_init__(self) -> None:
         if min(self.num_plans, self.min_difference) < 1:
             raise ValueError("`--num_plans` and `--min_difference` are 1 at least.")
+        if (self.near is None) != (self.max_difference is None):
+            raise ValueError("Give `--near` and `--max_difference` together: a plan, and how far from it to search.")
         if len(self.scores) != len(self.weights):
             raise ValueError(f"Give one of `weights` for each of `scores`: {self.weights} for {self.scores}.")
 
@@ -73,6 +87,8 @@ def main() -> None:
         constraints=None if constraints == DepthConstraints() else constraints,
         name=args.name,
         min_difference=args.min_difference,
+        near=None if args.near is None else find_plan(args.near, FIXED_PLANS),
+        max_difference=args.max_difference,
     )
     file = Path(args.plan_file)
     for number, plan in enumerate(plans, 1):

@@ -309,24 +309,31 @@ def test_the_next_best_plans_come_in_order_and_differ():
     assert plans_from_scores(scores, table, 3, budget=budget) == plans[:3]
 
 
+def layers(plan):
+    kept = {(way, stage, i) for way in ("down", "up") for stage, own in getattr(plan, way).items() for i in own}
+    return kept | ({"M"} if plan.keep_mid else set())
+
+
 def test_plans_can_be_asked_to_differ():
     _, table, scores = unet_tables()
-
-    def layers(plan):
-        kept = {
-            (up, stage, i)
-            for up in (False, True)
-            for stage, all_ in (plan.up if up else plan.down).items()
-            for i in all_
-        }
-        return kept | ({"M"} if plan.keep_mid else set())
-
     plans = plans_from_scores(
         scores, table, 5, budget=Budget(num_parameters=table.whole.num_parameters // 2), min_difference=4
     )
     values = [importance_of_plan(plan, scores, table) for plan in plans]
     assert len(plans) > 1 and values == sorted(values, reverse=True)
     assert all(len(layers(one) ^ layers(other)) >= 4 for one, other in itertools.combinations(plans, 2))
+
+
+def test_a_search_about_a_plan_stays_within_reach_of_it():
+    _, table, scores = unet_tables()
+    half = Budget(num_parameters=table.whole.num_parameters // 2)
+    best = plans_from_scores(scores, table, 2, budget=half, min_difference=8)[1]
+    plans = plans_from_scores(scores, table, 4, budget=half, near=best, max_difference=4)
+    assert len(plans) > 1 and all(len(layers(plan) ^ layers(best)) <= 4 for plan in plans)
+    with pytest.raises(PlanSearchError, match="Within 2 parts of the plan 'searched-2': No plan has 9 num"):
+        plans_from_scores(scores, table, 4, budget=Budget(num_parameters=9), near=best, max_difference=2)
+    with pytest.raises(PlanSearchError, match="`near` and `max_difference` together"):
+        plans_from_scores(scores, table, 4, budget=half, near=best)
 
 
 def test_a_layer_that_the_costs_lack_is_missed(tmp_path):

@@ -1,6 +1,7 @@
 """The search of `searched_plan.py` and its report. Its trainings run for an hour."""
 
 import random
+from itertools import chain
 
 import pytest
 import torch
@@ -95,13 +96,41 @@ def test_results_of_other_scores_are_refused_wherever_they_lie(searched_plan, tm
         searched_plan.check_settings(searched_plan.Arguments(**args))
 
 
+def table_of_errors(errors):
+    rows = {name: {"content_mse": content, "motion_mse": motion} for name, (content, motion) in errors.items()}
+    zeros = {"content_mse": 0.0, "motion_mse": 0.0}
+    return ImportanceTable("A", {}, {}, dict.fromkeys(zeros, False), zeros, rows, dict.fromkeys(rows, "plan"))
+
+
+def layers(plan):
+    kept = {(way, stage, i) for way in ("down", "up") for stage, own in getattr(plan, way).items() for i in own}
+    return kept | ({"mid"} if plan.keep_mid else set())
+
+
+def test_the_search_goes_on_about_the_best_student_until_none_near_it_is_better(searched_plan, tables):
+    scores, costs = tables
+    found = searched_plan.search(scores, costs, 2, min_difference=4)
+    hidden = BK_SDM_BASE  # students are better the more they have in common with it, whatever their parts' scores
+    turns = []
+
+    def measure(plans, turn):
+        turns.append([plan.name for plan in plans])
+        return table_of_errors({plan.name: (1 + len(layers(plan) ^ layers(hidden)), 1.0) for plan in plans})
+
+    plans, measured = searched_plan.search_on(scores, costs, found, 3, measure)
+    assert turns[0] == ["vdmini", "searched", "searched-2"] and all(len(turn) <= 3 for turn in turns[1:])
+    assert len(turns) > 2 and sorted(chain(*turns)) == sorted(plan.name for plan in plans) == sorted(measured.parts)
+    distances = [len(layers(plan) ^ layers(hidden)) for plan in plans]
+    assert distances == sorted(distances) and distances[0] < len(layers(VDMINI_UNET) ^ layers(hidden))
+    paper = cost_of_plan(VDMINI_UNET, costs)
+    assert all(cost_of_plan(plans[0], costs)[name] <= paper[name] for name in ("num_parameters", "num_macs"))
+    assert len({str((plan.down, plan.keep_mid, plan.up)) for plan in plans}) == len(plans)  # none is measured twice
+
+
 def test_the_candidate_with_the_least_error_as_a_student_comes_first(searched_plan, tables):
     scores, costs = tables
     plans = [VDMINI_UNET, *searched_plan.search(scores, costs, 2)]
-    errors = {plans[0].name: (4.0, 1.0), plans[1].name: (2.0, 4.0), plans[2].name: (1.0, 2.0)}
-    rows = {name: {"content_mse": content, "motion_mse": motion} for name, (content, motion) in errors.items()}
-    zeros = {"content_mse": 0.0, "motion_mse": 0.0}
-    measured = ImportanceTable("A", {}, {}, dict.fromkeys(zeros, False), zeros, rows, dict.fromkeys(rows, "plan"))
-    lines = searched_plan.describe_candidates(plans, measured, scores, costs)
+    measured = table_of_errors({"vdmini": (4.0, 1.0), plans[1].name: (2.0, 4.0), plans[2].name: (1.0, 2.0)})
+    lines = searched_plan.describe_candidates(searched_plan.ranked(plans, measured), measured, scores, costs)
     assert [line["candidate"] for line in lines] == [plan.name for plan in (plans[2], plans[0], plans[1])]
     assert lines[0]["both, over the sum of all"] == f"{1 / 7 + 2 / 7:.4f}"

@@ -67,6 +67,12 @@ def test_from_a_teacher_to_a_plan(tmp_path):
     assert [name for name, kind in table["kinds"].items() if kind == "plan"] == ["vdmini"] + [
         f"searched{suffix}" for suffix in ("", "-2", "-3")
     ]
+    about = ["--near", tmp_path / "plan-2.json", "--max_difference", 4]
+    run([*search, whole["num_parameters"] // 2, *about], tmp_path / "near.log")
+    one, other = (find_plan(tmp_path / name) for name in ("plan.json", "plan-2.json"))
+    stages = [(getattr(plan, way), i) for plan in (one, other) for way in ("down", "up") for i in range(4)]
+    layers = [{*kept.get(i, ())} for kept, i in stages]
+    assert sum(len(own ^ others) for own, others in zip(layers[:8], layers[8:], strict=True)) <= 4
     run([*search, whole["num_parameters"]], tmp_path / "whole.log")
     assert "the plan removes nothing" in (tmp_path / "whole.0.log").read_text()
     run([*search, 5], tmp_path / "nearest.log", fails=True)

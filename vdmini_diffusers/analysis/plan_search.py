@@ -89,6 +89,8 @@ def plans_from_scores(
     constraints: DepthConstraints | None = None,
     name: str = "searched",
     min_difference: int = 1,
+    near: PruningPlan | None = None,
+    max_difference: int | None = None,
 ) -> list[PruningPlan]:
     """The best plans in their order, as `plan_from_scores` has it; fewer where a budget allows no more.
 
@@ -97,7 +99,11 @@ def plans_from_scores(
     Args:
         min_difference: the number of layers or blocks in which each plan differs at least from all that come before
             it. The next best ones with 1 differ in what hardly matters.
+        near, max_difference: a plan of the network, such as the best that was measured, and the number of layers or
+            blocks in which the plans may differ from it. Sums are a better guess there than far away.
     """
+    if (near is None) != (max_difference is None):
+        raise PlanSearchError("Give `near` and `max_difference` together: a plan, and how far from it to search.")
     one, other = ((t.class_name, json.dumps(dict(t.config), sort_keys=True, default=list)) for t in (scores, costs))
     if one != other:
         raise PlanSearchError(
@@ -106,7 +112,14 @@ def plans_from_scores(
         )
     space = space_of(costs, constraints)
     importance = weighted_importance(scores, weights, space.scored)
-    return _solve(space, importance, num_plans, budget, name, min_difference)
+    if near is None or max_difference is None:
+        return _solve(space, importance, num_plans, budget, name, min_difference)
+    space.check(near)
+    space.rows.append(_difference(space, space.kept(near), -np.inf, max_difference))
+    try:
+        return _solve(space, importance, num_plans, budget, name, min_difference)
+    except PlanSearchError as error:
+        raise PlanSearchError(f"Within {max_difference} parts of the plan {near.name!r}: {error}") from error
 
 
 def weighted_importance(
@@ -162,14 +175,20 @@ def _solve(
             else:
                 reason = PlanSearchError("the solver's tolerance let a plan pass that is just above the budget")
         # This choice is ruled out, and what is too like a plan; the next best is sought.
-        chosen = {v: -1.0 if v in kept else 1.0 for v in space.scored}
-        excluded.append((chosen, difference - sum(v in kept for v in space.scored), np.inf))
+        excluded.append(_difference(space, kept, difference, np.inf))
     else:
         if not found:
             raise PlanSearchError(f"{MAX_SOLUTIONS} plans were found that do not fit the network; the last: {reason}")
     if not found:
         raise PlanSearchError(_nearest(space, budget))
     return found
+
+
+def _difference(space: Space, kept: set[str], least: float, most: float) -> Row:
+    """A row that says in how many of the scored parts a plan differs from one that keeps these."""
+    coefficients = {part: -1.0 if part in kept else 1.0 for part in space.scored}
+    num_kept = sum(part in kept for part in space.scored)
+    return coefficients, least - num_kept, most - num_kept
 
 
 def cost_of_plan(plan: PruningPlan, costs: CostTable) -> dict[str, float]:
