@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image, ImageOps
@@ -106,6 +107,19 @@ def check_pictures(args: Arguments, prompts: list[Prompt], takes_image: bool) ->
         raise ValueError(f"{args.image_dir} lacks {len(missing)} pictures of the list, first {missing[0]!r}.")
 
 
+def weights_of(name: str, component: str) -> dict[str, str] | None:
+    """Hashes of a local model's weight files: another model may come to stand in the same folder. None for the Hub."""
+    files = sorted((Path(name) / component).glob("*.safetensors"))
+    return {file.name: sha256_of(file) for file in files} or None
+
+
+def pictures_of(args: Arguments, prompts: list[Prompt]) -> dict[str, str]:
+    """Hashes of the list's pictures, by name."""
+    assert args.image_dir is not None  # `check_pictures` has seen to it
+    names = sorted({str(prompt.image_name) for prompt in prompts})
+    return {name: sha256_of(args.image_dir / name) for name in names if (args.image_dir / name).is_file()}
+
+
 @torch.no_grad()
 def main(args: Arguments) -> None:
     state = Accelerator()
@@ -121,6 +135,8 @@ def main(args: Arguments) -> None:
         **{name: getattr(args, name) for name in ("revision", "variant", "dtype", "seed")},
         **{name: getattr(args, name) for name in OPTIONS},
         "prompts_sha256": sha256_of(args.prompts),
+        "weights_sha256": weights_of(args.pretrained_model_name_or_path, family.denoiser),
+        "pictures_sha256": pictures_of(args, read_vbench_prompts(args.prompts)) if takes_image else None,
     }
     with state.main_process_first():
         folder = open_generation(args.output_dir, settings)
@@ -150,7 +166,13 @@ def main(args: Arguments) -> None:
             given["image"] = picture(args, video.prompt, video_size(pipe, args.height, args.width))
         # The global generator, because some schedulers draw from it (AnimateLCM-SVD's).
         generator = torch.manual_seed(video.seed)
-        keep_video(folder, video.name, pipe(**given, **options, generator=generator).frames[0], fps)
+        frames = np.asarray(pipe(**given, **options, generator=generator, output_type="np").frames[0])
+        if not np.isfinite(frames).all():
+            raise ValueError(
+                f"The pipeline made values that are not finite of {video.prompt.text!r}: give another --dtype, such as"
+                f" bfloat16 instead of {args.dtype}."
+            )
+        keep_video(folder, video.name, frames, fps)
     if state.is_main_process:
         print(f"{len(mine)} videos by this process, {(time.perf_counter() - start) / len(mine):.2f} s each.")
 

@@ -4,8 +4,8 @@
     python benchmarks/score_vbench.py --results evaluation_results --suite t2v --output outputs/vbench_t2v/totals.json
 
 Prints a table of the dimensions (raw, on VBench's range, and how many videos were scored of those that VBench scores)
-and of the parts and the total, which is an interval where dimensions are missing. `benchmarks/report.py` reads the
-output.
+and of the parts and the total, which is an interval where dimensions are missing. Fewer videos than VBench takes are
+noted. `benchmarks/report.py` reads the output.
 """
 
 import json
@@ -17,8 +17,9 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.evaluation.vbench_scores import (
     SUITES,
-    VIDEOS_PER_PROMPT,
+    is_partial,
     normalised,
+    num_videos_of,
     read_results,
     totals_of,
 )
@@ -36,9 +37,10 @@ def main(args: Arguments) -> None:
     suite = SUITES[args.suite]
     results = read_results(args.results, suite)
     totals = totals_of({name: result.score for name, result in results.items()}, suite)
+    partial = [name for name, dimension in suite.dimensions.items() if is_partial(results.get(name), dimension)]
     rows = []
     for name, dimension in suite.dimensions.items():
-        result, expected = results.get(name), VIDEOS_PER_PROMPT * dimension.num_prompts
+        result, expected = results.get(name), num_videos_of(dimension)
         row = {
             "dimension": name,
             "part": dimension.part,
@@ -55,10 +57,14 @@ def main(args: Arguments) -> None:
     print(f"{suite.name}\n\n{markdown_table(rows)}\n\n{markdown_table([sums])}")
     if totals.missing:
         print(f"\nMissing: {', '.join(totals.missing)}. Intervals: with 0 and with 100 % for each of them.")
+    if partial:
+        print(f"\nFewer videos than VBench takes: {', '.join(partial)}. Do not compare their scores with others'.")
     if args.output is not None:
         record = {
             "suite": args.suite,
+            "videos": f"not all in {len(partial)} dimensions" if partial else "all",
             "scores": {name: result.score for name, result in results.items()},
+            "per_cent": {name: 100 * result.score for name, result in results.items()},
             "num_videos": {name: result.num_videos for name, result in results.items()},
             "parts": totals.parts,
             "total": totals.total,

@@ -49,6 +49,22 @@ def test_scores_are_those_of_whole_maps_and_the_output_stays(name, monkeypatch):
         empty.by_layer()  # the hooks are gone: a second context starts anew
 
 
+def test_attention_that_is_not_finite_is_refused_and_ranks_nothing():
+    make, inputs, _ = DENOISERS["svd"]
+    model = make()
+    weight = dict(model.named_modules())["mid_block.attentions.0.temporal_transformer_blocks.0.attn1"].to_q.weight
+    weight.data[0, 0] = torch.nan
+    with pytest.raises(F3Error, match=r"mid_block\.attentions\.0 is not finite"), measure_temporal_attention(model):
+        run(model, inputs(500.0))
+
+
+def test_one_frame_has_no_others_to_attend_to():
+    pipe = tiny_svd_pipeline()
+    size = {"num_frames": 1, "height": 16, "width": 16, "num_inference_steps": 1, "max_guidance_scale": 1.0}
+    with pytest.raises(F3Error, match="one frame"), measure_temporal_attention(pipe.unet):
+        pipe(tiny_image(), **size, output_type="latent")
+
+
 def test_a_layer_is_the_attention_over_frames_of_one_place():
     model = DENOISERS["svd"][0]()
     layers = temporal_layers(model)

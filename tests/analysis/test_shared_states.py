@@ -7,6 +7,7 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from tiny import tiny_image, tiny_svd_pipeline
 from torch.utils.flop_counter import FlopCounterMode
 
+from vdmini_diffusers import VDMiniAnimateLCMSVDScheduler
 from vdmini_diffusers.analysis.generation import FixedVideos
 from vdmini_diffusers.analysis.parts import removable_parts, removed
 from vdmini_diffusers.analysis.shared_states import SharedStates
@@ -38,6 +39,14 @@ def runs_of(unet, work):
     for handle in handles:
         handle.remove()
     return result, counts
+
+
+def test_noise_that_a_scheduler_adds_between_steps_is_the_same_again():
+    pipe = tiny_svd_pipeline()
+    pipe.scheduler = VDMiniAnimateLCMSVDScheduler()
+    generate = videos_of(pipe, num_inference_steps=2)
+    first = generate()
+    assert np.array_equal(generate(), first) and not np.array_equal(videos_of(pipe, 2, seed=5)(), first)
 
 
 @pytest.mark.parametrize("name", ["D.0.R.0", "D.2", "M", "U.3.R.1.RB-T"])

@@ -79,4 +79,7 @@ def test_results_become_a_table_and_a_file(tmp_path):
     assert "| dynamic_degree | quality | 32.13 | 32.13 | 1230 of 1230 |" in log and "Missing: i2v_subject" in log
     record = json.loads((tmp_path / "out" / "totals.json").read_text())
     assert record["scores"] == {"motion_smoothness": 0.9811, "dynamic_degree": 0.3213}
+    assert record["per_cent"] == {"motion_smoothness": pytest.approx(98.11), "dynamic_degree": pytest.approx(32.13)}
     assert record["parts"]["i2v"] == [0.0, 100.0] and len(record["missing"]) == 7
+    assert "Fewer videos than VBench takes: motion_smoothness." in log
+    assert record["videos"] == "not all in 1 dimensions"

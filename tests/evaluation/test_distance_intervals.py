@@ -29,6 +29,28 @@ def test_it_is_around_the_estimate_and_the_same_again():
     assert kernel_interval(a, b)[0] < kernel_distance(a, b) < kernel_interval(a, b)[1]
 
 
+def correlated_pairs(n: int, dimensions: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """Both sets are draws of one distribution, and the two of a pair are alike."""
+    rng = np.random.default_rng(n)
+    common, *own = rng.normal(size=(3, n, dimensions))
+    return tuple((0.9**0.5) * common + (0.1**0.5) * each for each in own)
+
+
+def test_pairs_that_are_alike_do_not_make_the_kernel_distance_negative():
+    sets = [correlated_pairs(n) for n in range(40, 80)]
+    means = {paired: np.mean([kernel_distance(a, b, paired) for a, b in sets]) for paired in (False, True)}
+    spread = np.std([kernel_distance(a, b, True) for a, b in sets]) / len(sets) ** 0.5
+    assert abs(means[True]) < 3 * spread < 0.1 * -means[False]
+
+
+@pytest.mark.parametrize(("interval", "distance"), MEASURES)
+def test_pairs_are_resampled_together(interval, distance):
+    a, b = correlated_pairs(60)
+    kwargs = {"paired": True} if distance is kernel_distance else {}
+    (low, high), loose = interval(a, b, paired=True), interval(a, b)
+    assert low < distance(a, b, **kwargs) < high and high - low < loose[1] - loose[0]
+
+
 def test_more_clips_make_it_narrower():
     widths = [np.subtract(*frechet_interval(*draws(1, n)[0])[::-1]) for n in (50, 800)]
     assert widths[0] > 2.5 * widths[1] > 0

@@ -81,6 +81,18 @@ def test_the_result_is_that_of_the_clips_and_says_all_it_depends_on(folders, det
     assert result["warnings"] == []
 
 
+def test_clips_of_the_same_names_are_pairs_whatever_their_order(folders, detector, tmp_path):
+    real = measure_set(folders[0], PROTOCOL, detector, tmp_path)
+    remade = write_clips(tmp_path / "remade", 14, 2)
+    generated = measure_set(remade, PROTOCOL, detector, tmp_path, only=set(real.names))
+    assert generated.names != real.names and set(generated.names) == set(real.names)
+    result = compare_sets(generated, real, PROTOCOL, detector, num_resamples=0)
+    a = generated.statistics.features[[generated.names.index(name) for name in real.names]]
+    assert result["paired"] and result["kvd"] == kernel_distance(a, real.statistics.features, paired=True)
+    others = measure_set(folders[1], PROTOCOL, detector, tmp_path)
+    assert not compare_sets(others, real, PROTOCOL, detector, num_resamples=0)["paired"]
+
+
 def test_jpeg_files_of_the_right_size_are_not_encoded_again(tmp_path):
     (folder,) = [write_clips(tmp_path / "png", 1, 0)]
     (video,), _ = find_videos(folder)

@@ -52,6 +52,18 @@ def test_wan_s_operations_are_those_that_the_documents_have():
     assert [round(cost.num_flops / 1e12, 1) for cost in found] == [2745.3, 1830.2]
 
 
+def test_attention_counts_on_the_cpu_as_on_the_meta_device():
+    class Network(nn.Module):
+        def forward(self, query):
+            return nn.functional.scaled_dot_product_attention(query, query, query)
+
+    costs = {
+        device: forward_cost(Network(), {"query": torch.zeros(1, 2, 5, 8, device=device)})
+        for device in ("cpu", "meta")
+    }
+    assert costs["cpu"] == costs["meta"] == {"": (0, 2 * 2 * 2 * 5 * 5 * 8)}
+
+
 def test_operations_are_those_of_the_whole_and_of_each_block():
     class Network(nn.Module):
         def __init__(self):

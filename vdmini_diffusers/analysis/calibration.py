@@ -13,7 +13,12 @@ from vdmini_diffusers.families import UNetFamily
 
 
 def reconstruction_losses(
-    family: UNetFamily, clips: Dataset[Any], num_clips: int, batch_size: int = 4, seed: int = 0
+    family: UNetFamily,
+    clips: Dataset[Any],
+    num_clips: int,
+    batch_size: int = 4,
+    seed: int = 0,
+    device: torch.device | None = None,
 ) -> Callable[[nn.Module], Iterator[Tensor]]:
     """The losses of SF-V's objective on the first clips, each at every noise level that is trained on.
 
@@ -21,6 +26,7 @@ def reconstruction_losses(
 
     Args:
         clips: precomputed latents, as `PrecomputedLatents` reads them.
+        device: where the denoiser runs; by default where its weights are, which offloading takes elsewhere.
 
     Returns:
         Of a denoiser, one loss after another, for `prune_unet_channels`.
@@ -34,16 +40,16 @@ def reconstruction_losses(
     task = SingleStepTask(family)
 
     def losses(denoiser: nn.Module) -> Iterator[Tensor]:
-        device = next(denoiser.parameters()).device
+        place = device or next(denoiser.parameters()).device
         for start in range(0, num_clips, batch_size):
             rows = range(start, min(start + batch_size, num_clips))
             batch = default_collate([clips[i] for i in rows])
-            batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+            batch = {name: value.to(place) for name, value in batch.items() if isinstance(value, Tensor)}
             generators = [torch.Generator().manual_seed(seed + i) for i in rows]
             inputs = task.prepare(batch, generators)
             noise = gaussian_like(inputs.clean_latents, generators)
             for sigma in task.sigmas.tolist():
-                levels = torch.full((len(rows),), sigma, device=device)
+                levels = torch.full((len(rows),), sigma, device=place)
                 noisy = task.add_noise(inputs.clean_latents, noise, levels)
                 denoised = task.denoise(denoiser, noisy, levels, inputs.conditioning)
                 yield torch.stack(list(task.losses(denoised, inputs).values())).sum()

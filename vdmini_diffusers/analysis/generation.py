@@ -16,7 +16,7 @@ class FixedVideos:
     """Makes one video for each of `inputs`, whose noise depends on the seed and on its place alone.
 
     Prompts and pictures are encoded at the first call. Denoising and decoding are done at each, but for what
-    `SharedStates` replays.
+    `SharedStates` replays. PyTorch's global random numbers are seeded for each video.
 
     Args:
         pipe: a video pipeline of diffusers.
@@ -60,7 +60,9 @@ class FixedVideos:
             return np.stack([self._video(i, kwargs) for i, kwargs in enumerate(inputs)])
 
     def _video(self, i: int, kwargs: Mapping[str, Any]) -> np.ndarray:
-        generator = torch.Generator().manual_seed(self.seed + i)  # on the CPU, so that it is the same on any device
+        # On the CPU, so that it is the same on any device. The global one, as schedulers that add noise between steps
+        # are given none by SVD's pipeline.
+        generator = torch.manual_seed(self.seed + i)
         output = self.pipe(**self.settings, **kwargs, generator=generator, output_type="np").frames[0]
         frames = np.asarray(output, dtype=np.float32)
         self.num_broken += not np.isfinite(frames).all()

@@ -123,7 +123,7 @@ def importance_command(args: ImportanceArguments) -> None:
     generate, real = _videos_of(args, pipe, family.pipeline_tag == "image-to-video")
     parts: dict[str, Any] = {**select_parts(removable_parts(denoiser), args.parts), **_plans_of(args, denoiser)}
     settings = {name: value for name, value in vars(args).items() if name not in FREE}
-    losses = _losses_of(args, lambda: getattr(pipe, component))
+    losses = _losses_of(args, lambda: getattr(pipe, component), state.device)
     if args.precomputed_data_dir is not None:
         settings["latents_sha256"] = sha256_of(Path(args.precomputed_data_dir) / "manifest.json")
     settings["inputs_sha256"] = digest_of_inputs([*generate.inputs, {"real": real}])
@@ -155,11 +155,14 @@ def importance_command(args: ImportanceArguments) -> None:
     print(f"{len(table.parts)} parts, {len(table.unpruned)} scores: {folder}/importance.csv")
 
 
-def _losses_of(args: ImportanceArguments, denoiser: Callable[[], Any]) -> dict[str, Callable[[], float]]:
+def _losses_of(
+    args: ImportanceArguments, denoiser: Callable[[], Any], device: torch.device
+) -> dict[str, Callable[[], float]]:
     """The training loss on the first clips of a folder of latents, if there is one."""
     if args.precomputed_data_dir is None:
         return {}
-    losses = reconstruction_losses(SVD, PrecomputedLatents(args.precomputed_data_dir), args.num_videos)
+    clips = PrecomputedLatents(args.precomputed_data_dir)
+    losses = reconstruction_losses(SVD, clips, args.num_videos, device=device)
     return {"reconstruction": lambda: float(np.mean([float(loss) for loss in losses(denoiser())]))}
 
 

@@ -21,6 +21,7 @@ def frechet_interval(
     ddof: int = 1,
     seed: int = 0,
     progress: bool = False,
+    paired: bool = False,
 ) -> Interval:
     """Interval of the FVD that sets of these sizes give on average.
 
@@ -30,6 +31,7 @@ def frechet_interval(
     Args:
         a, b: features `(n, dimensions)`.
         ddof: covariances are divided by `n - ddof`.
+        paired: as for `kernel_distance`. Pairs are resampled as such.
 
     Raises:
         ValueError: see `check_features`.
@@ -37,7 +39,7 @@ def frechet_interval(
     a, b = check_features(a, b)
     centre = a.mean(axis=0)  # for precision: no distance depends on it
     a, b = a - centre, b - centre
-    counts_a, counts_b = _counts(len(a), len(b), num_resamples, seed)
+    counts_a, counts_b = _counts(len(a), len(b), num_resamples, seed, paired)
     once = np.ones(len(a)), np.ones(len(b))
     estimate = frechet_distance_of_moments(*_moments(a, once[0], ddof), *_moments(b, once[1], ddof))
     resampled = [
@@ -51,18 +53,24 @@ def frechet_interval(
 
 
 def kernel_interval(
-    a: np.ndarray, b: np.ndarray, num_resamples: int = 200, confidence: float = 0.95, seed: int = 0
+    a: np.ndarray,
+    b: np.ndarray,
+    num_resamples: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+    paired: bool = False,
 ) -> Interval:
     """Interval of KVD: quantiles of the resamples, which are unbiased.
 
     Args:
         a, b: features `(n, dimensions)`.
+        paired: as for `kernel_distance`. Pairs are resampled as such.
 
     Raises:
         ValueError: see `check_features`.
     """
     a, b = check_features(a, b)
-    resampled = kernel_distances(a, b, *_counts(len(a), len(b), num_resamples, seed))
+    resampled = kernel_distances(a, b, *_counts(len(a), len(b), num_resamples, seed, paired), paired)
     low, high = np.quantile(resampled, _levels(confidence))
     return float(low), float(high)
 
@@ -71,7 +79,7 @@ def _levels(confidence: float) -> list[float]:
     return [(1 - confidence) / 2, (1 + confidence) / 2]
 
 
-def _counts(num_a: int, num_b: int, num_resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _counts(num_a: int, num_b: int, num_resamples: int, seed: int, paired: bool) -> tuple[np.ndarray, np.ndarray]:
     """How often each clip is in each resample, float64 `(resamples, n)`. None is of one clip, without pairs."""
     rng = np.random.default_rng(seed)
 
@@ -81,7 +89,8 @@ def _counts(num_a: int, num_b: int, num_resamples: int, seed: int) -> tuple[np.n
             counts[alone] = rng.multinomial(n, np.full(n, 1 / n), alone.sum())
         return counts.astype(float)
 
-    return draw(num_a), draw(num_b)
+    counts = draw(num_a)
+    return counts, counts if paired else draw(num_b)
 
 
 def _moments(features: np.ndarray, counts: np.ndarray, ddof: int) -> tuple[np.ndarray, np.ndarray]:

@@ -57,7 +57,7 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+def kernel_distance(a: np.ndarray, b: np.ndarray, paired: bool = False) -> float:
     """Squared maximum mean discrepancy of two feature sets under the kernel `(x y / dimensions + 1)^3`.
 
     The unbiased estimate over all clips at once: in expectation zero for two draws of the same clips, for any number
@@ -65,21 +65,26 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     Args:
         a, b: features `(n, dimensions)`.
+        paired: `b[i]` is what `a[i]` was made from, such as the clip that gave its first frame. The two are never
+            compared then: they are more alike than draws of two sets, which would bring the distance below zero.
 
     Raises:
         ValueError: see `check_features`.
     """
     a, b = check_features(a, b)
-    (distance,) = kernel_distances(a, b, np.ones((1, len(a))), np.ones((1, len(b))))
+    (distance,) = kernel_distances(a, b, np.ones((1, len(a))), np.ones((1, len(b))), paired)
     return float(distance)
 
 
-def kernel_distances(a: np.ndarray, b: np.ndarray, counts_a: np.ndarray, counts_b: np.ndarray) -> np.ndarray:
+def kernel_distances(
+    a: np.ndarray, b: np.ndarray, counts_a: np.ndarray, counts_b: np.ndarray, paired: bool = False
+) -> np.ndarray:
     """`kernel_distance` of several resamples `(r,)`, with `BLOCK` rows of the kernel matrices at a time.
 
     Args:
         counts_a, counts_b: how often each clip is in each resample, `(r, n)`. A clip is never paired with itself, so
             that resampling does not make the estimate biased.
+        paired: as for `kernel_distance`.
     """
 
     def mean_of_pairs(x: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -87,7 +92,9 @@ def kernel_distances(a: np.ndarray, b: np.ndarray, counts_a: np.ndarray, counts_
         return _kernel_sums(x, x, counts, counts, skip_diagonal=True) / num_pairs
 
     num_across = counts_a.sum(axis=1) * counts_b.sum(axis=1)
-    across = _kernel_sums(a, b, counts_a, counts_b, skip_diagonal=False) / num_across
+    if paired:
+        num_across -= (counts_a * counts_b).sum(axis=1)
+    across = _kernel_sums(a, b, counts_a, counts_b, skip_diagonal=paired) / num_across
     return mean_of_pairs(a, counts_a) + mean_of_pairs(b, counts_b) - 2 * across
 
 

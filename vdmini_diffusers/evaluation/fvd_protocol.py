@@ -339,6 +339,9 @@ def compare_sets(
 ) -> dict[str, Any]:
     """FVD and KVD with all that they depend on, for a JSON file.
 
+    Clips of the same names in both sets are pairs, such as a clip and what a model has made of its first frame: KVD
+    does not compare the two of a pair, and intervals resample them together.
+
     Args:
         num_resamples: of the bootstrap intervals; 0 leaves these out.
     """
@@ -347,11 +350,14 @@ def compare_sets(
     warnings = _warnings(generated, real, protocol, detector)
     has_all = a.has_all_features and b.has_all_features
     has_intervals = num_resamples > 0 and has_all and protocol.num_clips > 2  # two clips have one resample
-    result: dict[str, Any] = {"fvd": fvd, "kvd": kernel_distance(a.features, b.features)}
+    paired = has_all and sorted(generated.names) == sorted(real.names)
+    order = [generated.names.index(name) for name in real.names] if paired else slice(None)
+    features = a.features[order], b.features
+    result: dict[str, Any] = {"fvd": fvd, "kvd": kernel_distance(*features, paired=paired), "paired": paired}
     if has_intervals:
         options: Any = {"num_resamples": num_resamples, "confidence": confidence, "seed": protocol.seed}
-        result["fvd_interval"] = frechet_interval(a.features, b.features, ddof=DDOF, progress=progress, **options)
-        result["kvd_interval"] = kernel_interval(a.features, b.features, **options)
+        result["fvd_interval"] = frechet_interval(*features, ddof=DDOF, progress=progress, paired=paired, **options)
+        result["kvd_interval"] = kernel_interval(*features, paired=paired, **options)
         result["intervals"] = options
     elif not has_all:
         warnings.append(

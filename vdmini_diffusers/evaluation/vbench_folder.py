@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -90,7 +91,7 @@ def unfinished_videos(folder: Path, wanted: Sequence[WantedVideo]) -> list[Wante
     return [video for video in wanted if video.name not in shapes]
 
 
-def keep_video(folder: Path, name: str, frames: Sequence[Image.Image], fps: float) -> None:
+def keep_video(folder: Path, name: str, frames: Sequence[Image.Image] | np.ndarray, fps: float) -> None:
     """Write a video that appears under its name when it is complete.
 
     Raises:

@@ -110,6 +110,16 @@ class Result(NamedTuple):
     num_videos: int | None = None
 
 
+def num_videos_of(dimension: Dimension) -> int:
+    """How many videos VBench scores a dimension on."""
+    return VIDEOS_PER_PROMPT * dimension.num_prompts
+
+
+def is_partial(result: Result | None, dimension: Dimension) -> bool:
+    """Whether a result is of fewer videos than that, so that it is none to compare with others'."""
+    return result is not None and result.num_videos is not None and result.num_videos < num_videos_of(dimension)
+
+
 def totals_of(scores: Mapping[str, float], suite: Suite) -> VBenchTotals:
     """The totals of a suite.
 

@@ -157,7 +157,7 @@ def mass_on_other_frames(
                 other += weights[..., own.stop : tokens.video.stop].sum((0, 1, 2, 3), dtype=torch.float64)
                 total += other.item()
                 count += weights[..., 0].numel()
-    return min(1.0, total / count)  # softmax values can sum to more by rounding
+    return min(total / count, 1.0)  # softmax values can sum to more by rounding; NaN stays NaN
 
 
 def _key_mask(mask: Tensor | None, batch: int, num_tokens: int) -> Tensor | None:

@@ -59,7 +59,8 @@ def measure_pipeline(
             for component, model in denoisers.items():
                 measure = measure_temporal_attention(model, max_queries_per_frame, scores.get(component))
                 scores[component] = contexts.enter_context(measure)
-            generator = torch.Generator().manual_seed(seed + index)
+            # The global one, as schedulers that add noise between steps are given none by SVD's pipeline.
+            generator = torch.manual_seed(seed + index)
             pipe(**{argument: sample}, **settings, generator=generator, output_type="latent")
         done.append(name)
         components = {component: each.to_json_object() for component, each in scores.items()}

@@ -1,6 +1,7 @@
 """The aggregate temporal attention of layers and denoising steps, measured while a model samples."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,6 +43,12 @@ class TemporalScores:
         self.sums: dict[str, dict[str, list[float]]] = {layer: {} for layer in layers}
 
     def add(self, layer: str, timestep: float, mass: float) -> None:
+        """Raises `F3Error` for a mass that is not finite, which would rank the layer anywhere."""
+        if not math.isfinite(mass):
+            raise F3Error(
+                f"The attention of {layer} is not finite at timestep {timestep:g}: measure in another precision, such"
+                " as bfloat16 instead of float16."
+            )
         entry = self.sums[layer].setdefault(str(timestep), [0.0, 0])
         entry[0] += mass
         entry[1] += 1
@@ -104,6 +111,9 @@ class ScoreHook(ModelHook):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The attention's own."""
         tokens = self.clip.tokens(*args, **kwargs)
+
+        if tokens.num_frames < 2:
+            raise F3Error("This video has one frame (in latents), and thus no attention to others: take more frames.")
 
         def measured(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
             mass = mass_on_other_frames(query, key, mask, scale, tokens, self.max_queries_per_frame)
