@@ -29,7 +29,7 @@ from vdmini_diffusers.pruning.presets import PLANS, find_plan
 from vdmini_diffusers.serialization.atomic import write_file
 
 
-FIXED_PLANS = {name: plan for name, plan in PLANS.items() if isinstance(plan, PruningPlan)}
+FIXED_PLANS: dict[str, PruningPlan] = {name: plan for name, plan in PLANS.items() if isinstance(plan, PruningPlan)}
 
 
 @dataclass
