@@ -234,7 +234,6 @@ def test_a_student_is_trained_by_what_its_teacher_s_folder_says(distilled, tmp_p
         "precomputed_data_dir": latents,
         "output_dir": tmp_path / "out",
         "num_held_out_clips": 2,
-        "validation_steps": 1,
         "discriminator_width": 32,
         "mca_start_step": 0,
     }
@@ -326,9 +325,11 @@ def test_an_output_folder_that_is_the_discriminator_s_pipeline_is_refused(distil
         distill(teacher, student, own, **settings)
 
 
-def test_a_variant_of_a_backbone_that_is_not_named_is_refused():
-    with pytest.raises(ValueError, match="need `--critic_backbone`"):
-        CriticArguments(critic_backbone_variant="fp16")
+@pytest.mark.parametrize("backbone", [None, "teacher", "none"])
+@pytest.mark.parametrize("setting", ["critic_backbone_variant", "critic_backbone_revision"])
+def test_a_variant_or_revision_of_a_backbone_that_is_not_named_is_refused(backbone, setting):
+    with pytest.raises(ValueError, match=f"need `--critic_backbone`, a folder or Hub id, not {backbone}"):
+        CriticArguments(critic_backbone=backbone, **{setting: "fp16"})
 
 
 def test_an_output_folder_that_is_the_backbone_is_refused(distilled):
