@@ -1,6 +1,7 @@
 """What critics stand on and start from, and what a run with them leaves behind."""
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -285,6 +286,19 @@ def test_a_run_with_gradient_checkpointing_ends_bit_equal_and_shows_videos(disti
     before = load_file(student / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in before)
     assert not any(torch.equal(ends[0][name], before[name]) for name in before if name.startswith("down_blocks"))
+
+
+@pytest.mark.parametrize(("discriminator", "warns"), [("none", True), (None, False)])
+def test_new_heads_of_a_joint_critic_that_learn_too_shortly_are_warned_of(
+    distilled, tmp_path, caplog, discriminator, warns
+):
+    _, teacher, student, latents = distilled
+    settings = {**FEW, "precomputed_data_dir": str(latents), "joint_critic": True, "dry_run": True}
+    settings |= {"discriminator_model_name_or_path": discriminator, "discriminator_width": 32}
+    settings |= {"mca_start_step": 0, "critic_warmup_steps": 1}
+    with caplog.at_level(logging.WARNING):
+        distill(teacher, student, tmp_path / "out", **settings)
+    assert ("The joint critic's heads learn for 0 steps" in caplog.text) == warns
 
 
 def test_heads_that_learned_on_another_backbone_are_not_resumed(distilled, tmp_path):

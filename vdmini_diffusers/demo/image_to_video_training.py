@@ -223,7 +223,7 @@ def load_vae(folder: Path) -> Any:
     """A VAE in single precision. Raises `ValueError` if it is of another kind than the demo teachers'."""
     vae = networks.build_i2v_vae()
     stages, channels = list(vae.config.block_out_channels), vae.config.latent_channels
-    found = vae.load_config(folder)
+    found: Any = vae.load_config(folder)
     kind = found["_class_name"], list(found["block_out_channels"]), found["latent_channels"]
     if kind != (type(vae).__name__, stages, channels):
         raise ValueError(
