@@ -7,10 +7,12 @@
 Each of `ITEMS` runs in a process of its own, which ends with the item's time box or with `--seconds`. Afterwards the
 output folder has `results.md` and `results.json`, and of each item a JSON file and a folder with its log. Run again
 with the same folder, items that are done are left out, those that failed come last, and those that ran out of time go
-on where they keep rows. A bare machine needs torch, transformers, accelerate and peft; `--wheels` may bring the rest
-(diffusers, ftfy, pytest, hypothesis, ...). Nothing is downloaded.
+on where they keep rows or states. A bare machine needs torch, transformers, accelerate and peft; `--wheels` may bring
+the rest (diffusers, ftfy, pytest, hypothesis, ...). They are unpacked before the seconds begin to count. Nothing is
+downloaded.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -35,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Item:
-    """A command, and the seconds that it may take.
+    """A command, and the seconds that it may take. `after` names the item whose results it goes on from.
 
     `{python}`, `{device}`, `{tiny}` (`tiny` or nothing), `{folder}` (the item's own, which stays) and `{folders}`
     (that of all items) are filled in. Rows that the command writes to `{folder}/rows.json` become a table of the
@@ -46,15 +48,26 @@ class Item:
     seconds: float
     command: str
     tiny: str = "--tiny"
+    after: str | None = None
 
 
 TESTS = "env VDMINI_TEST_DEVICE={device} {python} -m pytest tests/gpu -m gpu -q -p no:cacheprovider"
 LATENCY = "{python} benchmarks/latency_tables.py --device {device} {tiny} --output {folder}/rows.json"
-# The demo teachers of the next kind (training/README.md), by larger batches than on a CPU; their states stay.
+# The demo teachers of the next kind (training/README.md), by larger batches than on a CPU, with the VAE that ships.
 TEACHER = "{python} training/train_demo_teacher.py --output_dir {folder} --seconds 400 --num_workers 14"
 BATCHES = "--train_batch_size 128 --num_clips 20000 --unet_steps 3000"
 TINY_BATCHES = "--num_workers 0 --train_batch_size 2 --vae_batch_size 4 --num_clips 4 --unet_steps 2 --decoder_steps 1"
-TINY_STAGES = "--num_feature_clips 2 --inner_steps 1 --num_pairs 2 --num_pair_steps 2 --one_step_steps 1"
+TINY_BATCHES += " --mixed_precision False"  # which is slow on most CPUs
+TINY_PAIRS = "--num_pairs 2 --num_pair_steps 2 --one_step_steps 1"
+# Few-step ones of them, with what is not a matter of size as their cards have it, and the gates.
+LATENTS = "{python} training/write_demo_latents.py --num_clips 2048 --output_dir {folder}"
+FEW_STEPS = "--output_dir {folder} --max_train_steps 600 --train_batch_size 16 --gradient_accumulation_steps 1"
+FEW_STEPS += " --mixed_precision bf16 --checkpointing_steps 100 --checkpoints_total_limit 1"
+SF_V = f"{{python}} training/train_sf_v.py {FEW_STEPS} --learning_rate 5e-5 --discriminator_learning_rate 3e-4"
+T2V_TURBO = f"{{python}} training/train_t2v_turbo.py {FEW_STEPS} --learning_rate 3e-5 --lr_scheduler cosine --use_ema"
+T2V_TURBO += " --ema_decay 0.97 --w_min 0 --w_max 2 --num_ddim_steps 20 --temporal_dropout 0"
+TINY_FEW_STEPS = "--max_train_steps 1 --train_batch_size 1 --mixed_precision no"
+GATES = "{python} benchmarks/demo_teacher_gates.py --output_dir {folder}"
 # The rows of Tables 4 and 5 on the demo teachers of the package; what is finished stays.
 ABLATION = "{python} benchmarks/recovery_ablation.py --output_dir {folder} --num_parallel 6 --mixed_precision bf16"
 ABLATION += " --max_train_steps 400 --train_batch_size 4 --num_train_clips 2048 --num_decoded_clips 64"
@@ -72,14 +85,58 @@ ITEMS = (
     Item(
         "teacher_i2v",
         420,
-        f"{TEACHER} {BATCHES} --task i2v --small_vae vdmini_diffusers/demo/i2v_teacher/vae {{tiny}}",
-        f"{TINY_BATCHES} {TINY_STAGES}",
+        f"{TEACHER} {BATCHES} --task i2v --vae vdmini_diffusers/demo/i2v_teacher/vae {{tiny}}",
+        f"{TINY_BATCHES} {TINY_PAIRS}",
     ),
     Item(
         "teacher_t2v",
         420,
-        f"{TEACHER} {BATCHES} --task t2v --image_to_video_teacher {{folders}}/teacher_i2v/pipeline {{tiny}}",
+        f"{TEACHER} {BATCHES} --task t2v --image_to_video_teacher vdmini_diffusers/demo/i2v_teacher {{tiny}}",
         TINY_BATCHES,
+    ),
+    Item(
+        "latents_i2v",
+        240,
+        f"{LATENTS} --teacher {{folders}}/teacher_i2v/pipeline {{tiny}}",
+        "--num_clips 2",
+        after="teacher_i2v",
+    ),
+    Item(
+        "few_steps_i2v",
+        300,
+        f"{SF_V} --pretrained_model_name_or_path {{folders}}/teacher_i2v/pipeline"
+        " --precomputed_data_dir {folders}/latents_i2v {tiny}",
+        TINY_FEW_STEPS,
+        after="latents_i2v",
+    ),
+    Item(
+        "gates_i2v",
+        120,
+        f"{GATES} --task i2v --teacher {{folders}}/few_steps_i2v {{tiny}}",
+        "--num_clips 1",
+        after="few_steps_i2v",
+    ),
+    Item(
+        "latents_t2v",
+        240,
+        f"{LATENTS} --latents_for text_to_video --teacher {{folders}}/teacher_t2v/pipeline {{tiny}}",
+        "--num_clips 2",
+        after="teacher_t2v",
+    ),
+    Item(
+        "few_steps_t2v",
+        300,
+        f"{T2V_TURBO} --pretrained_model_name_or_path {{folders}}/teacher_t2v/pipeline"
+        " --precomputed_data_dir {folders}/latents_t2v {tiny}",
+        TINY_FEW_STEPS,
+        after="latents_t2v",
+    ),
+    Item(
+        "gates_t2v",
+        120,
+        f"{GATES} --task t2v --teacher {{folders}}/few_steps_t2v --num_inference_steps 4 {{tiny}}",
+        "--num_clips 1",
+        after="few_steps_t2v",
     ),
     Item("ablation_i2v", 420, ABLATION, TINY_ABLATION),
     Item("ablation_t2v", 420, f"{ABLATION} --teacher vdmini_diffusers/demo/t2v_teacher", TINY_ABLATION),
@@ -109,16 +166,22 @@ class Arguments:
 
 def put_on_path(args: Arguments) -> None:
     """Restart with this repository and the packages of `--wheels` on Python's path, unless they are on it."""
-    target = args.output_dir.resolve() / "wheels"
     wanted = [str(ROOT)] if find_spec("vdmini_diffusers") is None else []
     if args.wheels is not None:
+        target = folder_of(args.wheels, args.output_dir.resolve())
         wanted.append(str(target))
+        if not target.exists():
+            unpack_missing(args.wheels, target)
     if set(wanted) <= set(sys.path):
         return
-    if args.wheels is not None and not target.exists():
-        unpack_missing(args.wheels, target)
     os.environ["PYTHONPATH"] = os.pathsep.join([*wanted, *filter(None, [os.environ.get("PYTHONPATH")])])
     os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def folder_of(wheels: Path, output_dir: Path) -> Path:
+    """Where these wheels are unpacked; further ones are in another folder."""
+    names = "\n".join(sorted(wheel.name for wheel in wheels.glob("*.whl")))
+    return output_dir / f"wheels-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
 
 
 def unpack_missing(wheels: Path, target: Path) -> None:
@@ -167,8 +230,8 @@ class Results:
             )
         return record
 
-    def state(self, item: Item) -> str:
-        return self.records[item.name]["state"]
+    def state(self, name: str) -> str:
+        return self.records[name]["state"]
 
     def save(self, item: Item, **found: Any) -> None:
         """Keep what was found of an item, with the rows that its command has written so far."""
@@ -196,13 +259,19 @@ class Results:
         write_file(self.folder / "results.md", "\n\n".join([*parts, ""]).encode())
 
 
+def command_of(item: Item, args: Arguments, folder: Path) -> list[str]:
+    places = {"python": sys.executable, "folder": str(folder / item.name), "folders": str(folder)}
+    quoted = {name: shlex.quote(place) for name, place in places.items()}
+    return shlex.split(item.command.format(device=args.device, tiny=item.tiny if args.tiny else "", **quoted))
+
+
 def run_item(item: Item, args: Arguments, results: Results, seconds: float) -> None:
     """Run an item in a process of its own, and end that after `seconds`."""
+    from vdmini_diffusers.cli.script import OUT_OF_TIME
+
     folder = results.folder / item.name
     folder.mkdir(exist_ok=True)
-    places = {"python": sys.executable, "folder": str(folder), "folders": str(results.folder)}
-    quoted = {name: shlex.quote(place) for name, place in places.items()}
-    command = shlex.split(item.command.format(device=args.device, tiny=item.tiny if args.tiny else "", **quoted))
+    command = command_of(item, args, results.folder)
     # Nothing is downloaded, and compiled kernels are kept for the next run.
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": str(results.folder / "compiled")}
     log = folder / "log.txt"
@@ -213,7 +282,8 @@ def run_item(item: Item, args: Arguments, results: Results, seconds: float) -> N
         )
     try:
         results.save(item, state="unfinished")  # as it stays if this process is killed
-        state = "done" if process.wait(max(0.0, start + seconds - time.monotonic())) == 0 else "failed"
+        status = process.wait(max(0.0, start + seconds - time.monotonic()))
+        state = {0: "done", OUT_OF_TIME: "timed out"}.get(status, "failed")
     except subprocess.TimeoutExpired:
         state = "timed out"
     finally:
@@ -228,12 +298,14 @@ def run_item(item: Item, args: Arguments, results: Results, seconds: float) -> N
 
 
 def run_items(items: Sequence[Item], args: Arguments, results: Results, end: float) -> None:
-    """Run those that are not done, one after the other, until `end` on the monotonic clock; failed ones come last."""
-    for item in sorted(items, key=lambda item: results.state(item) == "failed"):
+    """Run those that are not done, one after the other, until `end` on the monotonic clock; failed ones come last, and
+    those that go on from another's results wait until that is done."""
+    for item in sorted(items, key=lambda item: results.state(item.name) == "failed"):
         left = end - time.monotonic()
-        if results.state(item) != "done" and left > 0:
+        may_run = item.after is None or results.state(item.after) == "done"
+        if may_run and results.state(item.name) != "done" and left > 0:
             run_item(item, args, results, min(item.seconds, left))
-            print(f"{item.name}: {results.state(item)}", flush=True)
+            print(f"{item.name}: {results.state(item.name)}", flush=True)
     results.write()
 
 

@@ -4,6 +4,7 @@
 If a student gains by these as much as by MCA, it is not the teacher's distribution that helps.
 """
 
+import inspect
 import runpy
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from vdmini_diffusers.trainers.critics import make_critics
 def with_random_mca(*args: Any, **kwargs: Any) -> list[Any]:
     """New heads are silent, with zeros in their last layers; these are not."""
     critics = make_critics(*args, **kwargs)
+    given = inspect.signature(make_critics).bind(*args, **kwargs)
+    given.apply_defaults()
     for critic in critics:
         if critic.name == "mca":
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(kwargs.get("seed", 0))
+                torch.manual_seed(given.arguments["seed"])
                 for module in critic.heads.modules():
                     reset: Any = getattr(module, "reset_parameters", None)
                     if reset is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from checkout import ROOT, as_module
 from forked_scripts import start
+from printed_commands import command_lines_read
 
 from vdmini_diffusers.evaluation.device_name import device_name
 
@@ -90,6 +91,17 @@ def test_items_that_hang_and_fail_are_reported_and_stop_no_other(on_gpu, tmp_pat
     assert logs == sorted(logs)
 
 
+def test_an_item_that_says_it_is_out_of_time_goes_on_the_next_time_and_what_builds_on_it_waits(on_gpu, tmp_path):
+    args = on_gpu.Arguments(device="cpu", tiny=True, output_dir=tmp_path)
+    counts = "import sys; runs = open(r'{folder}/runs', 'a+'); runs.write('.'); sys.exit(75 * (runs.tell() < 2))"
+    stage = on_gpu.Item("stage", 30, f'{{python}} -c "{counts}"')
+    gate = on_gpu.Item("gate", 30, "{python} -c pass", after="stage")
+    for expected in (("timed out", "not reached"), ("done", "done")):
+        results = on_gpu.Results(args, (stage, gate))
+        on_gpu.run_items((stage, gate), args, results, time.monotonic() + 60)
+        assert (results.state("stage"), results.state("gate")) == expected
+
+
 def test_a_folder_of_another_device_or_size_is_refused(on_gpu, tmp_path):
     items = [on_gpu.Item("works", 30, "{python} -c pass")]
     args = on_gpu.Arguments(device="cpu", tiny=True, output_dir=tmp_path)
@@ -99,11 +111,36 @@ def test_a_folder_of_another_device_or_size_is_refused(on_gpu, tmp_path):
         on_gpu.Results(args, items)
 
 
-def test_every_item_is_a_command_whose_file_is_there(on_gpu):
-    assert len({item.name for item in on_gpu.ITEMS}) == len(on_gpu.ITEMS)
-    for item in on_gpu.ITEMS:
+def test_every_item_is_a_command_whose_file_is_there_and_goes_on_from_an_earlier_one(on_gpu):
+    names = [item.name for item in on_gpu.ITEMS]
+    assert len(set(names)) == len(names)
+    for i, item in enumerate(on_gpu.ITEMS):
+        assert item.after is None or item.after in names[:i]
         paths = [part for part in item.command.split() if part.startswith(("benchmarks/", "tests/", "training/"))]
         assert paths and all((ROOT / path).exists() for path in paths)
+        shipped = [part for part in item.command.split() if part.startswith("vdmini_diffusers/")]
+        assert all((ROOT / path).is_dir() for path in shipped)
+
+
+def test_every_item_is_a_command_line_that_its_script_takes(on_gpu, tmp_path):
+    commands = []
+    for tiny in (False, True):
+        args = on_gpu.Arguments(device="cpu", tiny=tiny, output_dir=tmp_path)
+        lines = [on_gpu.command_of(item, args, tmp_path) for item in on_gpu.ITEMS if item.name != "gpu_tests"]
+        commands += [line[1:] for line in lines]  # without Python itself
+    wrong = {
+        " ".join(command): end.printed[-300:] or end.status
+        for command, end in zip(commands, command_lines_read(commands), strict=True)
+        if end.status is not None
+    }
+    assert not wrong, json.dumps(wrong, indent=2)
+
+
+@pytest.mark.slow
+def test_a_teacher_is_trained_with_the_vae_that_ships(on_gpu, tmp_path):
+    flags = ("--device", "cpu", "--tiny", "--only", "teacher_i2v", "--output_dir", tmp_path / "out")
+    assert "teacher_i2v: done" in run("on_gpu.py", *flags, log=tmp_path / "log")
+    assert (tmp_path / "out" / "teacher_i2v" / "pipeline" / "model_index.json").is_file()
 
 
 @pytest.fixture
@@ -121,6 +158,13 @@ def wheels(tmp_path):
     return folder
 
 
+def test_further_wheels_are_unpacked_anew(on_gpu, wheels, tmp_path):
+    first = on_gpu.folder_of(wheels, tmp_path)
+    assert on_gpu.folder_of(wheels, tmp_path) == first
+    (wheels / "another-1.0-py3-none-any.whl").touch()
+    assert on_gpu.folder_of(wheels, tmp_path) != first
+
+
 def test_of_the_wheels_those_of_packages_that_are_not_installed_are_unpacked(on_gpu, wheels, tmp_path):
     on_gpu.unpack_missing(wheels, tmp_path / "out" / "wheels")
     assert [path.name for path in (tmp_path / "out" / "wheels").glob("*.py")] == ["vdmini_lacking.py"]
@@ -128,7 +172,7 @@ def test_of_the_wheels_those_of_packages_that_are_not_installed_are_unpacked(on_
 
 
 @pytest.mark.slow
-def test_what_the_wheels_bring_is_on_the_path_of_the_items(wheels, tmp_path):
+def test_what_the_wheels_bring_is_on_the_path_of_the_items(on_gpu, wheels, tmp_path):
     clone = tmp_path / "clone" / "benchmarks"
     clone.mkdir(parents=True)
     script = (ROOT / "benchmarks" / "on_gpu.py").read_text()
@@ -139,5 +183,6 @@ def test_what_the_wheels_bring_is_on_the_path_of_the_items(wheels, tmp_path):
     process = start([clone / "on_gpu.py", *flags], log=tmp_path / "log")
     process.join()
     assert process.exitcode == 0, (tmp_path / "log").read_text()
-    assert str(tmp_path / "out" / "wheels" / "vdmini_lacking.py") in (tmp_path / "out" / "results.md").read_text()
+    unpacked = on_gpu.folder_of(wheels, tmp_path / "out")
+    assert str(unpacked / "vdmini_lacking.py") in (tmp_path / "out" / "results.md").read_text()
     shutil.rmtree(clone)

@@ -1,5 +1,7 @@
 """The ablation's statistics and its controls. `recovery_ablation.py` itself runs for days."""
 
+from typing import Any
+
 import pytest
 import torch
 from checkout import as_module
@@ -36,20 +38,36 @@ def control():
         yield module
 
 
+def critics_of(make, seed: int) -> dict[str, Any]:
+    """Called as `train_denoiser` calls it: all by position."""
+    settings = UNetCriticArguments(discriminator_width=8), ICMDArguments()
+    made = make({"down_blocks.0": 8}, 4, 16, *settings, None, torch.device("cpu"), seed, "blocks of svd")
+    return {critic.name: critic for critic in made}
+
+
+def weights(critic) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in critic.heads.state_dict().values()]
+
+
+def are_equal(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
 def test_the_controls_heads_of_mca_are_not_silent_and_never_learn(control):
-    arguments = {"down_blocks.0": 8}, 4, 16, UNetCriticArguments(discriminator_width=8), ICMDArguments(), None
-    critics = {critic.name: critic for critic in control.with_random_mca(*arguments, torch.device("cpu"), seed=3)}
-    again = {critic.name: critic for critic in control.make_critics(*arguments, torch.device("cpu"), seed=3)}
+    critics = critics_of(control.with_random_mca, seed=3)
     features, condition = {"down_blocks.0": torch.randn(2, 8, 4, 4)}, (torch.zeros(1), torch.zeros(1, 16))
-    heads = critics["mca"].heads
-    before = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
-    loss = torch.stack([logits.square().sum() for logits in heads(features, *condition)]).sum()
+    before = weights(critics["mca"])
+    loss = torch.stack([logits.square().sum() for logits in critics["mca"].heads(features, *condition)]).sum()
     assert loss > 0
     loss.backward()
     critics["mca"].optimizer.step()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in heads.state_dict().items())
-    for name, tensor in critics["sf_v"].heads.state_dict().items():
-        assert torch.equal(tensor, again["sf_v"].heads.state_dict()[name])
+    assert are_equal(weights(critics["mca"]), before)
+    assert are_equal(weights(critics["sf_v"]), weights(critics_of(control.make_critics, seed=3)["sf_v"]))
+
+
+def test_the_controls_heads_of_mca_are_others_in_every_seed(control):
+    first, again, other = (critics_of(control.with_random_mca, seed)["mca"] for seed in (3, 3, 4))
+    assert are_equal(weights(first), weights(again)) and not are_equal(weights(first), weights(other))
 
 
 def test_training_makes_its_critics_as_the_control_says(control, monkeypatch):

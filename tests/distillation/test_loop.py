@@ -69,6 +69,7 @@ class Run:
         self.learning_rate = 1e-3
         self.critics = [self.critic("mca", {"teacher": 1}), self.critic("sf_v", {"data": 0}, r1_weight=1e-2)]
         self.critic_features = None
+        self.validate = None
 
     def critic(self, name, real, **options):
         channels = dict(zip(self.task.critic_taps, self.teacher.config.block_out_channels, strict=True))
@@ -101,6 +102,7 @@ class Run:
             pairs=self.pairs,
             critics=self.critics,
             critic_features=self.critic_features,
+            validate=self.validate,
         )
 
 
@@ -134,6 +136,15 @@ def test_a_run_stopped_and_resumed_ends_bit_equal_to_one_that_was_not(tmp_path):
     assert not equal(first.student, whole.student)
     assert equal(second.student, whole.student)
     assert all(equal(a.heads, b.heads) for a, b in zip(second.critics, whole.critics, strict=True))
+
+
+@pytest.mark.parametrize(("every", "steps"), [(2, [2, 3]), (3, [3]), (1000, [3])])
+def test_a_run_is_validated_every_so_many_steps_and_once_at_its_end(tmp_path, every, steps):
+    validated = []
+    run = Run(tmp_path, max_train_steps=3, gradient_accumulation_steps=1, validation_steps=every)
+    run.critics, run.pairs, run.validate = [], (), validated.append
+    run.start()
+    assert validated == steps
 
 
 def test_a_critic_stays_as_it_is_before_its_first_step(tmp_path):

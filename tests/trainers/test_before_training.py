@@ -11,18 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, RunArguments
+from vdmini_diffusers.distillation.arguments import CriticArguments, ICMDArguments, RunArguments, UNetCriticArguments
 from vdmini_diffusers.distillation.consistency_arguments import TextToVideoICMDArguments
 from vdmini_diffusers.distillation.engine import check_optimizer, check_tracker, report_settings, without_folders
+from vdmini_diffusers.distillation.flow_matching_arguments import FlowMatchingCriticArguments
 from vdmini_diffusers.trainers.before_training import (
     check_critic_flags,
     check_images,
     check_push,
     check_sizes_of_saved_heads,
     only_run_in,
+    seen_by_critics,
     warn_of_late_start,
     warn_of_short_warmup,
 )
+from vdmini_diffusers.trainers.critics import ModelSource
 
 
 @given(st.binary(max_size=64))
@@ -94,11 +97,27 @@ def test_a_loss_that_never_starts_is_warned_of(caplog):
         ({"mca_from_discriminator": True}, {"lambda_mca": 0.0}, "has no effect, as `--lambda_mca` is 0"),
         ({"data_generator_loss": "non_saturating"}, {"lambda_data_critic": 0.0}, "MCA's is `--generator_loss`"),
         ({"discriminator_model_name_or_path": "x"}, {"lambda_data_critic": 0.0}, "with `--mca_from_discrim"),
+        ({"num_held_out_clips": 2}, {"lambda_mca": 0.0, "lambda_data_critic": 0.0}, "no critic that could rank them"),
+        ({"critic_loss": "relativistic", "generator_loss": "hinge"}, {}, "as `--critic_loss relativistic` is"),
+        ({"critic_loss": "relativistic", "data_generator_loss": "non_saturating"}, {}, "`--data_generator_loss` has"),
     ],
 )
 def test_a_flag_of_a_critic_that_there_is_not_is_refused(critic, icmd, why):
     with pytest.raises(ValueError, match=why):
         check_critic_flags(CriticArguments(**critic), ICMDArguments(**icmd))
+
+
+@pytest.mark.parametrize(
+    ("kind", "taps"),
+    [
+        (UNetCriticArguments, {"critic_taps": "before_downsampling"}),
+        (FlowMatchingCriticArguments, {"critic_block_stride": 2}),
+    ],
+)
+def test_features_are_refused_where_critics_see_the_latents(kind, taps):
+    check_critic_flags(kind(**taps), ICMDArguments())
+    with pytest.raises(ValueError, match=r"`--critic_\w+` has no effect, as `--critic_backbone none` has the critics"):
+        check_critic_flags(kind(**taps, critic_backbone="none"), ICMDArguments())
 
 
 def test_a_recipe_may_leave_a_critic_out_and_defaults_may_be_given():
@@ -127,7 +146,16 @@ def test_a_warmup_that_is_cut_short_is_warned_of(caplog):
     warn_of_short_warmup(CriticArguments(critic_warmup_steps=60), ICMDArguments(mca_start_step=60))
     assert not caplog.text
     warn_of_short_warmup(CriticArguments(critic_warmup_steps=100), ICMDArguments(mca_start_step=60))
-    assert "learn for 60 steps, not the 100 of `--critic_warmup_steps`" in caplog.text
+    assert "MCA's heads learn for 60 steps, not the 100 of `--critic_warmup_steps`" in caplog.text
+    warn_of_short_warmup(CriticArguments(), ICMDArguments(mca_start_step=60, joint_critic=True))
+    assert "The joint critic's heads learn for 60 steps" in caplog.text
+
+
+def test_a_backbone_is_named_as_in_the_record_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {".": tmp_path.name, str(tmp_path): tmp_path.name, "org/svd": "svd"}
+    for name, in_words in names.items():
+        assert seen_by_critics(ModelSource(name, "fp16"), UNetCriticArguments()) == f"blocks of {in_words} fp16"
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """What critics stand on and start from, and what a run with them leaves behind."""
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -234,7 +235,6 @@ def test_a_student_is_trained_by_what_its_teacher_s_folder_says(distilled, tmp_p
         "precomputed_data_dir": latents,
         "output_dir": tmp_path / "out",
         "num_held_out_clips": 2,
-        "validation_steps": 1,
         "discriminator_width": 32,
         "mca_start_step": 0,
     }
@@ -288,6 +288,19 @@ def test_a_run_with_gradient_checkpointing_ends_bit_equal_and_shows_videos(disti
     assert not any(torch.equal(ends[0][name], before[name]) for name in before if name.startswith("down_blocks"))
 
 
+@pytest.mark.parametrize(("discriminator", "warns"), [("none", True), (None, False)])
+def test_new_heads_of_a_joint_critic_that_learn_too_shortly_are_warned_of(
+    distilled, tmp_path, caplog, discriminator, warns
+):
+    _, teacher, student, latents = distilled
+    settings = {**FEW, "precomputed_data_dir": str(latents), "joint_critic": True, "dry_run": True}
+    settings |= {"discriminator_model_name_or_path": discriminator, "discriminator_width": 32}
+    settings |= {"mca_start_step": 0, "critic_warmup_steps": 1}
+    with caplog.at_level(logging.WARNING):
+        distill(teacher, student, tmp_path / "out", **settings)
+    assert ("The joint critic's heads learn for 0 steps" in caplog.text) == warns
+
+
 def test_heads_that_learned_on_another_backbone_are_not_resumed(distilled, tmp_path):
     _, teacher, student, latents = distilled
     settings = {**FEW, "discriminator_width": 32, "precomputed_data_dir": str(latents)}
@@ -326,9 +339,11 @@ def test_an_output_folder_that_is_the_discriminator_s_pipeline_is_refused(distil
         distill(teacher, student, own, **settings)
 
 
-def test_a_variant_of_a_backbone_that_is_not_named_is_refused():
-    with pytest.raises(ValueError, match="need `--critic_backbone`"):
-        CriticArguments(critic_backbone_variant="fp16")
+@pytest.mark.parametrize("backbone", [None, "teacher", "none"])
+@pytest.mark.parametrize("setting", ["critic_backbone_variant", "critic_backbone_revision"])
+def test_a_variant_or_revision_of_a_backbone_that_is_not_named_is_refused(backbone, setting):
+    with pytest.raises(ValueError, match=f"need `--critic_backbone`, a folder or Hub id, not {backbone}"):
+        CriticArguments(critic_backbone=backbone, **{setting: "fp16"})
 
 
 def test_an_output_folder_that_is_the_backbone_is_refused(distilled):

@@ -218,7 +218,7 @@ def test_videos_are_encoded_on_the_way_and_validation_prompts_are_filmed(folders
     shape = {"num_frames": 5, "height": 16, "width": 16, "fps": 24}
     data = {"train_data_dir": str(videos), "cache_dir": str(tmp_path / "cache"), **shape}
     validation = {"validation_prompts": ["a cat"], "validation_steps": 1}
-    light = {"critic_backbone": "none", "lambda_mca": 0.0}
+    light = {"critic_backbone": "none", "critic_block_stride": 8, "lambda_mca": 0.0}
     distill(teacher, student, tmp_path / "out", **data, **validation, **{**FEW, **light})
     with Image.open(tmp_path / "out" / "validation" / "step-000001-0.gif") as gif:
         assert gif.n_frames == 5 and np.asarray(gif.convert("RGB")).shape == (16, 16, 3)

@@ -78,6 +78,23 @@ def test_a_kill_while_the_result_is_moved_leaves_nothing_that_opens(tmp_path, mo
     assert moved and not (tmp_path / "model_index.json").exists()
 
 
+def test_what_an_earlier_result_leaves_nothing_of_goes_after_its_marker(tmp_path, monkeypatch):
+    with finished_files(tmp_path, "model_index.json") as aside:
+        write_result(aside, "old")
+    opens = []
+
+    def remove(path, **options):
+        if path == tmp_path / "unet":
+            opens.append((tmp_path / "model_index.json").exists())
+        original(path, **options)
+
+    original = trained_pipeline.shutil.rmtree
+    monkeypatch.setattr(trained_pipeline.shutil, "rmtree", remove)
+    with finished_files(tmp_path, "model_index.json", anew=["unet"]) as aside:
+        (aside / "model_index.json").write_text("new")
+    assert opens == [False] and not (tmp_path / "unet").exists()
+
+
 def test_a_kill_while_the_result_is_written_leaves_the_last_one(tmp_path):
     with finished_files(tmp_path, "model_index.json") as aside:
         write_result(aside, "old")

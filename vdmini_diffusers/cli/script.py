@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 
 TRACEBACK = "VDMINI_TRACEBACK"  # environment variable: set it to see where an error was raised
+OUT_OF_TIME = 75  # exit status of a run that the same command goes on with: EX_TEMPFAIL of sysexits.h
 # The order of the parts into which `--help` divides the flags, where dataclasses name them.
 PARTS = (
     *("models", "data", "losses", "critics", "rewards", "optimisation"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,13 @@ class ImageToVideoTraining(TeacherTraining):
     def train_vae(self) -> None:
         """A VAE of a stage less, then the stage inside it on its features (see `demo.vae_training`)."""
         args = self.args
+        if args.vae is not None:
+            self.vae = load_vae(args.vae).to(self.device).requires_grad_(False)
+            return
         small: Any = networks.build_i2v_vae(networks.NUM_VAE_STAGES - 1)
         small.to(self.device)
-        if args.small_vae is None:
-            self.tune_vae("small_vae", small, args.small_vae_steps, args.vae_learning_rate, whole_from=0.75)
-        else:
-            small = AutoencoderKLTemporalDecoder.from_pretrained(args.small_vae, dtype=torch.float32)
-        small.to(self.device).eval().requires_grad_(False)
+        self.tune_vae("small_vae", small, args.small_vae_steps, args.vae_learning_rate, whole_from=0.75)
+        small.eval().requires_grad_(False)
         vae: Any = networks.build_i2v_vae()
         vae.to(self.device)
         networks.grow_vae(vae, small)
@@ -155,12 +156,13 @@ class ImageToVideoTraining(TeacherTraining):
         folder.mkdir(exist_ok=True)
         files = [folder / f"{i:05}.pt" for i in range(math.ceil(args.num_pairs / PAIRS_PER_FILE))]
         scheduler: EulerDiscreteScheduler = networks.build_i2v_scheduler()
-        for i, file in enumerate(tqdm(files, desc="pairs", unit=f"{PAIRS_PER_FILE} pairs")):
+        for i, file in enumerate(tqdm(files, desc="pairs", unit="file")):
             if file.exists():
                 continue
             generator = torch.Generator().manual_seed(args.seed + i)
-            rows = torch.randint(len(latents["latents"]), (PAIRS_PER_FILE,), generator=generator)
-            noise = torch.randn(PAIRS_PER_FILE, *latents["latents"].shape[1:], generator=generator)
+            count = min(PAIRS_PER_FILE, args.num_pairs - i * PAIRS_PER_FILE)
+            rows = torch.randint(len(latents["latents"]), (count,), generator=generator)
+            noise = torch.randn(count, *latents["latents"].shape[1:], generator=generator)
             scheduler.set_timesteps(args.num_pair_steps)
             sample = (noise * scheduler.sigmas[0]).to(self.device)
             with self.autocast(), quick_attention(self.device):
@@ -215,6 +217,21 @@ class ImageToVideoTraining(TeacherTraining):
         # As distillation records what it made a few-step model of, so that critics find the multi-step one.
         origin = {"teacher": ".", "teacher_variant": MULTI_STEP, "student": None}
         write_file(folder / "training.json", (json.dumps(origin, indent=2) + "\n").encode())
+
+
+def load_vae(folder: Path) -> Any:
+    """A VAE in single precision. Raises `ValueError` if it is of another kind than the demo teachers'."""
+    vae = networks.build_i2v_vae()
+    stages, channels = list(vae.config.block_out_channels), vae.config.latent_channels
+    found: Any = vae.load_config(folder)
+    kind = found["_class_name"], list(found["block_out_channels"]), found["latent_channels"]
+    if kind != (type(vae).__name__, stages, channels):
+        raise ValueError(
+            f"`--vae` {folder} is an {kind[0]} of the stages {kind[1]} with {kind[2]} latent channels; here it must be"
+            f" an {type(vae).__name__} of {stages} with {channels}. Give vdmini_diffusers/demo/i2v_teacher/vae, or"
+            " leave it out, and one is trained."
+        )
+    return AutoencoderKLTemporalDecoder.from_pretrained(folder, dtype=torch.float32)
 
 
 def sample_sigmas(num: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Training of a demo teacher: its settings, and what both kinds share. `training/train_demo_teacher.py` starts it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,14 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from vdmini_diffusers.demo.resumable_training import Deadline, train_steps, write_tensors
+from vdmini_diffusers.demo.run_results import keep_settings
 from vdmini_diffusers.demo.scenes import NUM_FRAMES, SIZE, draw_captioned_clip, draw_hidden_clip
 from vdmini_diffusers.demo.vae_training import crops, reconstruction_loss, runs_of_frames, to_tensor
 
 
 NOISE_AUG_STRENGTH = 0.02  # SVD's default
+# The settings that may change between runs in one folder.
+FREE = ("output_dir", "seconds", "num_workers", "mixed_precision", "compile")
 
 
 @dataclass
@@ -27,8 +30,12 @@ class TeacherTrainingArguments:
     task: Literal["i2v", "t2v"] = field(default="i2v", metadata={"help": "Image or text to video."})
     seconds: float | None = field(default=None, metadata={"help": "Time for this run; by default until all is done."})
     seed: int = field(default=0, metadata={"help": "Seeds the weights, the clips and the noise."})
-    small_vae: Path | None = field(
-        default=None, metadata={"help": "--task i2v: a VAE of three stages to start from; by default one is trained."}
+    vae: Path | None = field(
+        default=None,
+        metadata={
+            "help": "--task i2v: folder of a trained VAE of this kind, e.g. vdmini_diffusers/demo/i2v_teacher/vae; by"
+            " default one is trained."
+        },
     )
     small_vae_steps: int = field(default=2400, metadata={"help": "Optimiser steps of the VAE of three stages."})
     num_feature_clips: int = field(default=1800, metadata={"help": "Clips whose features train the fourth stage."})
@@ -81,13 +88,18 @@ class DrawnClips(Dataset):
 
 
 class TeacherTraining:
-    """What both kinds of teacher share: device, precision, and the latents of clips."""
+    """What both kinds of teacher share: device, precision, and the latents of clips.
+
+    Raises:
+        ValueError: if it is made for a folder that was begun with other settings, for which its states are.
+    """
 
     def __init__(self, args: TeacherTrainingArguments):
         self.args = args
         self.deadline = Deadline(args.seconds)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.vae: Any = None
+        keep_settings(args.output_dir, {name: value for name, value in asdict(args).items() if name not in FREE})
         set_seed(args.seed)
 
     def autocast(self) -> torch.autocast:

@@ -157,7 +157,7 @@ class RunArguments(Settings):
         "latest",
         "'latest', the name of a checkpoint in output_dir (checkpoint-000500), its path, or 'none' to start anew.",
     )
-    validation_steps: int = setting(1000, "Validation videos are made every so many steps.", least=1)
+    validation_steps: int = setting(1000, "Validation videos are made every so many steps and at the end.", least=1)
     logging_steps: int = setting(10, "Losses are reported every so many steps.", least=1)
     report_to: str | None = setting(None, "Tracker that accelerate knows: tensorboard, wandb, ..., or none.")
     push_to_hub: bool = setting(False, "Upload the finished pipeline. Access to the Hub is checked at the start.")
@@ -235,8 +235,8 @@ class CriticArguments(Settings):
     )
     num_held_out_clips: int = setting(
         0,
-        "Last precomputed clips, which are not trained on. Every validation_steps, how each critic ranks them"
-        " against the student's videos of the same noise is logged.",
+        "Last precomputed clips, which are not trained on. Every validation_steps and at the end, how each critic"
+        " ranks them against the student's videos of the same noise is logged.",
         least=0,
     )
     generator_loss: Literal["non_saturating", "hinge"] = setting(
@@ -264,8 +264,12 @@ class CriticArguments(Settings):
             raise ValueError(f"`--temporal_kernel_size` must be odd, not {self.temporal_kernel_size}.")
         if self.r1_sigma > 0 and self.r1_weight == 0:
             raise ValueError("`--r1_sigma` is of a penalty whose weight is 0: give `--r1_weight` as well.")
-        if self.critic_backbone is None and (self.critic_backbone_variant or self.critic_backbone_revision):
-            raise ValueError("`--critic_backbone_variant` and `--critic_backbone_revision` need `--critic_backbone`.")
+        given = self.critic_backbone_variant or self.critic_backbone_revision
+        if given and self.critic_backbone in (None, "teacher", "none"):
+            raise ValueError(
+                "`--critic_backbone_variant` and `--critic_backbone_revision` need `--critic_backbone`, a folder or"
+                f" Hub id, not {self.critic_backbone}: give one, or leave them out."
+            )
         if self.critic_backbone == "none" and self.discriminator_width < 4:  # its first layer is a quarter
             raise ValueError(
                 f"`--discriminator_width` must be at least 4 with `--critic_backbone none`, not"
@@ -283,7 +287,7 @@ class UNetCriticArguments(CriticArguments):
     """Settings of the critics of a U-Net."""
 
     critic_taps: Literal["blocks", "before_downsampling"] = setting(
-        "blocks", "Features that critics see: what down blocks put out, or what their downsamplers take."
+        "blocks", "Features that critics see: what down blocks put out (SF-V), or what their downsamplers take (ours)."
     )
 
     @property

@@ -95,7 +95,8 @@ def icmd_training_loop(
 
     while progress.step < settings.max_train_steps:
         uses_teacher = bool(pairs) or "teacher" in adversary.real_samples(progress.step)
-        reports = progress.step + 1 == settings.max_train_steps or (progress.step + 1) % settings.logging_steps == 0
+        is_last = progress.step + 1 == settings.max_train_steps
+        reports = is_last or (progress.step + 1) % settings.logging_steps == 0
 
         for micro_step in range(settings.gradient_accumulation_steps):
             batch = next(batches)
@@ -163,9 +164,9 @@ def icmd_training_loop(
         bar.update()
         if reports:
             log.report(progress.step, lr=learning_rate)
-        if progress.step % settings.checkpointing_steps == 0 or progress.step == settings.max_train_steps:
+        if is_last or progress.step % settings.checkpointing_steps == 0:
             checkpoints.save(accelerator, progress)
-        if validate is not None and progress.step % settings.validation_steps == 0:
+        if validate is not None and (is_last or progress.step % settings.validation_steps == 0):
             validate(progress.step)
     return bare_student
 

@@ -20,7 +20,7 @@ from vdmini_diffusers.distillation.arguments import (
     is_changed,
 )
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
-from vdmini_diffusers.distillation.engine import check_optimizer
+from vdmini_diffusers.distillation.engine import check_optimizer, without_folders
 from vdmini_diffusers.serialization.atomic import check_apart
 from vdmini_diffusers.trainers.critics import FoundDiscriminator, ModelSource, find_discriminator
 from vdmini_diffusers.trainers.lora import lora_config
@@ -64,12 +64,13 @@ def check_run(
         return CriticSources(None, None)
     if icmd_args.lambda_mca > 0:
         warn_of_late_start("MCA", "mca_start_step", icmd_args.mca_start_step, args.max_train_steps)
-        if not (icmd_args.joint_critic or critic_args.mca_from_discriminator):
-            warn_of_short_warmup(critic_args, icmd_args)
     backbone = pair.find_critic_backbone(critic_args)
     discriminator = None
     if icmd_args.lambda_data_critic > 0 or critic_args.mca_from_discriminator:
         discriminator = find_discriminator(pair.teacher_source, critic_args)
+    heads_are_new = discriminator is None if icmd_args.joint_critic else not critic_args.mca_from_discriminator
+    if icmd_args.lambda_mca > 0 and heads_are_new:
+        warn_of_short_warmup(critic_args, icmd_args)
     if discriminator is not None:
         discriminator.check_features(seen_by_critics(backbone, critic_args))
         check_sizes_of_saved_heads(critic_args, icmd_args, discriminator.config)
@@ -87,7 +88,8 @@ def seen_by_critics(backbone: ModelSource | None, args: CriticArguments) -> str:
     """The critics' features in words, which stay the same where folders move."""
     if backbone is None:
         return "noisy latents"
-    return " ".join(filter(None, (args.features_in_words, "of", Path(backbone.name).name, backbone.variant)))
+    name = Path(without_folders(backbone.name)).name
+    return " ".join(filter(None, (args.features_in_words, "of", name, backbone.variant)))
 
 
 def data_sources(data_args: VideoDataArguments) -> dict[str, str | None]:
@@ -141,17 +143,25 @@ def check_critic_flags(critic_args: CriticArguments, icmd_args: ICMDArguments) -
         )
     without_mca = "`--joint_critic` has one critic for both" if joint else "`--lambda_mca` is 0"
     discriminator = critic_args.discriminator_model_name_or_path not in (None, "none")
-    unused = {
-        "mca_from_discriminator": (not has_mca, without_mca),
-        "generator_loss": (not has_mca, f"{without_mca}; the data critic's is `--data_generator_loss`"),
-        "data_generator_loss": (not has_data, "`--lambda_data_critic` is 0; MCA's is `--generator_loss`"),
-        "discriminator_model_name_or_path": (
+    relativistic = critic_args.critic_loss == "relativistic", "`--critic_loss relativistic` is the student's as well"
+    on_latents = critic_args.critic_backbone == "none", "`--critic_backbone none` has the critics see the latents"
+    unused = [
+        ("mca_from_discriminator", not has_mca, without_mca),
+        ("generator_loss", not has_mca, f"{without_mca}; the data critic's is `--data_generator_loss`"),
+        ("data_generator_loss", not has_data, "`--lambda_data_critic` is 0; MCA's is `--generator_loss`"),
+        ("generator_loss", *relativistic),
+        ("data_generator_loss", *relativistic),
+        ("critic_taps", *on_latents),
+        ("critic_block_stride", *on_latents),
+        (
+            "discriminator_model_name_or_path",
             discriminator and not (has_data or (has_mca and critic_args.mca_from_discriminator)),
             "`--lambda_data_critic` is 0, and MCA's critic starts from it with `--mca_from_discriminator` only",
         ),
-    }
-    for name, (is_unused, reason) in unused.items():
-        if is_unused and is_changed(critic_args, name):
+        ("num_held_out_clips", not (has_mca or has_data), "there is no critic that could rank them"),
+    ]
+    for name, is_unused, reason in unused:
+        if is_unused and hasattr(critic_args, name) and is_changed(critic_args, name):
             raise ValueError(f"`--{name}` has no effect, as {reason}: leave it out.")
 
 
@@ -179,13 +189,14 @@ def check_sizes_of_saved_heads(
 
 
 def warn_of_short_warmup(critic_args: CriticArguments, icmd_args: ICMDArguments) -> None:
-    """Warn of new heads of MCA's that learn for fewer steps than `--critic_warmup_steps` before they contribute."""
+    """Warn of new heads, MCA's or those for both, that learn for fewer steps than `--critic_warmup_steps` before they
+    contribute."""
     steps, start = critic_args.critic_warmup_steps, icmd_args.mca_start_step
     if start < steps:
         logger.warning(
-            "MCA's heads learn for %d steps, not the %d of `--critic_warmup_steps`, before the student is trained by"
+            "%s heads learn for %d steps, not the %d of `--critic_warmup_steps`, before the student is trained by"
             " them, as `--mca_start_step` is %d.",
-            *(start, steps, start),
+            *("The joint critic's" if icmd_args.joint_critic else "MCA's", start, steps, start),
         )
 
 

@@ -40,7 +40,7 @@ from vdmini_diffusers.pruning.student_folder import check_student, read_plan
 from vdmini_diffusers.serialization.pipeline_folder import read_model_index
 from vdmini_diffusers.serialization.repository import fetch_file
 from vdmini_diffusers.serialization.safetensors_reader import read_json
-from vdmini_diffusers.trainers.critics import ModelSource
+from vdmini_diffusers.trainers.critics import DISCRIMINATOR, ModelSource
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 from vdmini_diffusers.trainers.trained_pipeline import finished_files
 from vdmini_diffusers.trainers.trained_transformer import merged_tensors, pipeline_files, save_weights, weights_folder
@@ -156,7 +156,8 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
         if not (is_main or is_sharded(denoiser)):
             return
         student = pipeline_files(self.student_name, name, self.student_variant)
-        with finished_files(args.output_dir, "model_index.json") if is_main else nullcontext() as aside:
+        finished = partial(finished_files, args.output_dir, "model_index.json", anew=[DISCRIMINATOR])
+        with finished() if is_main else nullcontext() as aside:
             tensors_of = partial(whole_tensors, denoiser)
             if args.rank is not None and aside is not None:
                 self._save_lora(aside, denoiser)
@@ -167,7 +168,8 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
                     (aside / path).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(student.folder / path, aside / path)
                 (aside / "README.md").write_text(self.card, encoding="utf-8")
-                self._save_discriminator(args, aside, discriminator)
+                if discriminator is not None:
+                    discriminator.save_pretrained(aside / DISCRIMINATOR)
 
     def _save_lora(self, folder: Path, denoiser: Any) -> None:
         from peft.utils import get_peft_model_state_dict  # an optional dependency, for `--rank` only

@@ -1,6 +1,5 @@
 """A pair of teacher and student, by their names: how they are checked, loaded, validated and saved."""
 
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -312,7 +311,7 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
         state_dict = whole_state_dict(accelerator, prepared)
         if not accelerator.is_main_process:
             return
-        with finished_files(args.output_dir, "model_index.json") as aside:
+        with finished_files(args.output_dir, "model_index.json", anew=[DISCRIMINATOR]) as aside:
             save_trained_pipeline(
                 replace(args, output_dir=aside),
                 self._whole_pipeline,
@@ -321,14 +320,8 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
                 self.companions,
                 self.card,
             )
-            self._save_discriminator(args, aside, discriminator)
-
-    def _save_discriminator(
-        self, args: DenoiserTrainingArguments, aside: Path, discriminator: ModelMixin | None
-    ) -> None:
-        shutil.rmtree(args.output_dir / DISCRIMINATOR, ignore_errors=True)  # of an earlier run
-        if discriminator is not None:
-            discriminator.save_pretrained(aside / DISCRIMINATOR)
+            if discriminator is not None:
+                discriminator.save_pretrained(aside / DISCRIMINATOR)
 
     def _whole_pipeline(self, denoiser: ModelMixin) -> DiffusionPipeline:
         """With the teacher's other parts in float32."""

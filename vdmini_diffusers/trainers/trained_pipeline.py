@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def clone_with_weights(denoiser: Any, state_dict: StateDict) -> Any:
 
 
 @contextmanager
-def finished_files(output_dir: Path, marker: str) -> Iterator[Path]:
+def finished_files(output_dir: Path, marker: str, anew: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a folder for the result of training, whose files move to `output_dir` when the block ends.
 
     A kill on the way leaves `output_dir` without `marker`, which is moved last: what does not open is taken for no
@@ -64,6 +64,7 @@ def finished_files(output_dir: Path, marker: str) -> Iterator[Path]:
 
     Args:
         marker: the file without which the result does not open: `model_index.json`, or a model's `config.json`.
+        anew: folders of which an earlier result leaves nothing, where the new one has none.
 
     Raises:
         OSError: if the files cannot be written.
@@ -80,6 +81,8 @@ def finished_files(output_dir: Path, marker: str) -> Iterator[Path]:
                 path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         files = [path for path in sorted(aside.rglob("*")) if path.is_file() and path != aside / marker]
         (output_dir / marker).unlink(missing_ok=True)
+        for name in anew:
+            shutil.rmtree(output_dir / name, ignore_errors=True)
         for path in [*files, aside / marker]:
             shutil.copymode(aside / marker, path)  # safetensors shuts other users out of its files
             target = output_dir / path.relative_to(aside)
