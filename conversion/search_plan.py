@@ -73,8 +73,7 @@ class SearchArguments:
             raise ValueError(f"Give one of `weights` for each of `scores`: {self.weights} for {self.scores}.")
 
 
-def main() -> None:
-    (args,) = parse_arguments([SearchArguments], __doc__)
+def main(args: SearchArguments) -> None:
     costs = CostTable.read(Path(args.cost))
     constraints = DepthConstraints(contiguous=args.contiguous, max_run=args.max_run)
     scores, weights = ImportanceTable.read(Path(args.importance)), dict(zip(args.scores, args.weights, strict=True))
@@ -102,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda: main(*parse_arguments((SearchArguments,), __doc__)))
