@@ -33,7 +33,7 @@ from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.data.latents import PrecomputedLatents
-from vdmini_diffusers.demo.judge import FROM_LATENTS, Judge
+from vdmini_diffusers.demo.judge import FIRST_VIDEOS, FROM_LATENTS, Judge
 from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, levels, means
 from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.demo.training_runs import ComparisonArguments, as_trained, complete_run, recipe_flags
@@ -319,14 +319,13 @@ def plot(results: Results, costs: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def folders_of(args: Arguments, pruned: Mapping[str, Path], trained: Sequence[str]) -> dict[str, Path]:
-    """Where the videos of each row are, a method's beside each other; of trained students those of the last seed."""
+def folders_of(args: Arguments, pruned: Mapping[str, Path]) -> dict[str, Path]:
+    """Where there are videos of a row, a method's beside each other; of trained students those of the last seed."""
     folders = {TEACHER: args.output_dir / TEACHER}
     for method, student in pruned.items():
         folders[f"{method}, {UNTRAINED}"] = args.output_dir / "measured" / student.name
-        of_method = [row for row in trained if TRAINED[row][0] == method]
-        folders |= {row: job_of(args, *TRAINED[row], args.seeds[-1]).folder for row in of_method}
-    return folders
+        folders |= {f"{method}, {recipe}": job_of(args, method, recipe, args.seeds[-1]).folder for recipe in RECIPES}
+    return {row: folder for row, folder in folders.items() if (folder / FIRST_VIDEOS).exists()}
 
 
 def main(args: Arguments) -> None:
@@ -354,7 +353,7 @@ def main(args: Arguments) -> None:
             results.setdefault(f"{job.method}, {job.recipe}", {})[seed] = means(judge.measure(job.folder))
         results = {row: results[row] for row in order if row in results}
         print(write_results(args, results, costs, floor, notes))
-    judge.write_sheet(folders_of(args, pruned, wanted_rows), args.output_dir / "contact_sheet.png")
+    judge.write_sheet(folders_of(args, pruned), args.output_dir / "contact_sheet.png")
 
 
 if __name__ == "__main__":
