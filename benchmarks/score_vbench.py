@@ -62,7 +62,7 @@ def main(args: Arguments) -> None:
     if args.output is not None:
         record = {
             "suite": args.suite,
-            "videos": f"not all in {len(partial)} dimensions" if partial else "all",
+            "videos": f"not all in {', '.join(partial)}" if partial else "all",
             "scores": {name: result.score for name, result in results.items()},
             "per_cent": {name: 100 * result.score for name, result in results.items()},
             "num_videos": {name: result.num_videos for name, result in results.items()},

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from tiny import randomise, tiny_teacher_unet
 from torch.utils.data import TensorDataset
 
@@ -51,6 +52,16 @@ def test_every_clip_is_denoised_from_every_level():
     # At sigma 700 nothing of the noisy latents is left: the loss is the clips' own size.
     expected = 0.1 * pseudo_huber_loss(torch.zeros(2, 2, 4, 8, 8), clips.latents[:2])
     torch.testing.assert_close(losses[0], expected, rtol=1e-2, atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_denoiser_whose_weights_are_offloaded_has_the_same_losses():
+    unet, device = randomise(tiny_teacher_unet()), torch.device("cpu")
+    whole = list(reconstruction_losses(SVD, Clips(1), num_clips=1)(unet))
+    cpu_offload(unet, device, offload_buffers=True)
+    assert unet.conv_in.weight.is_meta
+    losses = list(reconstruction_losses(SVD, Clips(1), num_clips=1, device=device)(unet))
+    torch.testing.assert_close(losses, whole, rtol=0, atol=0)
 
 
 def test_the_gradient_at_a_teacher_is_not_zero():

@@ -82,4 +82,4 @@ def test_results_become_a_table_and_a_file(tmp_path):
     assert record["per_cent"] == {"motion_smoothness": pytest.approx(98.11), "dynamic_degree": pytest.approx(32.13)}
     assert record["parts"]["i2v"] == [0.0, 100.0] and len(record["missing"]) == 7
     assert "Fewer videos than VBench takes: motion_smoothness." in log
-    assert record["videos"] == "not all in 1 dimensions"
+    assert record["videos"] == "not all in motion_smoothness"
