@@ -23,8 +23,8 @@ from torch import nn
 from vdmini_diffusers import VDMiniAutoencoderKLTemporalDecoder
 from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.evaluation.device_name import device_name
-from vdmini_diffusers.evaluation.latency import count_tmacs
 from vdmini_diffusers.evaluation.live_bytes import grown_by
+from vdmini_diffusers.pruning.cost import count_tmacs
 
 
 DTYPES = {"fp32": torch.float32, "channels_last": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

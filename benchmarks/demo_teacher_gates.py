@@ -120,6 +120,7 @@ def main(args: Arguments) -> None:
         markdown_table(list(rows.values())),
         "",
         *(f"- {'passed' if passed else 'FAILED'}: {gate}" for gate, passed in gates.items()),
+        *([] if args.fvd else ["- not measured: FVD and KVD, which `--fvd` adds"]),
     ]
     text = "\n".join(lines) + "\n"
     (args.output_dir / "gates.md").write_text(text)

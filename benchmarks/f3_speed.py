@@ -27,8 +27,9 @@ from vdmini_diffusers.analysis.f3 import F3Plan, apply_f3, remove_f3, temporal_l
 from vdmini_diffusers.analysis.f3.layers import attention_class
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.evaluation.latency import build_network, count_tmacs, time_in_turns
+from vdmini_diffusers.evaluation.latency import build_network, time_in_turns
 from vdmini_diffusers.evaluation.paper_components import DTYPES, NETWORK_CONFIGS
+from vdmini_diffusers.pruning.cost import count_tmacs
 
 
 Inputs = dict[str, Any]

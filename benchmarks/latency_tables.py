@@ -33,7 +33,7 @@ from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.networks import build_i2v_scheduler
 from vdmini_diffusers.demo.teachers import T2V_TEACHER
 from vdmini_diffusers.evaluation.device_name import device_name
-from vdmini_diffusers.evaluation.latency import count_tmacs, optimized_copy, time_in_turns
+from vdmini_diffusers.evaluation.latency import optimized_copy, time_in_turns
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes
 from vdmini_diffusers.evaluation.paper_components import (
     DTYPES,
@@ -46,6 +46,7 @@ from vdmini_diffusers.evaluation.paper_components import (
     pipeline_components,
 )
 from vdmini_diffusers.inference import compile_blocks
+from vdmini_diffusers.pruning.cost import count_tmacs
 from vdmini_diffusers.serialization.atomic import write_file
 from vdmini_diffusers.t2v_turbo.convert import scheduler as t2v_scheduler
 

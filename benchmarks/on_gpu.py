@@ -146,6 +146,7 @@ ITEMS = (
     Item("a3_fp16_compiled", 180, f"{LATENCY} --table A3 --dtype fp16 --compile --rounds 5"),
     Item("a5_bf16_compiled", 240, f"{LATENCY} --table A5 --dtype bf16 --compile --rounds 3"),
     Item("a5_fp16", 120, f"{LATENCY} --table A5 --dtype fp16 --rounds 3"),
+    Item("a5_fp16_compiled", 240, f"{LATENCY} --table A5 --dtype fp16 --compile --rounds 3"),
 )
 
 

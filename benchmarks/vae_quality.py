@@ -20,8 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from vdmini_diffusers.cli.script import parse_arguments, run
@@ -33,6 +31,7 @@ from vdmini_diffusers.demo.measures import HeldOutImages
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.distillation.decoder_losses import lpips_distance
 from vdmini_diffusers.evaluation.frame_quality import frame_quality
+from vdmini_diffusers.pruning.cost import counting_flops
 from vdmini_diffusers.pruning.vae_folder import find_vae
 from vdmini_diffusers.trainers.trained_vae import decoder_inputs, to_uint8
 
@@ -78,8 +77,7 @@ def as_values(frames: np.ndarray) -> Tensor:
 
 def count_macs(vae: Any, latents: Tensor) -> int:
     """Multiply-accumulates of decoding one clip."""
-    # The counter does not know the CPU's fused attention, and would count it as nothing.
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with counting_flops() as counter:
         decode_clips(vae.decoder, decoder_inputs(vae, latents))
     return counter.get_total_flops() // 2
 

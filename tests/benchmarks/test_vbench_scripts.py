@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from scripts_run import ROOT, run
-from tiny import tiny_svd_pipeline
-from tiny_text_to_video import tiny_t2v_pipeline
+from tiny import randomise, tiny_svd_pipeline
+from tiny_text_to_video import tiny_t2v_pipeline, tiny_t2v_student
 
 
 SIZE = ("--height", 16, "--width", 16, "--num_frames", 2, "--num_inference_steps", 2, "--dtype", "float32")
@@ -62,13 +62,34 @@ def test_two_processes_that_are_stopped_and_go_on_make_the_videos_of_one(t2v, tm
 
 @pytest.mark.slow
 def test_pictures_become_videos_and_those_of_another_ratio_are_refused(i2v, tmp_path):
-    images = ("--image_dir", tmp_path / "images")
-    assert "0 of 5 videos are there" in generate(tmp_path, "out", *i2v, *images, "--max_guidance_scale", 1)
+    images = ("--image_dir", tmp_path / "images", "--max_guidance_scale", 1)
+    assert "0 of 5 videos are there" in generate(tmp_path, "out", *i2v, *images)
     assert sorted(contents(tmp_path / "out")) == [f"a-{index}.mp4" for index in range(5)]
-    assert len(set(contents(tmp_path / "out").values())) == 5
+    made = contents(tmp_path / "out")
+    assert len(set(made.values())) == 5
+    Image.new("RGB", (16, 16)).save(tmp_path / "images" / "a.png")
+    assert "other settings (pictures_sha256 of 'a.png')" in generate(tmp_path, "out", *i2v, *images, fails=True)
+    assert contents(tmp_path / "out") == made
     Image.new("RGB", (32, 16)).save(tmp_path / "images" / "a.png")
     assert "crop/16-9" in generate(tmp_path, "wide", *i2v, *images, fails=True)
     assert "give --image_dir" in generate(tmp_path, "none", *i2v, fails=True)
+
+
+@pytest.mark.slow
+def test_other_weights_in_the_pipelines_folder_are_refused_and_nan_is_no_black_video(t2v, tmp_path):
+    generate(tmp_path, "out", *t2v, "--dimensions", "color")
+    made = contents(tmp_path / "out")
+    unet = randomise(tiny_t2v_student(), seed=3)
+    unet.save_pretrained(tmp_path / "t2v" / "unet")
+    log = generate(tmp_path, "out", *t2v, fails=True)
+    assert (
+        "other settings (weights_sha256 of 'diffusion_pytorch_model.safetensors')" in log
+        and contents(tmp_path / "out") == made
+    )
+    unet.conv_out.bias.data.fill_(float("nan"))
+    unet.save_pretrained(tmp_path / "t2v" / "unet")
+    assert "not finite of 'a cat'" in generate(tmp_path, "broken", *t2v, fails=True)
+    assert not contents(tmp_path / "broken")
 
 
 def test_results_become_a_table_and_a_file(tmp_path):

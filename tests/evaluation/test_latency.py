@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vdmini_diffusers.evaluation.latency import Timing, build_network, count_tmacs, time_in_turns
+from vdmini_diffusers.evaluation.latency import Timing, build_network, time_in_turns
 
 
 def test_works_take_turns_and_warm_ups_do_not_count():
@@ -39,9 +39,3 @@ def test_a_network_that_cannot_be_built_leaves_the_default_dtype():
     with pytest.raises(ZeroDivisionError):
         build_network(lambda: 1 / 0, "cpu", torch.float16)
     assert torch.get_default_dtype() == torch.float32
-
-
-def test_multiplications_are_counted_without_memory():
-    network = build_network(lambda: nn.Linear(1000, 2000, bias=False), "meta", torch.bfloat16)
-    given = torch.empty(500, 1000, device="meta", dtype=torch.bfloat16)
-    assert count_tmacs(lambda: network(given)) == pytest.approx(500 * 1000 * 2000 / 1e12)

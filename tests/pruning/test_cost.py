@@ -8,7 +8,7 @@ from torch import nn
 from vdmini_diffusers.families import family_of
 from vdmini_diffusers.families.hunyuan_video import HUNYUAN_VIDEO
 from vdmini_diffusers.pruning import VDMINI_HY
-from vdmini_diffusers.pruning.cost import forward_cost
+from vdmini_diffusers.pruning.cost import count_tmacs, forward_cost
 
 
 def hunyuan_cost(num_frames, height, width, **config):
@@ -81,3 +81,8 @@ def test_operations_are_those_of_the_whole_and_of_each_block():
         costs = forward_cost(Network(), {"hidden_states": torch.zeros(5, 3)})
     block = (72, 2 * 5 * 8 * 8)
     assert costs == {"": (32 + 144, 2 * 5 * 3 * 8 + 2 * block[1]), "blocks.0": block, "blocks.1": block}
+
+
+def test_multiplications_of_any_work_are_counted_without_memory():
+    weight, given = (torch.empty(2000, n, device="meta", dtype=torch.bfloat16) for n in (1000, 500))
+    assert count_tmacs(lambda: weight.T @ given) == pytest.approx(500 * 1000 * 2000 / 1e12)

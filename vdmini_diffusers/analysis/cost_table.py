@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from vdmini_diffusers.analysis.parts import Part, plain_config, removable_parts
 from vdmini_diffusers.evaluation.device_name import device_name
 from vdmini_diffusers.evaluation.latency import Timing
 from vdmini_diffusers.evaluation.live_bytes import LiveBytes
+from vdmini_diffusers.pruning.cost import counting_flops
 from vdmini_diffusers.pruning.paper_names import paper_name
 from vdmini_diffusers.serialization.safetensors_reader import read_json
 
@@ -162,7 +162,7 @@ def count_costs(
         clip: what is run, for the record.
         inputs: tensors that are there before the pass.
     """
-    with FlopCounterMode(display=False) as counter:
+    with counting_flops() as counter:
         run()
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     root = type(network).__name__

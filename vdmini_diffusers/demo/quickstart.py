@@ -20,8 +20,6 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from vdmini_diffusers.data.images import fit_picture, read_image
 from vdmini_diffusers.demo.contact_sheet import write_contact_sheet, write_gif
@@ -39,6 +37,7 @@ from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.evaluation.continuation import motion_cosine, motion_ratio, psnr, sharpness_ratio
 from vdmini_diffusers.pipelines import VDMiniI2VPipeline, VDMiniT2VPipeline
 from vdmini_diffusers.pruning import PLANS
+from vdmini_diffusers.pruning.cost import forward_cost
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 from vdmini_diffusers.trainers.distill import distill
 
@@ -178,10 +177,7 @@ class FromTexts:
 
 def count_macs(unet: Any, inputs: dict[str, torch.Tensor]) -> int:
     """Multiply-accumulates of one U-Net call (matrix products, convolutions and attention)."""
-    # The counter does not know the CPU's fused attention, and would leave it out.
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        unet(**inputs)
-    return counter.get_total_flops() // 2
+    return forward_cost(unet, inputs)[""].num_flops // 2
 
 
 def read_square(path: Path, size: int) -> np.ndarray:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vdmini_diffusers.inference.rewriting import modules_of, optimize
 
@@ -82,11 +81,3 @@ def optimized_copy(target: Any) -> Any:
     """What `optimize` makes of a network or a pipeline, beside it: the copy has the same parameters and buffers."""
     tensors = [x for m in modules_of(target) for x in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
     return optimize(copy.deepcopy(target, {id(x): x for x in tensors}))
-
-
-@torch.no_grad()
-def count_tmacs(work: Callable[[], object]) -> float:
-    """10^12 multiply-accumulates of `work`, which may run on the meta device."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops() / 2e12

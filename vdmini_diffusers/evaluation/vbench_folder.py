@@ -40,7 +40,7 @@ def open_generation(output_dir: Path, settings: Mapping[str, Any]) -> Path:
     if record.exists():
         before = read_json(record)
         differing = [
-            f"{name} {before.get(name)!r}, now {settings.get(name)!r}"
+            _difference(name, before.get(name), settings.get(name))
             for name in {**before, **settings}
             if before.get(name) != settings.get(name)
         ]
@@ -103,6 +103,12 @@ def keep_video(folder: Path, name: str, frames: Sequence[Image.Image] | np.ndarr
         partial = Path(unfinished) / "video.mp4"
         write_video(frames, partial, fps)
         os.replace(partial, folder / name)
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):  # hashes of hundreds of files
+        return f"{name} of {_some(sorted(key for key in {**before, **now} if before.get(key) != now.get(key)))}"
+    return f"{name} {before!r}, now {now!r}"
 
 
 def _some(names: Sequence[str]) -> str:

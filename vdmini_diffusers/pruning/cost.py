@@ -1,6 +1,7 @@
 """What a forward pass of a network costs, counted on the meta device: nothing is computed and nothing is held."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,21 @@ class Cost(NamedTuple):
     num_flops: int
 
 
-@torch.no_grad()
+@contextmanager
+def counting_flops() -> Iterator[FlopCounterMode]:
+    """Count floating point operations of what runs inside, without gradients, attention's as products of matrices."""
+    # The counter does not know the CPU's fused attention, and would leave it out.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        yield counter
+
+
+def count_tmacs(work: Callable[[], object]) -> float:
+    """10^12 multiply-accumulates of `work`, which may run on the meta device."""
+    with counting_flops() as counter:
+        work()
+    return counter.get_total_flops() / 2e12
+
+
 def forward_cost(network: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Cost]:
     """The cost of a whole network, by the name `""`, and of each block of its lists of blocks, by theirs.
 
@@ -31,8 +46,7 @@ def forward_cost(network: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Cos
         network: on the meta device, or where it is.
         inputs: its forward pass's, on the same device; `Family.example_inputs` makes them.
     """
-    # By products of matrices: the counter does not know the CPU's fused attention.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with counting_flops() as counter:
         network(**inputs)
     # The counter names a module by its path, from the network's class on.
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}

@@ -14,14 +14,8 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vdmini_diffusers.data.arguments import (
-    VideoDataArguments,
-)
-from vdmini_diffusers.distillation.arguments import (
-    CriticArguments,
-    DenoiserTrainingArguments,
-    ICMDArguments,
-)
+from vdmini_diffusers.data.arguments import VideoDataArguments
+from vdmini_diffusers.distillation.arguments import CriticArguments, DenoiserTrainingArguments, ICMDArguments
 from vdmini_diffusers.distillation.averaging import ShardedEMA, averaged
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
 from vdmini_diffusers.distillation.critics import Critic, CriticFeatures
