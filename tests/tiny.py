@@ -34,6 +34,14 @@ TINY_UNET_CONFIG = {
     "projection_class_embeddings_input_dim": 24,
     "num_frames": 2,
 }
+# Outer and inner stage alone, with one layer each: quick, where the paper's plan need not fit.
+TWO_STAGES = {
+    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    "block_out_channels": (32, 64),
+    "num_attention_heads": (1, 2),
+    "layers_per_block": 1,
+}
 
 # Four stages whose widths agree and differ where those of SVD's VAE do.
 TINY_VAE_CONFIGS = {
@@ -78,8 +86,8 @@ def in_own_memory(model: nn.Module) -> nn.Module:
     return model
 
 
-def tiny_teacher_unet() -> UNetSpatioTemporalConditionModel:
-    return UNetSpatioTemporalConditionModel(**TINY_UNET_CONFIG)
+def tiny_teacher_unet(**config: Any) -> UNetSpatioTemporalConditionModel:
+    return UNetSpatioTemporalConditionModel(**{**TINY_UNET_CONFIG, **config})
 
 
 def tiny_unet_inputs(
@@ -117,7 +125,7 @@ def decode(vae: nn.Module, latents: torch.Tensor, num_frames: int | None = None)
     return vae.decode(latents).sample
 
 
-def tiny_svd_pipeline() -> StableVideoDiffusionPipeline:
+def tiny_svd_pipeline(**unet_config: Any) -> StableVideoDiffusionPipeline:
     vae = AutoencoderKLTemporalDecoder(
         down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32), layers_per_block=1, sample_size=16
     )
@@ -135,7 +143,7 @@ def tiny_svd_pipeline() -> StableVideoDiffusionPipeline:
     return StableVideoDiffusionPipeline(
         vae=randomise(vae, 1).eval(),
         image_encoder=randomise(image_encoder, 2).eval(),
-        unet=randomise(tiny_teacher_unet()).eval(),
+        unet=randomise(tiny_teacher_unet(**unet_config)).eval(),
         scheduler=build_i2v_scheduler(),
         feature_extractor=CLIPImageProcessor(),
     )

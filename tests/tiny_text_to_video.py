@@ -39,6 +39,13 @@ MODELSCOPE = {"time_cond_proj_dim": None, "fps_cond": False, "motion_cond_proj_d
 VIDEOCRAFTER2 = {"time_cond_proj_dim": None, "motion_cond_proj_dim": None}
 T2V_TURBO = {"motion_cond_proj_dim": None}
 T2V_TURBO_V2 = {}
+# Outer and inner stage alone, with one layer each: quick, where the paper's plan need not fit.
+TWO_STAGES = {
+    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+}
 
 
 def tiny_t2v_teacher(**config: Any) -> VDMiniUNet3DConditionModel:

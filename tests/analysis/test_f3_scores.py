@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from tiny import tiny_image, tiny_svd_pipeline
+from tiny import TWO_STAGES, tiny_image, tiny_svd_pipeline
 from tiny_temporal_attention import DENOISERS, run, whole_maps
 
 from vdmini_diffusers.analysis.f3 import (
@@ -59,7 +59,7 @@ def test_attention_that_is_not_finite_is_refused_and_ranks_nothing():
 
 
 def test_one_frame_has_no_others_to_attend_to():
-    pipe = tiny_svd_pipeline()
+    pipe = tiny_svd_pipeline(**TWO_STAGES)
     size = {"num_frames": 1, "height": 16, "width": 16, "num_inference_steps": 1, "max_guidance_scale": 1.0}
     with pytest.raises(F3Error, match="one frame"), measure_temporal_attention(pipe.unet):
         pipe(tiny_image(), **size, output_type="latent")
@@ -78,7 +78,7 @@ def test_a_layer_is_the_attention_over_frames_of_one_place():
 
 
 def test_a_pipeline_s_steps_are_scored_while_it_samples():
-    pipe = tiny_svd_pipeline()
+    pipe = tiny_svd_pipeline(**TWO_STAGES)
     with measure_temporal_attention(pipe.unet, max_queries_per_frame=1) as scores:
         pipe(tiny_image(), height=16, width=16, num_frames=2, num_inference_steps=3, output_type="latent")
     assert list(scores.by_step()) == [str(float(timestep)) for timestep in pipe.scheduler.timesteps]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scripts_run import ROOT, run
-from tiny import randomise, tiny_svd_pipeline
+from tiny import TWO_STAGES, randomise, tiny_svd_pipeline
 from transformers import VideoMAEConfig, VideoMAEModel
 
 from vdmini_diffusers import VDMiniAnimateLCMSVDScheduler, VDMiniI2VPipeline
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
         for frame in range(3 if index else 1):  # the first is too short
             picture = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
             picture.save(folder / "real" / f"class{index % 2}" / f"v{index}" / f"{frame}.png")
-    tiny_svd_pipeline().save_pretrained(folder / "pipeline")
+    tiny_svd_pipeline(**TWO_STAGES).save_pretrained(folder / "pipeline")
     return folder
 
 
@@ -140,7 +140,7 @@ def test_statistics_of_other_settings_are_refused_before_the_real_videos_are_mea
 @pytest.mark.slow
 def test_animatelcm_in_its_pipeline_s_one_step_is_worth_a_word_before_the_work(folder):
     settings = {"pipeline": folder / "animatelcm", "num_clips": 2}
-    components: Any = tiny_svd_pipeline().components | {"scheduler": VDMiniAnimateLCMSVDScheduler()}
+    components: Any = tiny_svd_pipeline(**TWO_STAGES).components | {"scheduler": VDMiniAnimateLCMSVDScheduler()}
     VDMiniI2VPipeline(**components).save_pretrained(folder / "animatelcm")
     printed = fvd(folder, "one_step", **settings)
     note = "made for 8 steps; VDMiniI2VPipeline takes 1 where none are given. Pass --steps 8"

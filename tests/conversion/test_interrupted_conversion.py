@@ -5,14 +5,13 @@ import os
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from filelock import FileLock
+from forked_scripts import start
 
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 from vdmini_diffusers.serialization import atomic
@@ -63,14 +62,15 @@ def slow_teacher(teacher_folder, tmp_path):
 
 
 def stop_while_weights_are_written(teacher, parent, signal_number):
-    command = [sys.executable, "-c", CONVERT, str(teacher), str(parent / "student")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    script, log = parent.with_name("convert.py"), parent.with_name("log")
+    script.write_text(CONVERT)
+    process = start([script, teacher, parent / "student"], log=log)
     while not list(parent.glob(f".student.tmp-*/unet/{UNET_FILE}")):
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), log.read_text()
         time.sleep(0.001)
-    process.send_signal(signal_number)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    os.kill(process.pid, signal_number)
+    process.join(timeout=60)
+    assert process.exitcode not in (None, 0)
 
 
 def test_ctrl_c_leaves_nothing(slow_teacher, parent):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
-from tiny_text_to_video import MODELSCOPE, VIDEOCRAFTER2, tiny_t2v_teacher
+from tiny_text_to_video import MODELSCOPE, TWO_STAGES, VIDEOCRAFTER2, tiny_t2v_teacher
 
 from vdmini_diffusers.distillation.batches import sample_generators
 from vdmini_diffusers.distillation.critics import CriticFeatures, InstanceNoise
@@ -52,8 +52,8 @@ UNCOND = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(9))
 
 def make_task(prediction_type="epsilon", base=VIDEOCRAFTER2, base_prediction_type=None, **settings):
     """A student like T2V-Turbo-v2, and the ODE of another network."""
-    student = tiny_t2v_teacher().requires_grad_(True)
-    unet = tiny_t2v_teacher(**base).requires_grad_(False)
+    student = tiny_t2v_teacher(**TWO_STAGES).requires_grad_(True)
+    unet = tiny_t2v_teacher(**TWO_STAGES, **base).requires_grad_(False)
     embeds = UNCOND if unet.config.time_cond_proj_dim is None else None
     ode_teacher = ODETeacher(
         VIDEOCRAFTER.predict, unet, DiffusionSchedule.of(scheduler(base_prediction_type or prediction_type)), embeds

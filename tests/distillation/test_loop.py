@@ -111,7 +111,7 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 def test_training_moves_the_student_and_the_critics_and_never_the_teacher(tmp_path):
-    run = Run(tmp_path)
+    run = Run(tmp_path, max_train_steps=2)
     student, teacher = copy.deepcopy(run.student), copy.deepcopy(run.teacher)
     heads = [copy.deepcopy(critic.heads) for critic in run.critics]
     run.start()
@@ -123,15 +123,16 @@ def test_training_moves_the_student_and_the_critics_and_never_the_teacher(tmp_pa
 
 
 def test_a_run_stopped_and_resumed_ends_bit_equal_to_one_that_was_not(tmp_path):
-    whole = Run(tmp_path / "whole")
+    few = {"samples": latents(3), "max_train_steps": 2, "checkpointing_steps": 1}  # an epoch is a step and a half
+    whole = Run(tmp_path / "whole", **few)
     whole.start()
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    first = Run(tmp_path / "halves", max_train_steps=2)
+    first = Run(tmp_path / "halves", **{**few, "max_train_steps": 1})
     first.start()
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    second = Run(tmp_path / "halves")
+    second = Run(tmp_path / "halves", **few)
     second.start()
     assert not equal(first.student, whole.student)
     assert equal(second.student, whole.student)
@@ -191,16 +192,16 @@ def test_the_light_critic_needs_no_backbone(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(tmp_path):
-    run = Run(tmp_path, max_train_steps=2)
+    run = Run(tmp_path, max_train_steps=1, checkpointing_steps=1)
     run.start()
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     samples = latents()
     for sample in samples:
         sample["latents"] = sample["latents"] * float("nan")
-    with pytest.raises(FloatingPointError, match=r"loss of step 3 is not finite \(reconstruction nan"):
+    with pytest.raises(FloatingPointError, match=r"loss of step 2 is not finite \(reconstruction nan"):
         Run(tmp_path, samples=samples).start()
-    assert [folder.name for folder in Checkpoints(tmp_path).complete()] == ["checkpoint-000002"]
+    assert [folder.name for folder in Checkpoints(tmp_path).complete()] == ["checkpoint-000001"]
 
 
 def test_weights_that_became_nan_in_the_last_step_are_not_saved(tmp_path):

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_svd_pipeline
+from tiny import TWO_STAGES, tiny_svd_pipeline
 
 from vdmini_diffusers import VDMiniI2VPipeline
 from vdmini_diffusers.data.stored_videos import find_videos
@@ -18,7 +18,7 @@ CALL = {"height": 16, "width": 16}
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = VDMiniI2VPipeline(**tiny_svd_pipeline().components)
+    pipe = VDMiniI2VPipeline(**tiny_svd_pipeline(**TWO_STAGES).components)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -1,11 +1,9 @@
 """What is written is what players, browsers and the next call expect."""
 
-import subprocess
-import sys
-
 import av
 import numpy as np
 import pytest
+from forked_scripts import start
 from PIL import Image
 
 from vdmini_diffusers.generation import clip_files
@@ -137,5 +135,10 @@ for ending in (".mp4", ".gif", ".png"):
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [".mp4", ".gif", ".png"] and list(tmp_path.iterdir()) == []
+    script, log, clips = tmp_path / "fill.py", tmp_path / "log", tmp_path / "clips"
+    script.write_text(FULL_DISK)
+    clips.mkdir()
+    process = start([script, clips], log=log)
+    process.join()
+    assert process.exitcode == 0 and log.read_text().split() == [".mp4", ".gif", ".png"]
+    assert list(clips.iterdir()) == []

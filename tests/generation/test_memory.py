@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_svd_pipeline
+from tiny import TWO_STAGES, tiny_svd_pipeline
 from tiny_hunyuan_video import tiny_hunyuan_pipeline
 
 from vdmini_diffusers import VDMiniI2VPipeline, optimize
@@ -124,7 +124,7 @@ def test_a_clip_too_small_for_the_norms_is_refused_by_its_size():
 
 @torch.no_grad()
 def test_a_decoder_takes_what_is_counted_for_it_at_most():
-    pipe = tiny_svd_pipeline()
+    pipe = tiny_svd_pipeline(**TWO_STAGES)
     need = count_need(pipe, SVD, 6, 32, 32, guided=False, on_cpu=False)
     assert set(need.weights) == {"unet", "vae", "image_encoder"} and need.denoiser == "unet" and need.chunks
     assert need.weights["unet"] == 4 * pipe.unet.num_parameters()

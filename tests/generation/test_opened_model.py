@@ -6,8 +6,9 @@ import threading
 
 import numpy as np
 import pytest
-from tiny import tiny_image, tiny_svd_pipeline
-from tiny_text_to_video import tiny_t2v_pipeline
+from tiny import TWO_STAGES, tiny_image, tiny_svd_pipeline
+from tiny_text_to_video import TWO_STAGES as TWO_T2V_STAGES
+from tiny_text_to_video import tiny_t2v_pipeline, tiny_t2v_teacher
 
 from vdmini_diffusers.demo.students import demo_model, demo_teacher
 from vdmini_diffusers.generation.memory import GIB, SHARE
@@ -24,7 +25,7 @@ THREE = {"num_inference_steps": 3}
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_svd_pipeline().save_pretrained(folder)
+    tiny_svd_pipeline(**TWO_STAGES).save_pretrained(folder)
     return OpenedModel.open(ModelToOpen(str(folder), device="cpu", memory=0.3), SMALL)
 
 
@@ -34,7 +35,7 @@ def test_what_it_says_of_itself(opened, tmp_path):
     parts = ("unet", "vae", "image_encoder")
     parameters = sum(p.numel() for name in parts for p in getattr(opened.pipe, name).parameters())
     assert opened.weight_bytes == 4 * parameters
-    tiny_t2v_pipeline().save_pretrained(tmp_path / "t2v")
+    tiny_t2v_pipeline(tiny_t2v_teacher(**TWO_T2V_STAGES)).save_pretrained(tmp_path / "t2v")
     other = OpenedModel.open(ModelToOpen(str(tmp_path / "t2v"), device="cpu"), {"num_frames": 2})
     assert (other.takes_image, other.takes_prompt) == (False, True)
     assert demo_teacher("image").is_dir() and demo_model("text").folder.is_dir()

@@ -10,9 +10,10 @@ import torch
 from fake_hub import FakeHub
 from fresh_python import run_python
 from PIL import Image
-from tiny import student_of, tiny_svd_pipeline
+from tiny import TWO_STAGES, randomise, student_of, tiny_svd_pipeline, tiny_teacher_unet
 from tiny_hunyuan_video import tiny_hunyuan_pipeline
-from tiny_text_to_video import tiny_t2v_pipeline
+from tiny_text_to_video import TWO_STAGES as TWO_T2V_STAGES
+from tiny_text_to_video import tiny_t2v_pipeline, tiny_t2v_teacher
 
 from vdmini_diffusers import VDMiniAnimateLCMSVDScheduler, VDMiniI2VPipeline
 from vdmini_diffusers.families.svd import SVD
@@ -34,11 +35,12 @@ SMALL = {"height": 16, "width": 16}
 def folder(tmp_path_factory):
     """Pipelines: a stock teacher, a student in half precision, text to video by a U-Net and by a transformer."""
     folder = tmp_path_factory.mktemp("models")
-    teacher = tiny_svd_pipeline()
+    teacher = tiny_svd_pipeline(**TWO_STAGES)
     teacher.save_pretrained(folder / "teacher")
-    student = VDMiniI2VPipeline(**teacher.components | {"unet": student_of(teacher.unet, VDMINI_UNET)})
+    unet = student_of(randomise(tiny_teacher_unet()), VDMINI_UNET)
+    student = VDMiniI2VPipeline(**teacher.components | {"unet": unet})
     student.save_pretrained(folder / "student", variant="fp16")
-    tiny_t2v_pipeline().save_pretrained(folder / "t2v")
+    tiny_t2v_pipeline(tiny_t2v_teacher(**TWO_T2V_STAGES)).save_pretrained(folder / "t2v")
     tiny_hunyuan_pipeline().save_pretrained(folder / "hunyuan")
     noise = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     (folder / "pictures").mkdir()
@@ -107,7 +109,7 @@ def test_prompts_by_a_unet_and_by_a_transformer(folder, tmp_path):
 
 
 def test_animatelcm_without_steps_is_worth_a_word_and_a_model_that_may_have_one_step_is_not(folder, tmp_path):
-    components: Any = tiny_svd_pipeline().components | {"scheduler": VDMiniAnimateLCMSVDScheduler()}
+    components: Any = tiny_svd_pipeline(**TWO_STAGES).components | {"scheduler": VDMiniAnimateLCMSVDScheduler()}
     VDMiniI2VPipeline(**components).save_pretrained(tmp_path / "animatelcm")
     options = {"image": folder / "pictures" / "a.png", "num_frames": 2, **SMALL}
 

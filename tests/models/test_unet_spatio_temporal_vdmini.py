@@ -79,8 +79,9 @@ def test_the_student_is_bit_equal_to_the_teacher_cut_by_hand(plan, dtype, teache
     teacher = teacher_unet.to(dtype)
     student = student_of(teacher, plan)
     by_hand = cut_by_hand(copy.deepcopy(teacher), plan)
-    # Latents that the stages halve evenly; not square; not divisible by 8; odd.
-    for shape in ({}, {"batch": 2, "height": 8, "width": 16}, {"height": 12, "width": 20}, {"height": 9, "width": 15}):
+    # Latents that the stages halve evenly; not square; not divisible by 8; odd. A CPU is slow in bfloat16.
+    shapes = ({}, {"batch": 2, "height": 8, "width": 16}, {"height": 12, "width": 20}, {"height": 9, "width": 15})
+    for shape in shapes if dtype == torch.float32 else shapes[::3]:
         inputs = [x.to(dtype) for x in tiny_unet_inputs(**shape, frames=3, tokens=2)]
         expected = by_hand(*inputs).sample
         assert expected.isfinite().all() and expected.std() > 0.01

@@ -1,7 +1,6 @@
 """Which plans fit which teachers: the paper's forced choices, and any plan against teachers cut by hand."""
 
 import pytest
-import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.attention_processor import Attention
 from hypothesis import assume, event, given, settings
@@ -173,14 +172,13 @@ def shapes(model):
     return tensors | heads
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.data())
 def test_a_well_formed_plan_fits_exactly_when_the_teacher_cut_by_hand_has_the_student_s_shapes(data):
     teacher_config = data.draw(teachers())
     plan = data.draw(well_formed_plans(teacher_config))
-    with torch.device("meta"):
-        teacher = UNetSpatioTemporalConditionModel(**teacher_config)
-        student = VDMiniUNetSpatioTemporalConditionModel(**config_by_hand(plan, teacher_config))
+    teacher = UNetSpatioTemporalConditionModel(**teacher_config)
+    student = VDMiniUNetSpatioTemporalConditionModel(**config_by_hand(plan, teacher_config))
     teacher_shapes = shapes(teacher)
     fits = shapes(cut_by_hand(teacher, plan)) == shapes(student)
     event("fits" if fits else "does not fit")

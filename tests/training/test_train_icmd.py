@@ -58,12 +58,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / WEIGHTS)
 
 
-WHOLE = {"max_train_steps": 4, "use_ema": True, "learning_rate": 1e-3}
+WHOLE = {"max_train_steps": 3, "use_ema": True, "learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="module")
 def trained(folders, tmp_path_factory):
-    """The student after four steps without a stop."""
+    """The student after three steps without a stop."""
     output_dir = tmp_path_factory.mktemp("trained")
     run(command("train_icmd.py", folders, output_dir, **WHOLE), output_dir / "log")
     return output_dir
@@ -80,7 +80,7 @@ def test_a_trained_student_is_a_pipeline_with_its_plan(folders, trained):
 def test_the_card_of_a_trained_student_is_that_of_the_pruned_one_and_says_that_it_was_trained(folders, trained):
     before, after = ((folder / "README.md").read_text() for folder in (folders[1], trained))
     assert "pruned and not yet trained" in before and "Distilled" not in before
-    assert "pruned and not yet trained" not in after and "by ICMD (section 3.3) for 4 steps" in after
+    assert "pruned and not yet trained" not in after and "by ICMD (section 3.3) for 3 steps" in after
     start, end = before.partition("<!-- training -->")[0], before.partition("<!-- /training -->")[2]
     assert after.startswith(start) and after.endswith(end)
 
