@@ -1,5 +1,7 @@
 """Costs of parts: numbers that are known, and that what belongs to a network adds up to it."""
 
+from functools import partial
+
 import pytest
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
@@ -82,6 +84,15 @@ def test_blocks_samplers_and_the_rest_add_up_to_the_whole(kind):
         assert sum(pair) == table.parts["D.1.R-A.0"].num_macs
         halves = [table.parts[f"D.1.R.0.RB-{half}"].num_macs for half in "ST"]
         assert sum(halves) == table.parts["D.1.R.0"].num_macs
+
+
+def test_attention_counts_on_the_cpu_as_on_the_meta_device():
+    attention = nn.functional.scaled_dot_product_attention
+    found = []
+    for device in ("cpu", "meta"):
+        q = torch.zeros(1, 2, 5, 8, device=device)
+        found.append(count_costs(nn.Linear(1, 1), partial(attention, q, q, q), {}, (1, 1, 1)).whole.num_macs)
+    assert found == [2 * 2 * 5 * 5 * 8] * 2
 
 
 def test_attention_on_the_meta_device_holds_no_map_of_all_tokens():

@@ -93,5 +93,10 @@ def test_other_settings_and_other_folders_are_refused(videos, tmp_path):
     assert open_generation(tmp_path / "out", {"seed": 0}) == videos
     with pytest.raises(ValueError, match=r"other settings \(seed 0, now 1; steps None, now 4\)"):
         open_generation(tmp_path / "out", {"seed": 1, "steps": 4})
+    hashes = {"seed": 0, "pictures": {f"{i}.png": "a" for i in range(9)}}
+    open_generation(tmp_path / "pictures", hashes)
+    changed = {"seed": 0, "pictures": hashes["pictures"] | {f"{i}.png": "b" for i in range(2, 7)}}
+    with pytest.raises(ValueError, match=r"\(pictures of '2.png', '3.png', '4.png' and 2 more\)"):
+        open_generation(tmp_path / "pictures", changed)
     with pytest.raises(ValueError, match="neither empty nor"):
         open_generation(videos, {"seed": 0})

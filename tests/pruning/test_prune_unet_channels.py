@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import TINY_UNET_CONFIG, output_of, randomise, tiny_svd_pipeline
+from tiny import TWO_STAGES, output_of, randomise, tiny_svd_pipeline, tiny_teacher_unet
 
 from vdmini_diffusers import VDMiniI2VPipeline, VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.pruning import ChannelPruningPlan
@@ -15,22 +15,13 @@ from vdmini_diffusers.pruning.unet_channels import CRITERIA, count_parameters, p
 from vdmini_diffusers.serialization.safetensors_reader import CheckpointError
 
 
-CONFIG = {
-    **TINY_UNET_CONFIG,
-    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-    "block_out_channels": (32, 64),
-    "num_attention_heads": (1, 2),
-    "layers_per_block": 1,
-}
 NUM_PARAMETERS = 900_000
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher") / "svd"
-    pipe = tiny_svd_pipeline()
-    pipe.unet = randomise(type(pipe.unet)(**CONFIG)).eval()
+    pipe = tiny_svd_pipeline(**TWO_STAGES)
     pipe.to(torch.float16).save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     return folder
@@ -42,7 +33,7 @@ def student(teacher):
 
 
 def test_the_unet_is_the_one_that_was_pruned_in_memory(teacher, student):
-    pruned = randomise(tiny_svd_pipeline().unet.from_config(CONFIG)).eval().half().float()
+    pruned = randomise(tiny_teacher_unet(**TWO_STAGES)).eval().half().float()
     prune_unet_channels(pruned, NUM_PARAMETERS, CRITERIA["magnitude_l2"])
     opened = VDMiniI2VPipeline.from_pretrained(student, dtype=torch.float32, optimize=False).unet.eval()
     assert type(opened) is VDMiniUNetSpatioTemporalConditionModel

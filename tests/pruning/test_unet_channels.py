@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
-from tiny import TINY_UNET_CONFIG, assert_close, in_own_memory, randomise, tiny_unet_inputs
+from tiny import TINY_UNET_CONFIG, TWO_STAGES, assert_close, in_own_memory, randomise, tiny_unet_inputs
 from torch import nn
 
 from vdmini_diffusers import VDMiniUNetSpatioTemporalConditionModel
@@ -24,11 +24,9 @@ from vdmini_diffusers.pruning.unet_channels import (
 # Two stages of different width, so that a shortcut, a sampler, skips and the groups of a norm across a seam are there.
 CONFIG = {
     **TINY_UNET_CONFIG,
-    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    **TWO_STAGES,
     "block_out_channels": (64, 128),
     "num_attention_heads": (4, 4),
-    "layers_per_block": 1,
 }
 INPUTS = tiny_unet_inputs(tokens=2)
 ARGUMENTS = ("sample", "timestep", "encoder_hidden_states", "added_time_ids")

@@ -1,4 +1,4 @@
-"""What a forward pass of a network costs, counted on the meta device: nothing is computed and nothing is held."""
+"""What a forward pass of a network costs, counted: on the meta device nothing is computed and nothing is held."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
