@@ -362,7 +362,7 @@ def check_count(task: str, batch_size: int) -> str:
     kind, mode = PARTS[task], FakeTensorMode(allow_non_fake_inputs=True)
     config = kind.student_class.load_config(kind.tiny_teacher / "unet")
     side = config["sample_size"]
-    shape = (batch_size, config.get("num_frames", 8), 4, side, side)
+    shape = (batch_size, config.get("num_frames", 8), config["out_channels"], side, side)
     parts = make_parts(task, config, torch.float32, True, mode)
     with mode:
         fake = peak_besides(parts, parts.draw(shape), False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import AutoencoderKL
-from tiny import tiny_image, tiny_svd_pipeline
+from tiny import in_own_memory, tiny_image, tiny_svd_pipeline
 from tiny_temporal_attention import DENOISERS, run, whole_maps
 from tiny_text_to_video import tiny_t2v_pipeline
 from tiny_wan import tiny_wan_pipeline
@@ -124,6 +124,8 @@ def test_plans_are_saved_beside_weights_and_loaded_with_one_call(tmp_path):
     pruned = sample(pipe)
     assert not torch.allclose(pruned, plain, rtol=1e-3)
     opened = type(pipe).from_pretrained(tmp_path / "pipe")
+    for model in (opened.unet, opened.vae, opened.image_encoder):
+        in_own_memory(model)
     assert load_f3(opened, tmp_path / "pipe") == {"unet": plan}
     assert torch.equal(sample(opened), pruned)
     remove_f3(opened)

@@ -145,7 +145,6 @@ def test_card_and_plan_travel_with_the_pipeline(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_pushed_pipeline_opens_by_its_name_with_the_package_and_without(student_folder, tmp_path):
     for name in ("hub", "with", "without"):
         (tmp_path / name).mkdir()
@@ -158,7 +157,7 @@ from fresh_python import video_digest
 from vdmini_diffusers import VDMiniT2VPipeline
 
 VDMiniT2VPipeline.from_pretrained(sys.argv[1]).push_to_hub("org/vdmini-t2v-v1.0")
-pipe = VDMiniT2VPipeline.from_pretrained("org/vdmini-t2v-v1.0")
+pipe = VDMiniT2VPipeline.from_pretrained("org/vdmini-t2v-v1.0", optimize=False)
 print(json.dumps([type(pipe).__module__, type(pipe.unet).__module__, video_digest(pipe)]))
 """,
             student_folder,

@@ -95,7 +95,7 @@ print(json.dumps([video_digest(pipe), type(pipe).__name__]))
         texts = b"".join(
             path.read_bytes() for name, path in hub.files(REPO).items() if name.endswith((".md", ".json"))
         )
-    assert digest == [video_digest(VDMiniI2VPipeline.from_pretrained(folder)), "VDMiniI2VPipeline"]
+    assert digest == [video_digest(VDMiniI2VPipeline.from_pretrained(folder, optimize=False)), "VDMiniI2VPipeline"]
     assert TOKEN.encode() not in texts
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 
 from vdmini_diffusers.distillation.arguments import RunArguments
-from vdmini_diffusers.trainers import distill
+from vdmini_diffusers.trainers import train_denoiser
 
 
 WRAPPED = {
@@ -20,7 +20,7 @@ WRAPPED = {
     "t2v": ["Transformer2DModel", "VDMiniTransformerTemporalModel"],
     "t2v_hy": None,  # divides itself
 }
-make_accelerator = distill.make_accelerator
+make_accelerator = train_denoiser.make_accelerator
 
 
 def make_sharding_accelerator(args: RunArguments) -> Accelerator:
@@ -37,5 +37,5 @@ def make_sharding_accelerator(args: RunArguments) -> Accelerator:
     return accelerator
 
 
-distill.make_accelerator = make_sharding_accelerator
+train_denoiser.make_accelerator = make_sharding_accelerator
 runpy.run_path(str(Path(__file__).parents[2] / "training" / "train_icmd.py"), run_name="__main__")
