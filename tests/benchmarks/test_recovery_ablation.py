@@ -18,7 +18,7 @@ def ablation():
 
 @pytest.mark.parametrize("given", ["image", "text"])
 def test_every_row_is_compared_with_one_that_exists_and_differs_from_it(ablation, given):
-    rows = ablation.rows_of(given)
+    rows = ablation.rows_of(given) | ablation.later_rows_of(given)
     for row in rows.values():
         if row.against is not None:
             other = rows[row.against]
