@@ -37,7 +37,7 @@ class Arguments:
     pretrained_model_name_or_path: str = field(
         default=str(I2V_TEACHER), metadata={"help": "Stable Video Diffusion pipeline whose encoders are used."}
     )
-    num_frames: int = field(default=8, metadata={"help": "Frames of a clip."})
+    num_frames: int = field(default=16, metadata={"help": "Frames of a clip."})
     height: int = field(default=64, metadata={"help": "Height of a clip in pixels."})
     width: int = field(default=64, metadata={"help": "Width of a clip in pixels."})
     num_batches: int = field(default=8, metadata={"help": "Batches to prepare, each way."})

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
@@ -29,15 +30,6 @@ from vdmini_diffusers.cli.script import parse_arguments, run
 from vdmini_diffusers.demo.scenes import load_photo
 from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.models.autoencoder_kl_vdmini import Span, tile_spans
-
-
-# Every layer and width of the stock decoder
-KEEP = {
-    "decoder_block_out_channels": (96, 96, 96),
-    "decoder_layers_per_block": (2, 2, 2),
-    "decoder_upsample_out_channels": (96, 96),
-    "decoder_mid_layers": 1,
-}
 
 
 @dataclass
@@ -146,12 +138,25 @@ def draw(pictures: dict[str, Tensor], path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def whole_decoder(config: dict[str, Any]) -> VDMiniAutoencoderKLTemporalDecoder:
+    """A decoder that has every layer and width of the stock one of the config."""
+    widths, num_layers = config["block_out_channels"], config["layers_per_block"]
+    return VDMiniAutoencoderKLTemporalDecoder(
+        **config,
+        decoder_block_out_channels=widths,
+        decoder_layers_per_block=(num_layers + 1,) * len(widths),
+        decoder_upsample_out_channels=widths[1:],
+        decoder_mid_layers=num_layers,
+        decoder_mid_attention=num_layers > 1,
+    )
+
+
 @torch.no_grad()
 def main(args: Arguments) -> None:
     import_figure()
     teacher = AutoencoderKLTemporalDecoder.from_pretrained(I2V_TEACHER, subfolder="vae")
     config = {name: value for name, value in teacher.config.items() if not name.startswith("_")}
-    vae = VDMiniAutoencoderKLTemporalDecoder(**config, **KEEP).eval()
+    vae = whole_decoder(config).eval()
     tensors = teacher.state_dict()  # with an attention that never runs
     vae.load_state_dict({name: tensors[name] for name in vae.state_dict()})
     vae.enable_tiling(args.tile, args.tile, args.tile_frames, args.stride, args.stride, args.stride_frames)
