@@ -100,10 +100,12 @@ def later_rows_of(given: Given) -> dict[str, Row]:
     if given == "text":
         return {}
     none = {"lambda_icd": 0.0, "lambda_mca": 0.0, "lambda_data_critic": 0.0}
+    both = {**none, "lambda_icd": 0.1, "lambda_mca": 1.0}
     return {
         "MCA, no data critic": Row({**none, "lambda_mca": 1.0}, "reconstruction"),
         "ICD, no data critic": Row({**none, "lambda_icd": 0.1}, "reconstruction"),
-        "ICD + MCA, no data critic": Row({**none, "lambda_icd": 0.1, "lambda_mca": 1.0}, "ICD, no data critic"),
+        "ICD + MCA, no data critic": Row(both, "ICD, no data critic"),
+        "control: random heads, no data critic": Row(both, "ICD, no data critic", script=RANDOM_MCA),
     }
 
 
