@@ -224,14 +224,18 @@ class Ablation:
 def plot(results: Results, path: Path) -> None:
     """One panel a measure, a bar for the mean of each row, a dot for each seed."""
     shown = (PRIMARY, "speed", "sharpness", "psnr_to_teacher")
-    figure = import_figure()(figsize=(4 * len(shown), 4.5), layout="constrained")
-    for axis, measure in zip(figure.subplots(1, len(shown)), shown, strict=True):
+    figure = import_figure()(figsize=(3 * len(shown) + 2, 1 + 0.3 * len(results)), layout="constrained")
+    axes = figure.subplots(1, len(shown), sharey=True)
+    for axis, measure in zip(axes, shown, strict=True):
         values = {name: [run[measure] for run in runs.values() if measure in run] for name, runs in results.items()}
-        axis.bar(range(len(values)), [np.mean(row) if row else 0.0 for row in values.values()], color="lightsteelblue")
+        axis.barh(
+            range(len(values)), [np.mean(row) if row else 0.0 for row in values.values()], color="lightsteelblue"
+        )
         for i, row in enumerate(values.values()):
-            axis.plot([i] * len(row), row, "k.", markersize=5)
-        axis.set_xticks(range(len(values)), list(values), rotation=60, ha="right")
+            axis.plot(row, [i] * len(row), "k.", markersize=5)
         axis.set_title(measure.replace("_", " "))
+    axes[0].set_yticks(range(len(results)), list(results))
+    axes[0].invert_yaxis()
     figure.savefig(path, dpi=120)
 
 
