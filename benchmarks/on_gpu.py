@@ -73,7 +73,7 @@ ABLATION = "{python} benchmarks/recovery_ablation.py --output_dir {folder} --num
 ABLATION += " --max_train_steps 400 --train_batch_size 4 --num_train_clips 2048 --num_decoded_clips 64"
 ABLATION += " --learning_rates 1e-4 3e-4 1e-3 {tiny}"
 TINY_ABLATION = "--max_train_steps 2 --train_batch_size 2 --num_train_clips 4 --num_clips 2 --num_decoded_clips 2"
-TINY_ABLATION += " --mixed_precision no --seeds 0 --sensitivity_seeds 0 --learning_rates 1e-4 --num_parallel 1"
+TINY_ABLATION += " --mixed_precision no --seeds 0 --sensitivity_seeds 0 --learning_rates 1e-4 3e-4 --num_parallel 1"
 ITEMS = (
     Item("gpu_tests", 240, TESTS),
     Item("a1_bf16", 90, f"{LATENCY} --table A1 --dtype bf16 --pipeline --optimize --rounds 5"),

