@@ -1,5 +1,7 @@
 """Tiny text-to-video U-Nets with the four stages of VideoCrafter2, what their forward pass takes, and pipelines."""
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,14 @@ def tiny_t2v_inputs(
     return inputs
 
 
-def tiny_t2v_student(**config: Any) -> VDMiniUNet3DConditionModel:
+@functools.cache
+def _student(**config: Any) -> VDMiniUNet3DConditionModel:
     return student_of(tiny_t2v_teacher(**config), VDMINI_UNET)
+
+
+def tiny_t2v_student(**config: Any) -> VDMiniUNet3DConditionModel:
+    """A copy, which takes a quarter of the time that pruning a teacher does."""
+    return copy.deepcopy(_student(**config))
 
 
 def tiny_t2v_components(unet: Any = None) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """A tiny student pipeline, in memory and saved."""
 
+import copy
+
 import pytest
 from tiny import student_of, tiny_svd_pipeline
 
@@ -14,18 +16,22 @@ def teacher_pipe():
     return pipe
 
 
+@pytest.fixture(scope="session")
+def student_unet(teacher_pipe):
+    """Read only."""
+    return student_of(teacher_pipe.unet, VDMINI_UNET)
+
+
 @pytest.fixture
-def student_pipe(teacher_pipe):
-    student = student_of(teacher_pipe.unet, VDMINI_UNET)
-    pipe = VDMiniI2VPipeline(**{**teacher_pipe.components, "unet": student})
+def student_pipe(teacher_pipe, student_unet):
+    pipe = VDMiniI2VPipeline(**{**teacher_pipe.components, "unet": copy.deepcopy(student_unet)})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture(scope="session")
-def student_folder(teacher_pipe, tmp_path_factory):
+def student_folder(teacher_pipe, student_unet, tmp_path_factory):
     """Read only."""
     folder = tmp_path_factory.mktemp("student") / "tiny-vdmini"
-    student = student_of(teacher_pipe.unet, VDMINI_UNET)
-    VDMiniI2VPipeline(**{**teacher_pipe.components, "unet": student}).save_pretrained(folder)
+    VDMiniI2VPipeline(**{**teacher_pipe.components, "unet": student_unet}).save_pretrained(folder)
     return folder
