@@ -10,6 +10,7 @@ from tiny import TWO_STAGES, tiny_image, tiny_svd_pipeline
 from tiny_text_to_video import TWO_STAGES as TWO_T2V_STAGES
 from tiny_text_to_video import tiny_t2v_pipeline, tiny_t2v_teacher
 
+from vdmini_diffusers import VDMiniAnimateLCMSVDScheduler, VDMiniI2VPipeline
 from vdmini_diffusers.demo.students import demo_model, demo_teacher
 from vdmini_diffusers.generation.memory import GIB, SHARE
 from vdmini_diffusers.generation.opened_model import ClipStoppedError, OpenedModel
@@ -39,6 +40,15 @@ def test_what_it_says_of_itself(opened, tmp_path):
     other = OpenedModel.open(ModelToOpen(str(tmp_path / "t2v"), device="cpu"), {"num_frames": 2})
     assert (other.takes_image, other.takes_prompt) == (False, True)
     assert demo_teacher("image").is_dir() and demo_model("text").folder.is_dir()
+
+
+def test_animatelcm_opens_with_the_steps_that_it_is_made_for(tmp_path):
+    components = tiny_svd_pipeline(**TWO_STAGES).components | {"scheduler": VDMiniAnimateLCMSVDScheduler()}
+    VDMiniI2VPipeline(**components).save_pretrained(tmp_path)
+    model = ModelToOpen(str(tmp_path), device="cpu", memory=0.3)
+    opened = OpenedModel.open(model, SMALL)
+    assert opened.num_steps == opened.make(0, {}, tiny_image()).num_steps == 8
+    assert OpenedModel.open(model, {**SMALL, **THREE}).num_steps == 3
 
 
 def test_the_first_clip_of_a_size_is_known_as_such(opened):

@@ -28,7 +28,14 @@ from vdmini_diffusers.generation.memory import (
 )
 from vdmini_diffusers.generation.memory_count import count_call
 from vdmini_diffusers.generation.opening import choose_device, choose_dtype, open_pipeline, recognise
-from vdmini_diffusers.generation.pipeline_call import call_parameters, chosen_options, file_fps, make_clip, video_size
+from vdmini_diffusers.generation.pipeline_call import (
+    call_parameters,
+    chosen_options,
+    file_fps,
+    make_clip,
+    steps_made_for,
+    video_size,
+)
 from vdmini_diffusers.generation.production import ModelToOpen
 
 
@@ -82,7 +89,8 @@ class OpenedModel:
         """Open a pipeline and move it to its device, with what saves enough memory for a clip of its own size.
 
         Args:
-            options: of its calls, where they are not to be the pipeline's own.
+            options: of its calls, where they are not to be the pipeline's own. Steps are also those that the model is
+                known to be made for.
 
         Raises:
             ValueError, OSError: if it cannot be opened, makes no videos of a length, or does not fit.
@@ -101,6 +109,8 @@ class OpenedModel:
             raise ValueError(f"{type(pipe).__name__} makes no videos of a length: it takes no `num_frames`.")
         pipe.set_progress_bar_config(disable=True)
         call = chosen_options(options or {}, type(pipe))
+        if (steps := steps_made_for(pipe)) is not None:
+            call.setdefault("num_inference_steps", steps)
         frames = call.get("num_frames") or parameters["num_frames"].default or pipe.unet.config.num_frames
         height, width = video_size(pipe, call.get("height"), call.get("width"))
         call |= {"num_frames": frames, "height": height, "width": width}

@@ -41,19 +41,24 @@ def chosen_options(given: Mapping[str, Any], pipeline: type[Any]) -> dict[str, A
     return {name: value for name, value in options.items() if name in parameters}
 
 
-def few_steps_note(pipe: Any, num_inference_steps: int | None) -> str | None:
-    """What to tell a user who gives no steps to a model that is known to be made for more than its pipeline's own.
+def steps_made_for(pipe: Any) -> int | None:
+    """The denoising steps that a model is made for, if its scheduler tells: one that one model alone has.
 
-    A scheduler that one model alone has tells that. Stable Video Diffusion's does not: its students of one step have
-    the same.
+    Stable Video Diffusion's does not: its students of one step have the same.
     """
-    if num_inference_steps is not None or not isinstance(pipe.scheduler, VDMiniAnimateLCMSVDScheduler):
+    return ANIMATELCM_STEPS if isinstance(pipe.scheduler, VDMiniAnimateLCMSVDScheduler) else None
+
+
+def few_steps_note(pipe: Any, num_inference_steps: int | None) -> str | None:
+    """What to tell a user who gives no steps to a model that is known to be made for more than its pipeline's own."""
+    steps = steps_made_for(pipe)
+    if num_inference_steps is not None or steps is None:
         return None
     default = call_parameters(type(pipe))["num_inference_steps"].default
     return (
         f"This model is AnimateLCM-SVD by its scheduler, {type(pipe.scheduler).__name__}, and made for"
-        f" {ANIMATELCM_STEPS} steps; {type(pipe).__name__} takes {default} where none are given. Pass --steps"
-        f" {ANIMATELCM_STEPS}, or --num_inference_steps {ANIMATELCM_STEPS} to a script."
+        f" {steps} steps; {type(pipe).__name__} takes {default} where none are given. Pass --steps {steps}, or"
+        f" --num_inference_steps {steps} to a script."
     )
 
 
