@@ -1,5 +1,6 @@
 """The ablation's statistics and its controls. `recovery_ablation.py` itself runs for days."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,11 @@ def test_rows_that_there_are_not_are_refused_before_anything_is_written(ablation
     with pytest.raises(ValueError, match=r"`--only` has 'ICD', and the rows are 'reconstruction'"):
         ablation.Ablation(ablation.Arguments(output_dir=tmp_path, only=["+ ICD", "ICD"]))
     assert not any(tmp_path.iterdir())
+
+
+def test_one_learning_rate_is_taken_without_a_run(ablation):
+    only = SimpleNamespace(args=SimpleNamespace(learning_rates=[1e-3]))  # has nothing that could train
+    assert ablation.Ablation.choose_learning_rate(only) == 1e-3
 
 
 @pytest.fixture(scope="module")
