@@ -13,7 +13,7 @@ decoding of the latents, which shows the same ways as the VAE's at a hundredth o
 how many clips); the other measures are of fewer clips that the VAE decodes. All settings are in `settings.json` before
 the first run, and a start with others is refused. What is finished is kept: run it again after a stop, or with
 `settings.json`, `learning_rate.json` and `results.json` of another machine in the folder. Writes `table.md`,
-`results.json`, `plot.png` and `contact_sheet.png` with videos of its first scenes after each seed.
+`results.json`, `plot.png` and `contact_sheet.png` with videos of its first scenes after each run.
 """
 
 import hashlib
@@ -95,12 +95,12 @@ def rows_of(given: Given) -> dict[str, Row]:
 
 
 def later_rows_of(given: Given) -> dict[str, Row]:
-    """Rows thought of after the first results, which run if `--only` names them: without a critic of the data, does
-    MCA take its place? Text to video has none anyway."""
-    if given == "text":
-        return {}
+    """Rows thought of after the first results, which run if `--only` names them. Image to video: without a critic of
+    the data, does MCA take its place? Text to video, which has none: does MCA help if its heads learn faster?"""
     none = {"lambda_icd": 0.0, "lambda_mca": 0.0, "lambda_data_critic": 0.0}
     both = {**none, "lambda_icd": 0.1, "lambda_mca": 1.0}
+    if given == "text":
+        return {"ICD + MCA, faster heads": Row({**both, "discriminator_learning_rate": 1e-3}, "+ ICD")}
     return {
         "MCA, no data critic": Row({**none, "lambda_mca": 1.0}, "reconstruction"),
         "ICD, no data critic": Row({**none, "lambda_icd": 0.1}, "reconstruction"),
@@ -283,19 +283,21 @@ def main(args: Arguments) -> None:
     results = earlier_results(args.output_dir / "results.json")
     for name, folder in {"teacher": args.teacher, "pruned": ablation.students["pruned"]}.items():
         results[name] = {0: means(judge.measure(folder, args.output_dir / name))}
-    for seed in sorted({*args.seeds, *args.sensitivity_seeds}):
-        wanted = [
-            ablation.job(row, seed, learning_rate)
-            for row in ablation.wanted
-            if seed in (args.sensitivity_seeds if row in SENSITIVITY else args.seeds)
-            and seed not in results.get(row, {})
-        ]
-        for job in as_trained(wanted, ablation.train, args.num_parallel):
-            results.setdefault(job.row, {})[seed] = means(judge.measure(job.folder))
-        results = {name: results[name] for name in ("teacher", "pruned", *ablation.rows) if name in results}
+    wanted = [
+        ablation.job(row, seed, learning_rate)
+        for seed in sorted({*args.seeds, *args.sensitivity_seeds})
+        for row in ablation.wanted
+        if seed in (args.sensitivity_seeds if row in SENSITIVITY else args.seeds) and seed not in results.get(row, {})
+    ]
+    logger.info("\n%s", report(ablation, results, learning_rate, notes))
+    for job in as_trained(wanted, ablation.train, args.num_parallel):
+        results.setdefault(job.row, {})[job.seed] = means(judge.measure(job.folder))
+        results = {
+            row: dict(sorted(results[row].items())) for row in ("teacher", "pruned", *ablation.rows) if row in results
+        }
         text = report(ablation, results, learning_rate, notes)
         judge.write_sheet(folders_of(ablation), args.output_dir / "contact_sheet.png")
-        logger.info("seed %d is done\n%s", seed, text)
+        logger.info("%s with seed %d is done\n%s", job.row, job.seed, text)
 
 
 def folders_of(ablation: Ablation) -> dict[str, Path]:
