@@ -71,6 +71,10 @@ def row(name: str, measure: HeldOut, videos: Videos, teacher: Videos | None, fvd
 
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if args.task == "t2v" and args.variant is not None:
+        raise ValueError(
+            "`--variant` is for image to video: give the folder of the text-to-video teacher that you mean."
+        )
     args.output_dir.mkdir(parents=True, exist_ok=True)
     detector = load_i3d(args.i3d) if args.fvd else None
     for_images = args.task == "i2v"

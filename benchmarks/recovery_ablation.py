@@ -16,7 +16,6 @@ the first run, and a start with others is refused. What is finished is kept: run
 `results.json`, `plot.png` and `contact_sheet.png` with videos of its first scenes after each run.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -33,8 +32,8 @@ from vdmini_diffusers.analysis.scores import notes_on
 from vdmini_diffusers.cli.markdown_table import markdown_table
 from vdmini_diffusers.cli.plots import import_figure
 from vdmini_diffusers.cli.script import parse_arguments, run
-from vdmini_diffusers.demo.judge import FIRST_VIDEOS, FROM_LATENTS, MEASURES, Judge
-from vdmini_diffusers.demo.run_results import Results, differences, earlier_results, levels, means
+from vdmini_diffusers.demo.judge import FIRST_VIDEOS, FROM_LATENTS, MEASURES, SAMPLING, Judge
+from vdmini_diffusers.demo.run_results import Results, denoiser_hash, differences, earlier_results, levels, means
 from vdmini_diffusers.demo.teachers import T2V_BASE
 from vdmini_diffusers.demo.training_latents import write_training_latents
 from vdmini_diffusers.demo.training_runs import ComparisonArguments, as_trained, complete_run, recipe_flags
@@ -43,6 +42,7 @@ from vdmini_diffusers.evaluation.i3d import load_i3d
 from vdmini_diffusers.families import TrainableFamily, find_trainable_family
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 from vdmini_diffusers.serialization.atomic import write_file
+from vdmini_diffusers.trainers.before_training import only_run_in
 
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class Ablation:
         self.wanted = list(planned) if args.only is None else args.only
         if unknown := [name for name in self.wanted if name not in self.rows]:
             raise ValueError(f"`--only` has {unknown[0]!r}, and the rows are {', '.join(map(repr, self.rows))}.")
-        self.keep_settings(planned)
+        self.keep_settings()
         self.latents = write_training_latents(self.folder / "latents", args.teacher, args.num_train_clips)
         self.students = {"pruned": self.folder / "pruned", "still": self.folder / "still"}
         if not self.students["pruned"].exists():
@@ -160,10 +160,13 @@ class Ablation:
         if not self.students["still"].exists():
             self.reset_temporal_layers()
 
-    def keep_settings(self, planned: Mapping[str, Row]) -> None:
-        """Raises `ValueError` if the folder was begun with other settings."""
-        rows = {name: row._asdict() for name, row in planned.items()}
-        self.args.keep_settings(free=("only", "sensitivity_seeds"), more={"rows": rows, "primary": PRIMARY})
+    def keep_settings(self) -> None:
+        """Raises `ValueError` if the folder was begun with other settings, or has rows that there are not."""
+        more: dict[str, object] = {"primary": PRIMARY, "sampling": SAMPLING[self.family.given]}
+        if self.family.given == "text":
+            more["ode_teacher_sha256"] = denoiser_hash(self.args.ode_teacher)
+        more["rows"] = {name: row._asdict() for name, row in self.rows.items()}
+        self.args.keep_settings(free=("only", "sensitivity_seeds"), more=more, growing=("rows",))
 
     def reset_temporal_layers(self) -> None:
         """The pruned student, with temporal layers as in a new network: it has to learn all motion."""
@@ -211,6 +214,8 @@ class Ablation:
             return self.args.learning_rates[0]
         file = self.folder / "learning_rate.json"
         if not file.exists():
+            if (self.folder / "results.json").exists():
+                raise ValueError(f"{self.folder} has results.json without the learning_rate.json that they are of.")
             task_alone = self.rows["+ ICD"].against
             assert task_alone is not None
             judge = self.judge(RATE_SEED, max(1, self.args.num_clips // 4))
@@ -254,11 +259,10 @@ def notes_on_distances(args: Arguments, judge: Judge) -> list[str]:
 def report(ablation: Ablation, results: Results, learning_rate: float, notes: Sequence[str] = ()) -> str:
     args = ablation.args
     against = {name: row.against for name, row in ablation.rows.items()}
-    digest = hashlib.sha256((ablation.folder / "settings.json").read_bytes()).hexdigest()[:12]
     lines = [
         f"Primary measure, named before the first run: `{PRIMARY}`. {args.max_train_steps} steps of"
         f" {args.train_batch_size} clips, {args.num_clips} held-out clips ({', '.join(FROM_LATENTS)}) of which"
-        f" {args.num_decoded_clips} are decoded (the rest), learning rate {learning_rate:g}, settings {digest}.",
+        f" {args.num_decoded_clips} are decoded (the rest), learning rate {learning_rate:g}.",
         *notes,
         "",
         markdown_table(levels(results, MEASURES)),
@@ -275,6 +279,12 @@ def report(ablation: Ablation, results: Results, learning_rate: float, notes: Se
 
 def main(args: Arguments) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    with only_run_in(args.output_dir):
+        ablate(args)
+
+
+def ablate(args: Arguments) -> None:
+    """Train what is wanted and not yet measured, and report after each run."""
     ablation = Ablation(args)
     learning_rate = ablation.choose_learning_rate()
 
@@ -292,21 +302,23 @@ def main(args: Arguments) -> None:
     logger.info("\n%s", report(ablation, results, learning_rate, notes))
     for job in as_trained(wanted, ablation.train, args.num_parallel):
         results.setdefault(job.row, {})[job.seed] = means(judge.measure(job.folder))
-        results = {
-            row: dict(sorted(results[row].items())) for row in ("teacher", "pruned", *ablation.rows) if row in results
-        }
+        order = dict.fromkeys(("teacher", "pruned", *ablation.rows, *results))
+        results = {row: dict(sorted(results[row].items())) for row in order if row in results}
         text = report(ablation, results, learning_rate, notes)
         judge.write_sheet(folders_of(ablation), args.output_dir / "contact_sheet.png")
         logger.info("%s with seed %d is done\n%s", job.row, job.seed, text)
 
 
 def folders_of(ablation: Ablation) -> dict[str, Path]:
-    """Where the videos of each row are: those of its last run in the folder."""
+    """Where the videos of each row are, by its name and a seed: those of its last run in the folder."""
     folders = {name: ablation.folder / name for name in ("teacher", "pruned")}
     for row in ablation.rows:
-        runs = [ablation.job(row, seed, 0.0).folder for seed in ablation.args.seeds]
-        made = [run for run in runs if (run / FIRST_VIDEOS).exists()]
-        folders |= {row: made[-1]} if made else {}
+        stem = ablation.job(row, 0, 0.0).folder.name.removesuffix("0")
+        videos = (ablation.folder / "runs").glob(f"{stem}*/{FIRST_VIDEOS}")
+        runs = {int(file.parent.name.removeprefix(stem)): file.parent for file in videos}
+        if runs:
+            seed = max(runs)
+            folders[f"{row}, seed {seed}"] = runs[seed]
     return folders
 
 

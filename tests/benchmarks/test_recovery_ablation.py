@@ -1,14 +1,18 @@
 """The ablation's statistics and its controls. `recovery_ablation.py` itself runs for days."""
 
+import json
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from checkout import as_module
+from checkout import ROOT, as_module
 
+from vdmini_diffusers.demo.teachers import T2V_TEACHER
 from vdmini_diffusers.distillation.arguments import ICMDArguments, UNetCriticArguments
 from vdmini_diffusers.trainers import train_denoiser
+from vdmini_diffusers.trainers.before_training import only_run_in
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,88 @@ def test_rows_that_there_are_not_are_refused_before_anything_is_written(ablation
 def test_one_learning_rate_is_taken_without_a_run(ablation):
     only = SimpleNamespace(args=SimpleNamespace(learning_rates=[1e-3]))  # has nothing that could train
     assert ablation.Ablation.choose_learning_rate(only) == 1e-3
+
+
+def test_a_rate_is_not_chosen_anew_beside_results(ablation, tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    only = SimpleNamespace(args=SimpleNamespace(learning_rates=[3e-4, 1e-3]), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"results.json without the learning_rate.json"):
+        ablation.Ablation.choose_learning_rate(only)
+
+
+COMMITTED = ROOT / "benchmarks" / "results" / "recovery_ablation"
+FEW_CLIPS = {"num_clips": 256, "max_train_steps": 300, "learning_rates": [1e-3]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"),
+    [("settings.json", {}), ("t2v_settings.json", {"teacher": T2V_TEACHER, **FEW_CLIPS})],
+    ids=["image to video", "text to video"],
+)
+def test_the_committed_results_can_be_gone_on_with(ablation, tmp_path, settings, given):
+    """By the commands of their document; a teacher or a row that has changed would begin something else."""
+    shutil.copy(COMMITTED / settings, tmp_path / "settings.json")
+    args = ablation.Arguments(output_dir=tmp_path, **given)
+    family = ablation.find_trainable_family(str(args.teacher))
+    rows = ablation.rows_of(family.given) | ablation.later_rows_of(family.given)
+    ablation.Ablation.keep_settings(SimpleNamespace(args=args, family=family, rows=rows))
+    grown = json.loads((tmp_path / "settings.json").read_text())["rows"]
+    assert set(grown) == set(rows)
+    name = next(iter(ablation.later_rows_of(family.given)))
+    rows[name] = rows[name]._replace(flags={**rows[name].flags, "lambda_mca": 7.0})
+    with pytest.raises(ValueError, match="has other settings"):
+        ablation.Ablation.keep_settings(SimpleNamespace(args=args, family=family, rows=rows))
+
+
+class Stand:
+    """In the place of the judge: what takes minutes. Every video goes a right way in half of the scenes."""
+
+    detector = None
+
+    def __init__(self, *args: Any):
+        pass
+
+    def measure(self, folder, beside=None) -> dict[str, list[float]]:
+        return {name: [0.0, 1.0] for name in ("right_way", "speed", "sharpness", "psnr_to_teacher")}
+
+    def write_sheet(self, folders, path) -> None:
+        pass
+
+
+@pytest.fixture
+def untrained(ablation, tmp_path, monkeypatch):
+    """A start that does not train: the runs that it would have trained, and the results in the end."""
+    begun = []
+    monkeypatch.setattr(ablation, "Judge", Stand)
+    monkeypatch.setattr(ablation, "write_training_latents", lambda folder, *_: folder)
+    monkeypatch.setattr(ablation, "prune_pipeline", lambda *_: None)
+    monkeypatch.setattr(ablation.Ablation, "reset_temporal_layers", lambda self: None)
+    monkeypatch.setattr(ablation.Ablation, "train", lambda self, job: begun.append((job.row, job.seed)))
+
+    def start(only: list[str], seeds: list[int]):
+        begun.clear()
+        given = {"output_dir": tmp_path, "teacher": T2V_TEACHER, "learning_rates": [1e-3]}
+        ablation.main(ablation.Arguments(only=only, seeds=seeds, sensitivity_seeds=[0], **given))
+        return list(begun), json.loads((tmp_path / "results.json").read_text())
+
+    return start
+
+
+def test_a_later_start_trains_what_the_results_lack_and_loses_none(untrained):
+    begun, results = untrained(["+ ICD"], [3, 1])
+    assert begun == [("+ ICD", 1), ("+ ICD", 3)]  # whatever their order was
+    assert list(results) == ["teacher", "pruned", "+ ICD"] and list(results["+ ICD"]) == ["1", "3"]
+    begun, results = untrained(["+ ICD + MCA", "+ ICD", "lambda_MCA 0.5"], [0, 1])
+    assert begun == [("+ ICD + MCA", 0), ("+ ICD", 0), ("lambda_MCA 0.5", 0), ("+ ICD + MCA", 1)]
+    assert list(results) == ["teacher", "pruned", "+ ICD", "+ ICD + MCA", "lambda_MCA 0.5"]
+    assert list(results["+ ICD"]) == ["0", "1", "3"]
+    assert results["+ ICD"]["0"]["right_way"] == 0.5
+
+
+def test_two_starts_in_one_folder_are_one_too_many(ablation, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "only_run_in", lambda folder: only_run_in(folder, timeout=0))
+    with only_run_in(tmp_path), pytest.raises(OSError, match="Another training writes to"):
+        ablation.main(ablation.Arguments(output_dir=tmp_path))
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,12 @@ def test_differences_are_paired_by_seed_and_one_seed_is_no_pair():
     }
 
 
+def test_a_measure_that_one_of_the_seeds_lacks_is_not_compared():
+    runs = {"a": {0: {"way": 0.1, "fvd": 1.0}, 1: {"way": 0.2}}, "b": {0: {"way": 0.2, "fvd": 2.0}, 1: {"way": 0.4}}}
+    (line,) = differences(runs, {"b": "a"}, ("way", "fvd"))
+    assert "fvd" not in line and line["way"].startswith("+0.150")
+
+
 def test_results_go_on_from_those_of_earlier_starts(tmp_path):
     file = tmp_path / "results.json"
     assert earlier_results(file) == {}
@@ -51,6 +57,27 @@ def test_a_folder_of_other_settings_is_refused_and_paths_count_by_their_last_par
     with pytest.raises(ValueError, match="has other settings"):
         keep_settings(tmp_path, {"steps": 2, "teacher": Path("here/teacher")})
     assert (tmp_path / "settings.json").read_text() == before
+
+
+def test_a_setting_that_grows_takes_further_entries_and_keeps_those_it_has(tmp_path):
+    def keep(**rows: int) -> None:
+        keep_settings(tmp_path, {"steps": 1, "rows": rows}, growing=("rows",))
+
+    keep(a=1)
+    keep(b=2, a=1)
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"steps": 1, "rows": {"a": 1, "b": 2}}
+    for fewer_or_other in ({"a": 1}, {"a": 1, "b": 3}):
+        with pytest.raises(ValueError, match="has other settings"):
+            keep(**fewer_or_other)
+    with pytest.raises(ValueError, match="has other settings"):
+        keep_settings(tmp_path, {"steps": 1, "rows": {"a": 1, "b": 2, "c": 3}})
+
+
+def test_results_by_nobody_knows_which_settings_are_refused(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    with pytest.raises(ValueError, match=r"results.json without settings.json: copy both"):
+        keep_settings(tmp_path, {"steps": 1})
+    assert not (tmp_path / "settings.json").exists()
 
 
 def test_another_teacher_of_the_same_name_is_told_apart(tmp_path):

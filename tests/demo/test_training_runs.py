@@ -1,10 +1,11 @@
-"""The settings that every run of a comparison shares. The runs themselves are tested by the training scripts."""
+"""What every run of a comparison shares, and the order of runs. Training itself is tested by its scripts."""
 
 import json
+import threading
 
 import pytest
 
-from vdmini_diffusers.demo.training_runs import ComparisonArguments, recipe_flags
+from vdmini_diffusers.demo.training_runs import ComparisonArguments, as_trained, complete_run, recipe_flags
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,38 @@ def test_runs_of_a_comparison_differ_in_what_is_compared_alone(tmp_path):
     assert (one["mca_start_step"], one["max_train_steps"], "task" in one) == (15, 50, False)
     text = recipe_flags(args, **given, output_dir=tmp_path / "2", seed=0, ode_teacher=tmp_path / "base")
     assert text["task"] == "t2v" and text["ode_teacher_model_name_or_path"] == tmp_path / "base"
+
+
+def test_runs_are_given_back_as_they_are_done():
+    first_is_measured = threading.Event()
+
+    def train(job: str) -> None:
+        assert job == "short" or first_is_measured.wait(60)
+
+    done = []
+    for job in as_trained(["long", "short"], train, num_parallel=2):
+        done.append(job)
+        first_is_measured.set()
+    assert done == ["short", "long"]
+
+
+def test_after_an_error_no_further_run_begins_while_another_is_measured():
+    begun, failed = [], threading.Event()
+
+    def train(job: int) -> None:
+        begun.append(job)
+        if job == 1:
+            failed.set()
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        for _ in as_trained(range(50), train, num_parallel=1):
+            assert failed.wait(60)  # this one's videos take longer than it takes others to fail
+    assert begun == [0, 1]
+
+
+def test_a_run_that_was_killed_over_its_checkpoints_loses_them_at_the_next_start(tmp_path):
+    (tmp_path / "checkpoint-100").mkdir()
+    (tmp_path / "model_index.json").write_text("{}")
+    complete_run(tmp_path / "no_script.py", {}, tmp_path)  # which would fail if it were run
+    assert [file.name for file in tmp_path.iterdir()] == ["model_index.json"]

@@ -1,5 +1,6 @@
 """What a distilled demo student can do, measured on held-out scenes at little cost."""
 
+import io
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -72,9 +73,7 @@ class Judge:
     def teacher(self) -> Videos:
         if not self.cache.exists():
             frames = self.decoded.generate(self.teacher_folder, **self.sampling).frames
-            partial = self.cache.with_suffix(".partial.npz")
-            np.savez_compressed(partial, frames=frames)
-            partial.rename(self.cache)
+            write_frames(self.cache, frames)
         return self.decoded.look_at(np.load(self.cache)["frames"])
 
     def measure(self, pipeline: Path, beside: Path | None = None) -> dict[str, list[float]]:
@@ -99,7 +98,7 @@ class Judge:
             if decoded.features is not None:
                 numbers |= {name: [value] for name, value in self.decoded.distances(decoded).items()}
             folder.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(folder / FIRST_VIDEOS, frames=decoded.frames[:NUM_SHOWN])
+            write_frames(folder / FIRST_VIDEOS, decoded.frames[:NUM_SHOWN])
             write_file(file, json.dumps(numbers).encode())
         return json.loads(file.read_text())
 
@@ -118,3 +117,10 @@ class Judge:
             for i in range(min(NUM_FILMED, len(captions))):
                 clips = {name: videos[i] for name, videos in rows.items()}
                 write_labelled_video(clips, path.with_name(f"scene-{i}.mp4"))
+
+
+def write_frames(file: Path, frames: np.ndarray) -> None:
+    """Write an `.npz` file, whole or not at all."""
+    content = io.BytesIO()
+    np.savez_compressed(content, frames=frames)
+    write_file(file, content.getvalue())

@@ -16,20 +16,39 @@ from vdmini_diffusers.serialization.hashes import sha256_of
 Results = dict[str, dict[int, dict[str, float]]]  # means over clips, by row and seed
 
 
-def keep_settings(folder: Path, settings: Mapping[str, Any], teacher: Path | None = None) -> None:
-    """Write `settings.json`, a path by its last part. Raises `ValueError` if the folder was begun with others.
+def keep_settings(
+    folder: Path, settings: Mapping[str, Any], teacher: Path | None = None, growing: Sequence[str] = ()
+) -> None:
+    """Write `settings.json`, a path by its last part.
 
     Args:
         teacher: a pipeline, of whose denoiser the hash is noted as well: another one may have the same name.
+        growing: the settings that are mappings to which later starts may add; what is there stays as it is.
+
+    Raises:
+        ValueError: if the folder was begun with others, or has results by nobody knows which.
     """
     file = folder / "settings.json"
     if teacher is not None:
-        denoiser = teacher / find_trainable_family(str(teacher)).denoiser / "diffusion_pytorch_model.safetensors"
-        settings = {**settings, "denoiser_sha256": sha256_of(denoiser)}
+        settings = {**settings, "denoiser_sha256": denoiser_hash(teacher)}
     text = json.dumps(settings, indent=2, default=lambda path: path.name) + "\n"
-    if file.exists() and json.loads(file.read_text()) != json.loads(text):  # their order says nothing
-        raise ValueError(f"{file} has other settings: choose another --output_dir, or the settings that are there.")
+    if file.exists():
+        kept, given = json.loads(file.read_text()), json.loads(text)
+        for name in growing:
+            given[name] = {key: value for key, value in given[name].items() if key in kept.get(name, {})}
+        if kept != given:  # their order says nothing
+            raise ValueError(
+                f"{file} has other settings: choose another --output_dir, or the settings that are there."
+            )
+    elif (folder / "results.json").exists():
+        raise ValueError(f"{folder} has results.json without settings.json: copy both, which belong together.")
     write_file(file, text.encode())
+
+
+def denoiser_hash(pipeline: Path) -> str:
+    """The SHA-256 of the weights of a pipeline folder's denoiser."""
+    denoiser = find_trainable_family(str(pipeline)).denoiser
+    return sha256_of(pipeline / denoiser / "diffusion_pytorch_model.safetensors")
 
 
 def earlier_results(file: Path) -> Results:
@@ -61,7 +80,7 @@ def differences(results: Results, against: Mapping[str, str | None], measures: S
     """Each row less the one that it is compared with, over the seeds that both have: means and 95 % intervals.
 
     Args:
-        against: by row. Pairs that share fewer than two seeds are left out.
+        against: by row. Pairs that share fewer than two seeds are left out, and measures that not all seeds have.
     """
     lines = []
     for row, other in against.items():
@@ -71,7 +90,7 @@ def differences(results: Results, against: Mapping[str, str | None], measures: S
             continue
         line: dict[str, Any] = {"row": f"{row}, less {other}", "seeds": len(seeds)}
         for measure in measures:
-            if measure in own[seeds[0]] and measure in theirs[seeds[0]]:
+            if all(measure in runs[seed] for runs in (own, theirs) for seed in seeds):
                 of, to = ([runs[seed][measure] for seed in seeds] for runs in (own, theirs))
                 line[measure] = str(paired_difference(of, to))
         lines.append(line)

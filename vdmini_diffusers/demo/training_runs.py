@@ -52,12 +52,15 @@ class ComparisonArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` is 1 at least, not {getattr(self, name)}.")
 
-    def keep_settings(self, free: Sequence[str] = (), more: Mapping[str, object] | None = None) -> None:
+    def keep_settings(
+        self, free: Sequence[str] = (), more: Mapping[str, object] | None = None, growing: Sequence[str] = ()
+    ) -> None:
         """Write `settings.json` into the folder, which is made, and refuse one that was begun with other settings.
 
         Args:
             free: the settings that may change from start to start, beside seeds, of which more are welcome.
             more: what else must not change.
+            growing: what of that may get further entries.
 
         Raises:
             ValueError: if the folder was begun with others.
@@ -65,13 +68,21 @@ class ComparisonArguments:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         free = ("output_dir", "seeds", "num_parallel", *free)
         fixed: dict[str, Any] = {name: value for name, value in asdict(self).items() if name not in free}
-        keep_settings(self.output_dir, fixed | dict(more or {}), self.teacher)
+        keep_settings(self.output_dir, fixed | dict(more or {}), self.teacher, growing)
 
 
 def as_trained(jobs: Sequence[Job], train: Callable[[Job], object], num_parallel: int) -> Iterator[Job]:
     """Train some at once, and yield each as it is done. After an error no further one begins."""
     with ThreadPoolExecutor(num_parallel) as pool:
-        futures = {pool.submit(train, job): job for job in jobs}
+
+        def train_or_end(job: Job) -> None:
+            try:
+                train(job)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+        futures = {pool.submit(train_or_end, job): job for job in jobs}
         try:
             for future in tqdm(as_completed(futures), total=len(jobs), desc="runs"):
                 future.result()
@@ -130,11 +141,10 @@ def complete_run(script: Path, flags: Mapping[str, object], folder: Path) -> Non
     Raises:
         subprocess.CalledProcessError: if it fails.
     """
-    if (folder / "model_index.json").exists():
-        return
-    given = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a") as log:
-        subprocess.run([sys.executable, str(script), *given], check=True, stdout=log, stderr=subprocess.STDOUT)
+    if not (folder / "model_index.json").exists():
+        given = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("a") as log:
+            subprocess.run([sys.executable, str(script), *given], check=True, stdout=log, stderr=subprocess.STDOUT)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
