@@ -21,11 +21,14 @@ quickstart: $(VENV)/.installed
 docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/build_reference.py outputs/api
 
+# Stolen work comes in long runs of neighbours, so that few modules' fixtures are made in more than one process.
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
+
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(PYTEST)
 
 test-slow: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow --timeout 1800
+	OMP_NUM_THREADS=1 $(PYTEST) -m slow --timeout 1800
 
 quality: $(VENV)/.installed-quality
 	$(BIN)/ruff check .
@@ -62,7 +65,7 @@ test-wheel: $(VENV)/.installed-test wheel
 	$(PIP) install --quiet --no-deps --target .venv-wheel/site dist/*.whl
 	cd .venv-wheel && export PYTHONPATH="$$PWD/site" OMP_NUM_THREADS=1 \
 	  && site/bin/vdmini generate --image site/vdmini_diffusers/demo/examples/car.png --out clip.gif \
-	  && ../$(BIN)/python -m pytest -n auto
+	  && ../$(PYTEST)
 
 # Into empty folders: setuptools packs what an earlier build has left, and dist/*.whl is to be one file. What is left in
 # build/ would be tested as documents.
