@@ -1,7 +1,5 @@
 """A model that is kept open and makes clips of any size that fits, each with its time and memory."""
 
-import contextlib
-import ctypes
 import math
 import os
 import threading
@@ -241,9 +239,6 @@ class OpenedModel:
             work()
             return torch.cuda.max_memory_allocated(self.device)
         if kind == "cpu" and os.access("/proc/self/clear_refs", os.W_OK):
-            # What the last clip has freed would else be kept by the C library, and this one would not grow.
-            with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
-                ctypes.CDLL(None).malloc_trim(0)
             return grown_by(work)
         work()
         return None
