@@ -20,9 +20,11 @@ from vdmini_diffusers.serialization.atomic import LOCK_SUFFIX, MIN_STALE_SECONDS
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 BOTH = pytest.mark.parametrize("kind", ["i2v", "t2v"], indirect=True)
-# A shell starts background jobs with Ctrl-C ignored, which Python would inherit where the tests run as one.
+# A shell starts background jobs with Ctrl-C ignored, which Python would inherit where the tests run as one. The
+# test is to be faster than the conversion that it interrupts, also where its folder is in memory.
 CONVERT = """
-import signal, sys
+import os, signal, sys
+os.nice(5)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 prune_pipeline(sys.argv[1], sys.argv[2])
