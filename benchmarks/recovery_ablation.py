@@ -215,7 +215,9 @@ class Ablation:
         file = self.folder / "learning_rate.json"
         if not file.exists():
             if (self.folder / "results.json").exists():
-                raise ValueError(f"{self.folder} has results.json without the learning_rate.json that they are of.")
+                raise ValueError(
+                    f"{self.folder} has results.json without learning_rate.json: copy both, which belong together."
+                )
             task_alone = self.rows["+ ICD"].against
             assert task_alone is not None
             judge = self.judge(RATE_SEED, max(1, self.args.num_clips // 4))

@@ -45,7 +45,7 @@ def test_one_learning_rate_is_taken_without_a_run(ablation):
 def test_a_rate_is_not_chosen_anew_beside_results(ablation, tmp_path):
     (tmp_path / "results.json").write_text("{}")
     only = SimpleNamespace(args=SimpleNamespace(learning_rates=[3e-4, 1e-3]), folder=tmp_path)
-    with pytest.raises(ValueError, match=r"results.json without the learning_rate.json"):
+    with pytest.raises(ValueError, match=r"results.json without learning_rate.json: copy both"):
         ablation.Ablation.choose_learning_rate(only)
 
 

@@ -76,6 +76,14 @@ def test_after_an_error_no_further_run_begins_while_another_is_measured():
     assert begun == [0, 1]
 
 
+def test_the_error_is_the_run_s_own_also_if_it_comes_before_all_are_handed_out():
+    def train(job: int) -> None:
+        raise OSError("at once")
+
+    with pytest.raises(OSError, match="at once"):
+        list(as_trained(range(50), train, num_parallel=2))
+
+
 def test_a_run_that_was_killed_over_its_checkpoints_loses_them_at_the_next_start(tmp_path):
     (tmp_path / "checkpoint-100").mkdir()
     (tmp_path / "model_index.json").write_text("{}")

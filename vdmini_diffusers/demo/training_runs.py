@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -73,23 +74,26 @@ class ComparisonArguments:
 
 def as_trained(jobs: Sequence[Job], train: Callable[[Job], object], num_parallel: int) -> Iterator[Job]:
     """Train some at once, and yield each as it is done. After an error no further one begins."""
+    ended = threading.Event()
+
+    def train_unless_ended(job: Job) -> bool:
+        if ended.is_set():
+            return False
+        try:
+            train(job)
+        except BaseException:
+            ended.set()
+            raise
+        return True
+
     with ThreadPoolExecutor(num_parallel) as pool:
-
-        def train_or_end(job: Job) -> None:
-            try:
-                train(job)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-        futures = {pool.submit(train_or_end, job): job for job in jobs}
+        futures = {pool.submit(train_unless_ended, job): job for job in jobs}
         try:
             for future in tqdm(as_completed(futures), total=len(jobs), desc="runs"):
-                future.result()
-                yield futures[future]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+                if future.result():
+                    yield futures[future]
+        finally:
+            ended.set()
 
 
 def recipe_flags(
