@@ -11,6 +11,7 @@ from tiny import tiny_decoder_plans, tiny_teacher_vae
 from tiny_hunyuan_video import tiny_hunyuan_pipeline
 
 from vdmini_diffusers.cli.prune_command import print_command, prune_command
+from vdmini_diffusers.demo.teachers import I2V_TEACHER
 from vdmini_diffusers.families.hunyuan_video import HUNYUAN_VIDEO
 
 
@@ -30,14 +31,23 @@ def test_pruning_a_pipeline(run_script, teacher_folder, tmp_path):
     printed = run_script("convert_svd_to_vdmini.py", *flags)
     assert "unet: 4,317,162 parameters before, 2,645,082 after (61.3%)\n" in printed
     assert f"The student's pipeline is in {student}" in printed
-    first, second = printed.split("accelerate launch training/")[1:]
+    first, teacher, second = printed.split("accelerate launch training/")[1:]
     assert first.startswith("precompute_latents.py") and second.startswith("train_icmd.py")  # as the guides recommend
+    assert teacher.startswith("train_sf_v.py") and f"--pretrained_model_name_or_path {teacher_folder} \\\n" in teacher
+    assert f"--output_dir '{student}-teacher'\n" in teacher
+    assert f"--pretrained_teacher_model_name_or_path '{student}-teacher' \\\n" in second
     assert "--latents_for image_to_video" in first and f"--output_dir '{student}-latents'\n" in first
     assert f"--precomputed_data_dir '{student}-latents'" in second and "--train_data_dir" not in second
     assert f"--pretrained_student_model_name_or_path '{student}' \\\n" in second
     assert "--task" not in second and "variant" not in printed  # the student says what it was made for
     index = json.loads((student / "model_index.json").read_text())
     assert index["feature_extractor"] == ["transformers", "CLIPImageProcessor"]
+
+
+def test_a_teacher_that_was_distilled_to_one_step_is_the_one_to_train_with(run_script, tmp_path):
+    flags = ("--pretrained_model_name_or_path", I2V_TEACHER, "--output_dir", tmp_path / "student", "--plan", "vdmini")
+    printed = run_script("convert_svd_to_vdmini.py", *flags)
+    assert "train_sf_v.py" not in printed and f"--pretrained_teacher_model_name_or_path {I2V_TEACHER} " in printed
 
 
 def test_a_dry_run_refuses_a_variant_that_is_not_there(run_script, teacher_folder, tmp_path, capsys):

@@ -142,17 +142,30 @@ def print_training(args: ConversionArguments, files: FolderArguments, family: Tr
         train_data_dir="FOLDER_OF_VIDEOS",
         output_dir=latents,
     )
-    print(
-        "Clips have the paper's size unless --num_frames, --height and --width say otherwise. Then comes training, for"
-        " which training/configs/ has recipes by machine:"
-    )
+    print("Clips have the paper's size unless --num_frames, --height and --width say otherwise.")
+    weights = {"variant": files.variant, "revision": files.revision}
+    teacher = args.pretrained_model_name_or_path
+    if family.task == "single_step" and not (Path(teacher) / "training.json").is_file():
+        print(
+            "The paper's teacher makes a video in one step. Such a one is made of this model, on the same latents; if it"
+            " is one already, leave this out and name its multi-step model as --critic_backbone below:"
+        )
+        one_step = f"{args.output_dir}-teacher"
+        print_command(
+            "accelerate launch training/train_sf_v.py",
+            pretrained_model_name_or_path=teacher,
+            **weights,
+            precomputed_data_dir=latents,
+            output_dir=one_step,
+        )
+        teacher, weights = one_step, {}
+    print("Then comes training, for which training/configs/ has recipes by machine:")
     print_command(
         "accelerate launch training/train_icmd.py",
-        pretrained_teacher_model_name_or_path=args.pretrained_model_name_or_path,
+        pretrained_teacher_model_name_or_path=teacher,
         pretrained_student_model_name_or_path=args.output_dir,
         ode_teacher_model_name_or_path="MULTI_STEP_MODEL" if family.task == "consistency" else None,
-        variant=files.variant,
-        revision=files.revision,
+        **weights,
         student_variant=files.variant,
         precomputed_data_dir=latents,
         output_dir=f"{args.output_dir}-distilled",

@@ -171,6 +171,11 @@ class RunArguments(Settings):
         """What `report_to` names, or None."""
         return None if self.report_to == "none" else self.report_to
 
+    @property
+    def repository(self) -> str:
+        """By what name the result will be opened: its repository's if it is uploaded, else its folder's."""
+        return (self.push_to_hub and self.hub_model_id) or self.output_dir.resolve().name
+
 
 @dataclass
 class DenoiserTrainingArguments(RunArguments):

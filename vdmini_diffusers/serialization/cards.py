@@ -15,6 +15,8 @@ MAX_CARD_BYTES = 2**20  # the YAML reader takes a minute for more
 # The licence in a card where the teacher's card names none: the Hub takes `other` with any name.
 UNKNOWN_LICENSE = {"license": "other", "license_name": "inherited-from-the-teacher"}
 TRAINING_NOTE = re.compile(r"<!-- training -->.*?<!-- /training -->", re.DOTALL)
+OPENED = re.compile(r'(?<=from_pretrained\()(\s*)"([^"\n]*)"')
+VARIANT = re.compile(r',\s*variant="[^"\n]*"')
 
 
 def write_card(
@@ -41,9 +43,20 @@ def render_card(
     return string.Template(text).substitute(front_matter=data.to_yaml(), **fields)
 
 
-def with_training_note(card: str, note: str) -> str:
-    """A pruned student's card with a note on how it was trained."""
-    return TRAINING_NOTE.sub(lambda _: f"<!-- training -->\n{note}\n<!-- /training -->", card)
+def trained_card(card: str, note: str, repository: str) -> str:
+    """A pruned student's card for what training made of it.
+
+    Args:
+        card: its code opens the pruned student first, and may open other models after it.
+        note: how it was trained, in place of the note that it was not.
+        repository: what the code shall open instead, whose weights have no variant.
+    """
+    card = TRAINING_NOTE.sub(lambda _: f"<!-- training -->\n{note}\n<!-- /training -->", card)
+    if (opened := OPENED.search(card)) is None:
+        return card
+    pruned = opened[2]
+    renamed = OPENED.sub(lambda match: f'{match[1]}"{repository}"' if match[2] == pruned else match[0], card)
+    return VARIANT.sub("", renamed)
 
 
 def license_of(card: Path | None) -> dict[str, str]:

@@ -119,7 +119,7 @@ def check_push(args: RunArguments) -> None:
         OSError: if the Hub cannot be reached or does not let the user in.
         ValueError: if the repository's name is not one that the Hub takes.
     """
-    name = args.hub_model_id or args.output_dir.resolve().name
+    name = args.repository
     advice = "Log in with `hf auth login`, choose another `--hub_model_id`, or leave out `--push_to_hub`."
     try:
         huggingface_hub.create_repo(name, exist_ok=True)

@@ -20,7 +20,7 @@ from vdmini_diffusers.distillation.arguments import DenoiserTrainingArguments, R
 from vdmini_diffusers.distillation.engine import without_folders
 from vdmini_diffusers.families import UNetFamily
 from vdmini_diffusers.pruning.student_folder import student_file
-from vdmini_diffusers.serialization.cards import render_card, with_training_note
+from vdmini_diffusers.serialization.cards import render_card, trained_card
 from vdmini_diffusers.serialization.repository import fetch_file, push_folder
 from vdmini_diffusers.version import __version__
 
@@ -136,12 +136,13 @@ def student_companions(student_name: str, subfolder: str) -> dict[str, Path]:
 
 
 def student_card(args: DenoiserTrainingArguments, student_name: str) -> str:
-    """The pruned student's card, with the note that it was trained."""
+    """The pruned student's card, with the note that it was trained, and code that opens the result."""
     note = (
         f"**Distilled towards the teacher** by ICMD (section 3.3) for {args.max_train_steps:,} steps with"
         f" `vdmini_diffusers` {__version__}; `training.json` has the settings and the names of teacher and data."
     )
-    return with_training_note(student_file(student_name, "README.md").read_text(encoding="utf-8"), note)
+    card = student_file(student_name, "README.md").read_text(encoding="utf-8")
+    return trained_card(card, note, args.repository)
 
 
 def teacher_card(args: DenoiserTrainingArguments, teacher_name: str, family: UNetFamily) -> str:
@@ -159,7 +160,7 @@ def teacher_card(args: DenoiserTrainingArguments, teacher_name: str, family: UNe
             "tags": list(family.teacher_tags),
         },
         teacher_card=source,
-        repository=args.output_dir.resolve().name,
+        repository=args.repository,
         teacher=Path(teacher_name).resolve().name if is_folder else teacher_name,
         max_train_steps=f"{args.max_train_steps:,}",
         package_version=__version__,

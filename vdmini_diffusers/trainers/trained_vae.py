@@ -14,7 +14,7 @@ from vdmini_diffusers.data.images import read_image
 from vdmini_diffusers.data.vae_clips import decode_clips
 from vdmini_diffusers.distillation.arguments import RunArguments
 from vdmini_diffusers.evaluation.continuation import psnr
-from vdmini_diffusers.serialization.cards import with_training_note
+from vdmini_diffusers.serialization.cards import trained_card
 from vdmini_diffusers.trainers.trained_pipeline import finished_files
 from vdmini_diffusers.version import __version__
 
@@ -87,4 +87,4 @@ def save_trained_vae(
                 " data."
             )
             card = (aside / "README.md").read_text(encoding="utf-8")
-            (aside / "README.md").write_text(with_training_note(card, note), encoding="utf-8")
+            (aside / "README.md").write_text(trained_card(card, note, args.repository), encoding="utf-8")
