@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from vdmini_diffusers.demo.resumable_training import Deadline, OutOfTimeError, train_steps
+from vdmini_diffusers.demo import resumable_training
+from vdmini_diffusers.demo.resumable_training import Deadline, OutOfTimeError, cached_rows, train_steps
 
 
 class OverAfter:
@@ -52,6 +53,27 @@ def test_a_finished_stage_is_not_trained_again(tmp_path):
     written = (tmp_path / "state.pt").stat().st_mtime_ns
     assert torch.equal(trained(tmp_path / "state.pt", Deadline(0)), first)
     assert (tmp_path / "state.pt").stat().st_mtime_ns == written
+
+
+def test_rows_that_were_made_before_a_stop_are_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(resumable_training, "ROWS_PER_FILE", 2)
+    made = []
+
+    def make(parts):
+        for part in parts:
+            made.extend(part)
+            yield {"squares": torch.tensor([row**2 for row in part]), "names": [str(row) for row in part]}
+
+    class OverAtOnce(Deadline):
+        is_over = True
+
+    for expected in ([0, 1], [0, 1, 2, 3]):
+        with pytest.raises(OutOfTimeError):
+            cached_rows(tmp_path, 5, make, OverAtOnce(None))
+        assert made == expected
+    columns = cached_rows(tmp_path, 5, make, Deadline(None))
+    assert made == [0, 1, 2, 3, 4]
+    assert columns["squares"].tolist() == [0, 1, 4, 9, 16] and columns["names"] == ["0", "1", "2", "3", "4"]
 
 
 def test_a_deadline_is_over_after_its_seconds_and_without_seconds_never():

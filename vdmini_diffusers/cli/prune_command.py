@@ -147,8 +147,8 @@ def print_training(args: ConversionArguments, files: FolderArguments, family: Tr
     teacher = args.pretrained_model_name_or_path
     if family.task == "single_step" and not (Path(teacher) / "training.json").is_file():
         print(
-            "The paper's teacher makes a video in one step. Such a one is made of this model, on the same latents; if it"
-            " is one already, leave this out and name its multi-step model as --critic_backbone below:"
+            "The paper's teacher makes a video in one step. Such a one is made of this model, on the same latents; if"
+            " it is one already, leave this out and name its multi-step model as --critic_backbone below:"
         )
         one_step = f"{args.output_dir}-teacher"
         print_command(

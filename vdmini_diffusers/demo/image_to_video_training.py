@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import CLIPImageProcessor, set_seed
 
 from vdmini_diffusers.demo import networks
-from vdmini_diffusers.demo.resumable_training import quick_attention, train_steps, write_tensors
+from vdmini_diffusers.demo.resumable_training import cached_rows, quick_attention, train_steps
 from vdmini_diffusers.demo.scenes import NUM_FRAMES
 from vdmini_diffusers.demo.teacher_training import NOISE_AUG_STRENGTH, TeacherTraining, draw_either
 from vdmini_diffusers.demo.teachers import MULTI_STEP
@@ -25,7 +24,6 @@ from vdmini_diffusers.serialization.atomic import write_file
 
 
 FPS, MOTION_BUCKET_ID = 7, 127  # the defaults of SVD's pipeline
-PAIRS_PER_FILE = 64
 
 
 class ImageToVideoTraining(TeacherTraining):
@@ -83,19 +81,23 @@ class ImageToVideoTraining(TeacherTraining):
 
     def cache_features(self, small: Any) -> tuple[Tensor, Tensor]:
         """`features_of` six frames of each of some clips, in half precision."""
-        path = self.args.output_dir / "features.pt"
-        if not path.exists():
-            rows = []
-            for i in tqdm(range(self.args.num_feature_clips), desc="features", unit="clip"):
-                rng = np.random.default_rng((self.args.seed, 2, i))
-                frames = draw_either(rng)[0][rng.permutation(NUM_FRAMES)[:6]]
-                with self.autocast():
-                    rows.append([part.half().cpu() for part in features_of(small, to_tensor(frames).to(self.device))])
-                self.deadline.check()
-            encoded, wanted = (torch.cat(parts) for parts in zip(*rows, strict=True))
-            write_tensors({"encoded": encoded, "wanted": wanted}, path)
-        features = torch.load(path, weights_only=True)
-        return features["encoded"], features["wanted"]
+        found = cached_rows(
+            self.args.output_dir / "features",
+            self.args.num_feature_clips,
+            lambda parts: (self.features_of_clips(small, part) for part in parts),
+            self.deadline,
+        )
+        return found["encoded"], found["wanted"]
+
+    def features_of_clips(self, small: Any, clips: range) -> dict[str, Tensor]:
+        columns = []
+        for i in clips:
+            rng = np.random.default_rng((self.args.seed, 2, i))
+            frames = draw_either(rng)[0][rng.permutation(NUM_FRAMES)[:6]]
+            with self.autocast():
+                columns.append([part.half().cpu() for part in features_of(small, to_tensor(frames).to(self.device))])
+        encoded, wanted = (torch.cat(parts) for parts in zip(*columns, strict=True))
+        return {"encoded": encoded, "wanted": wanted}
 
     def condition(self, latents: dict[str, Any], rows: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image latents repeated over the frames, image embeddings, and added time ids; clips without `keep` have no
@@ -148,32 +150,30 @@ class ImageToVideoTraining(TeacherTraining):
             ema_decay=args.ema_decay,
         )
 
-    @torch.no_grad()
     def cache_pairs(self, unet: Any, latents: dict[str, Any]) -> dict[str, Tensor]:
         """Standard normal `noise`, the scaled `samples` that the U-Net makes of it, and the `rows` of their images."""
+        return cached_rows(
+            self.args.output_dir / "pairs",
+            self.args.num_pairs,
+            lambda parts: (self.sample_pairs(unet, latents, part) for part in parts),
+            self.deadline,
+        )
+
+    @torch.no_grad()
+    def sample_pairs(self, unet: Any, latents: dict[str, Any], pairs: range) -> dict[str, Tensor]:
         args = self.args
-        folder = args.output_dir / "pairs"
-        folder.mkdir(exist_ok=True)
-        files = [folder / f"{i:05}.pt" for i in range(math.ceil(args.num_pairs / PAIRS_PER_FILE))]
+        generator = torch.Generator().manual_seed(args.seed + pairs.start)
+        rows = torch.randint(len(latents["latents"]), (len(pairs),), generator=generator)
+        noise = torch.randn(len(pairs), *latents["latents"].shape[1:], generator=generator)
         scheduler: EulerDiscreteScheduler = networks.build_i2v_scheduler()
-        for i, file in enumerate(tqdm(files, desc="pairs", unit="file")):
-            if file.exists():
-                continue
-            generator = torch.Generator().manual_seed(args.seed + i)
-            count = min(PAIRS_PER_FILE, args.num_pairs - i * PAIRS_PER_FILE)
-            rows = torch.randint(len(latents["latents"]), (count,), generator=generator)
-            noise = torch.randn(count, *latents["latents"].shape[1:], generator=generator)
-            scheduler.set_timesteps(args.num_pair_steps)
-            sample = (noise * scheduler.sigmas[0]).to(self.device)
-            with self.autocast(), quick_attention(self.device):
-                condition = self.condition(latents, rows, torch.ones(len(rows)))
-                for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
-                    prediction = self.predict(unet, sample, sigma.expand(len(rows)), condition)
-                    sample = scheduler.step(prediction, t, sample, return_dict=False)[0]
-            write_tensors({"noise": noise.half(), "samples": sample.half().cpu(), "rows": rows}, file)
-            self.deadline.check()
-        pairs = [torch.load(file, weights_only=True) for file in files]
-        return {name: torch.cat([part[name] for part in pairs]) for name in pairs[0]}
+        scheduler.set_timesteps(args.num_pair_steps)
+        sample = (noise * scheduler.sigmas[0]).to(self.device)
+        with self.autocast(), quick_attention(self.device):
+            condition = self.condition(latents, rows, torch.ones(len(rows)))
+            for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+                prediction = self.predict(unet, sample, sigma.expand(len(rows)), condition)
+                sample = scheduler.step(prediction, t, sample, return_dict=False)[0]
+        return {"noise": noise.half(), "samples": sample.half().cpu(), "rows": rows}
 
     def train_one_step(self, unet: Any, latents: dict[str, Any], pairs: dict[str, Tensor]) -> None:
         """Go on from the multi-step weights: the sample in one step from its noise, at SVD's highest noise level."""

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from vdmini_diffusers.serialization.atomic import write_file
 
 
 logger = logging.getLogger(__name__)
+
+ROWS_PER_FILE = 64
 
 
 class OutOfTimeError(Exception):
@@ -94,6 +96,35 @@ def train_steps(
                 deadline.check()
     if ema is not None:
         ema.copy_to(parameters)
+
+
+def cached_rows(
+    folder: Path, num_rows: int, make: Callable[[Sequence[range]], Iterable[Mapping[str, Any]]], deadline: Deadline
+) -> dict[str, Any]:
+    """Columns, tensors or lists, of so many rows. Those that are made stay in `folder`, for the next start.
+
+    Args:
+        make: the columns of each of these ranges of rows, one after the other.
+
+    Raises:
+        OutOfTimeError: if the deadline is over before all are made.
+    """
+    starts = range(0, num_rows, ROWS_PER_FILE)
+    ranges = {folder / f"{start:06}.pt": range(start, min(start + ROWS_PER_FILE, num_rows)) for start in starts}
+    missing = {file: rows for file, rows in ranges.items() if not file.exists()}
+    folder.mkdir(parents=True, exist_ok=True)
+    made = zip(missing, make(list(missing.values())), strict=True)
+    for file, columns in tqdm(made, total=len(missing), desc=folder.name, unit="file"):
+        write_tensors(columns, file)
+        deadline.check()
+    parts = [torch.load(file, weights_only=True) for file in ranges]
+    return {name: joined([part[name] for part in parts]) for name in parts[0]}
+
+
+def joined(columns: Sequence[Any]) -> Any:
+    if isinstance(columns[0], Tensor):
+        return torch.cat(list(columns))
+    return [value for column in columns for value in column]
 
 
 def quick_attention(device: torch.device) -> Any:

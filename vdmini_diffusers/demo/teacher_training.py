@@ -1,6 +1,6 @@
 """Training of a demo teacher: its settings, and what both kinds share. `training/train_demo_teacher.py` starts it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import set_seed
 
-from vdmini_diffusers.demo.resumable_training import Deadline, train_steps, write_tensors
+from vdmini_diffusers.demo.resumable_training import Deadline, cached_rows, train_steps
 from vdmini_diffusers.demo.run_results import keep_settings
 from vdmini_diffusers.demo.scenes import NUM_FRAMES, SIZE, draw_captioned_clip, draw_hidden_clip
 from vdmini_diffusers.demo.vae_training import crops, reconstruction_loss, runs_of_frames, to_tensor
@@ -149,30 +148,32 @@ class TeacherTraining:
     def cache_latents(self) -> dict[str, Any]:
         """`latents` `(clips, frames, channels, height, width)`, unscaled and in half precision; `captions`; for image
         to video also `image_latents`, of noised first frames, and `first_frames`, uint8."""
-        path = self.args.output_dir / "latents.pt"
-        if path.exists():
-            return torch.load(path, weights_only=True)
+        return cached_rows(
+            self.args.output_dir / "latents", self.args.num_clips, self.latents_of, deadline=self.deadline
+        )
+
+    def latents_of(self, parts: Sequence[range]) -> Iterator[dict[str, Any]]:
+        """Those of each part of the clips."""
         args = self.args
         draw = draw_hidden_clip if args.task == "i2v" else draw_captioned_clip
-        loader = DataLoader(DrawnClips(draw, args.num_clips, args.seed), batch_size=None, num_workers=args.num_workers)
-        rows: dict[str, list[Any]] = {"latents": [], "captions": []}
-        generator = torch.Generator().manual_seed(args.seed)
-        for frames, caption in tqdm(loader, desc="latents", unit="clip"):
-            frames = np.asarray(frames)
-            rows["captions"].append(caption)
-            pixels = to_tensor(frames)
-            if args.task == "i2v":
-                noise = torch.randn(pixels[:1].shape, generator=generator)
-                pixels = torch.cat([pixels, pixels[:1] + NOISE_AUG_STRENGTH * noise])
-            means = self.encode(pixels).half()
-            rows["latents"].append(means[:NUM_FRAMES])
-            if args.task == "i2v":
-                rows.setdefault("image_latents", []).append(means[-1])
-                rows.setdefault("first_frames", []).append(torch.from_numpy(frames[0]))
-            self.deadline.check()
-        latents = {name: torch.stack(row) if isinstance(row[0], Tensor) else row for name, row in rows.items()}
-        write_tensors(latents, path)
-        return latents
+        clips = Subset(DrawnClips(draw, args.num_clips, args.seed), [row for part in parts for row in part])
+        drawn = iter(DataLoader(clips, batch_size=None, num_workers=args.num_workers))
+        for part in parts:
+            columns: dict[str, list[Any]] = {"latents": [], "captions": []}
+            for row in part:
+                frames, caption = next(drawn)
+                frames = np.asarray(frames)
+                columns["captions"].append(caption)
+                pixels = to_tensor(frames)
+                if args.task == "i2v":
+                    noise = torch.randn(pixels[:1].shape, generator=torch.Generator().manual_seed(args.seed + row))
+                    pixels = torch.cat([pixels, pixels[:1] + NOISE_AUG_STRENGTH * noise])
+                means = self.encode(pixels).half()
+                columns["latents"].append(means[:NUM_FRAMES])
+                if args.task == "i2v":
+                    columns.setdefault("image_latents", []).append(means[-1])
+                    columns.setdefault("first_frames", []).append(torch.from_numpy(frames[0]))
+            yield {name: column if name == "captions" else torch.stack(column) for name, column in columns.items()}
 
     def set_scaling_factor(self, latents: dict[str, Any]) -> None:
         """Latents get unit variance, as the scheduler assumes. The VAE has the factor, as every one of diffusers."""

@@ -33,6 +33,8 @@ def write_training_latents(
     """
     family = find_trainable_family(str(teacher))
     pipe: Any = family.pipeline.from_pretrained(teacher, unet=None, dtype=torch.float32)
+    encoders = [weights_sha256(model) for model in pipe.components.values() if isinstance(model, torch.nn.Module)]
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     fps = 7 if family.given == "image" else 8  # the defaults of the two pipelines
 
     def draw(index: int) -> Sample:
@@ -40,9 +42,8 @@ def write_training_latents(
         batch = {"pixel_values": as_values(frames), "caption": [caption], "fps": [fps], "motion_bucket_id": [127]}
         encoded = family.encode(batch, pipe, [torch.Generator().manual_seed(index)])
         encoded.pop("caption", None)
-        return caption, encoded
+        return caption, {name: tensor.cpu() for name, tensor in encoded.items()}
 
-    encoders = [weights_sha256(model) for model in pipe.components.values() if isinstance(model, torch.nn.Module)]
     return _write(folder, {"num_clips": num_clips, "seed": seed, "encoders": encoders}, draw)
 
 
