@@ -139,7 +139,7 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline, StableDiffusionLoraLoaderM
         >>> from diffusers.utils import export_to_gif, load_image
         >>> from vdmini_diffusers import VDMiniI2VPipeline
 
-        >>> pipe = VDMiniI2VPipeline.from_pretrained("org/vdmini-i2v", dtype=torch.float16, variant="fp16")
+        >>> pipe = VDMiniI2VPipeline.from_pretrained("org/vdmini-i2v", dtype=torch.float16)
         >>> frames = pipe.to("cuda")(load_image("first_frame.png"), num_frames=14).frames[0]
         >>> export_to_gif(frames, "video.gif", fps=7)
     """
@@ -215,7 +215,8 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline, StableDiffusionLoraLoaderM
             decode_chunk_size (`int`, *optional*):
                 Frames that the VAE decodes at once, at least 1; by default all. Not used by a VAE with tiling in time.
             num_videos_per_prompt (`int`, defaults to 1): At least 1. Videos of one image are neighbours in the result.
-            generator (`torch.Generator` or `list[torch.Generator]`, *optional*): One, or one per video.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+                One, or one per video, which then is the video of its image and its generator alone.
             latents (`torch.Tensor`, *optional*):
                 The noise `eps`, of unit variance: `(batch * num_videos_per_prompt, num_frames, 4, height / 8, width /
                 8)` for SVD's VAE. Any floating dtype: it is cast to the U-Net's.
@@ -272,6 +273,9 @@ class VDMiniI2VPipeline(StableVideoDiffusionPipeline, StableDiffusionLoraLoaderM
         num_videos = self._check_image(image) * num_videos_per_prompt
         shape = self._check_shapes(num_videos, num_frames, height, width, generator, latents)
         self._check_scheduler(num_inference_steps, sigmas)
+        if isinstance(generator, list) and num_videos_per_prompt > 1:
+            # The parent noises one first frame an image, by as many of the generators as there are images.
+            image, num_videos_per_prompt = _repeated(image, num_videos_per_prompt), 1
         callback = callback_on_step_end
         if callback is not None:
 
@@ -601,6 +605,14 @@ def _components(index: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
     """Name and `(library or file stem, class name)` of each component that a `model_index.json` holds."""
     entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and name != "_class_name"}
     return [(name, (library, class_name)) for name, (library, class_name) in entries.items() if library is not None]
+
+
+def _repeated(image: Any, num_videos: int) -> Any:
+    """Each of the images so many times, one after the other."""
+    if isinstance(image, torch.Tensor):
+        return image.repeat_interleave(num_videos, dim=0)
+    images = image if isinstance(image, list) else [image]
+    return [one for one in images for _ in range(num_videos)]
 
 
 def _check_numbers(kind: type, least: float, most: float | None = None, /, **arguments: Any) -> None:

@@ -193,7 +193,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         >>> from diffusers.utils import export_to_gif
         >>> from vdmini_diffusers import VDMiniT2VPipeline
 
-        >>> pipe = VDMiniT2VPipeline.from_pretrained("org/vdmini-t2v", dtype=torch.float16, variant="fp16")
+        >>> pipe = VDMiniT2VPipeline.from_pretrained("org/vdmini-t2v", dtype=torch.float16)
         >>> frames = pipe.to("cuda")("A corgi surfs a wave at sunset").frames[0]
         >>> export_to_gif(frames, "video.gif", fps=8)
     """

@@ -76,6 +76,8 @@ def test_the_peak_is_that_of_the_part_that_takes_most():
         (10.5, True, {}, MemorySaving(offload=True, decode_chunk_size=2)),
         (12, False, {}, MemorySaving(tiling=True)),
         (24, True, {"chunks": False}, MemorySaving(tiling=True)),
+        (8, False, {"denoising": 0}, MemorySaving(tiling=True, decode_chunk_size=2)),
+        (10, False, {"denoising": 0, "tiles_in_time": True}, MemorySaving(tiling=True)),
         (10.5, True, {"chunks": False}, MemorySaving(offload=True, tiling=True)),
         (40, True, {"chunks": False, "tile": None}, MemorySaving(offload=True)),
     ],
@@ -95,6 +97,13 @@ def test_what_fits_with_nothing_is_refused_with_the_least_that_it_takes(can_offl
     assert peak_bytes(NEED, choose_saving(NEED, enough, can_offload)) == least
     with pytest.raises(ValueError, match=rf"25 frames of 1024 x 576 pixels need about {least / GIB:.1f} GiB"):
         choose_saving(NEED, enough - 2, can_offload)
+
+
+def test_tiles_in_time_are_not_taken_for_chunks_which_would_be_smaller():
+    """The pipeline gives such a VAE whole clips (`VDMiniI2VPipeline.decode_latents`)."""
+    need = replace(NEED, denoising=0, tiles_in_time=True)
+    with pytest.raises(ValueError, match="make the clip smaller or shorter"):
+        choose_saving(need, 8 * GIB, can_offload=False)
 
 
 def test_a_fallback_saves_memory_or_it_would_not_be_in_the_table():

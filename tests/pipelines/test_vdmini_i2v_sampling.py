@@ -124,6 +124,20 @@ def test_videos_of_one_image_are_neighbours_and_share_its_first_frame_and_contex
         torch.testing.assert_close(together[index : index + 1], alone, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_each_video_is_that_of_its_image_and_its_generator_alone(student_pipe, as_tensor):
+    images = [tiny_image(), Image.fromarray(255 - np.asarray(tiny_image()))]
+    if as_tensor:
+        images = torch.rand(2, 3, 224, 224, generator=seeded())
+    common = {"noise_aug_strength": 0.5, "output_type": "latent"}
+    generators = [torch.Generator().manual_seed(i) for i in range(4)]
+    together = student_pipe(images, num_videos_per_prompt=2, generator=generators, **common).frames
+    for index, which in enumerate([0, 0, 1, 1]):
+        image = images[which : which + 1] if as_tensor else images[which]
+        alone = student_pipe(image, generator=torch.Generator().manual_seed(index), **common).frames
+        torch.testing.assert_close(together[index : index + 1], alone, atol=1e-3, rtol=1e-3)
+
+
 def test_a_tensor_of_the_image_encoders_size_is_an_image(student_pipe):
     image = torch.rand(2, 3, 224, 224, generator=seeded())
     assert student_pipe(image, output_type="pt").frames.shape == (2, 2, 3, 16, 16)

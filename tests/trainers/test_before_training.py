@@ -51,12 +51,12 @@ def test_push_without_access_to_the_hub_is_refused(tmp_path):  # tests are offli
     with pytest.raises(
         OSError, match=r"`--push_to_hub`: org/vdmini cannot be written to .* leave out `--push_to_hub`"
     ):
-        check_push(RunArguments(output_dir=tmp_path, hub_model_id="org/vdmini"))
+        check_push(RunArguments(output_dir=tmp_path, push_to_hub=True, hub_model_id="org/vdmini"))
 
 
 def test_push_to_what_is_no_name_of_a_repository_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`--push_to_hub`: 'a/b/c' is no name of a repository"):
-        check_push(RunArguments(output_dir=tmp_path, hub_model_id="a/b/c"))
+        check_push(RunArguments(output_dir=tmp_path, push_to_hub=True, hub_model_id="a/b/c"))
 
 
 def test_a_tracker_that_is_unknown_or_not_installed_is_refused():

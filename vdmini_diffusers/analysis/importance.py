@@ -319,9 +319,9 @@ def _unpruned_videos(measurement: Measurement, folder: Path, shared: SharedState
         return videos
     try:
         videos = np.load(file, allow_pickle=False)
-        again = generate(1)
     except (OSError, ValueError, EOFError) as error:
         raise ImportanceError(f"{file} cannot be read: {error}. Delete it, and it is made again.") from error
+    again = generate(1)
     if videos.shape[1:] != again.shape[1:] or psnr(videos[:1], again) < SAME_PSNR:
         raise ImportanceError(
             f"{file} holds other videos than this denoiser makes: its weights or inputs have changed since. Choose"

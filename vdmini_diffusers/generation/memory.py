@@ -31,6 +31,7 @@ class MemoryNeed:
         num_frames, height, width: of the clip.
         tile: pixels of all frames of a tile, or None for a VAE that has no tiles.
         chunks: whether the pipeline can decode some frames at a time.
+        tiles_in_time: whether tiles are of some frames as well, so that a clip in tiles is not decoded in chunks.
     """
 
     weights: Mapping[str, int]
@@ -43,6 +44,7 @@ class MemoryNeed:
     width: int
     tile: int | None = None
     chunks: bool = False
+    tiles_in_time: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def choose_saving(need: MemoryNeed, free: int, can_offload: bool) -> MemorySavin
         if (can_offload or not saving.offload)
         and (need.chunks or saving.decode_chunk_size is None)
         and (need.tile is not None or not saving.tiling)
+        and not (need.tiles_in_time and saving.tiling and saving.decode_chunk_size is not None)
     ]
     for saving in possible:
         if peak_bytes(need, saving) <= SHARE * free:

@@ -64,6 +64,7 @@ def count_need(
         width=width,
         tile=_tile(vae, num_frames),
         chunks="decode_chunk_size" in call_parameters(type(pipe)),
+        tiles_in_time=hasattr(vae, "tile_sample_min_num_frames"),
     )
 
 

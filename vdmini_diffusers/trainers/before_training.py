@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
+import torch
 from filelock import FileLock, Timeout
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
@@ -56,6 +57,8 @@ def check_run(
     check_apart(args.output_dir, pair.sources() | data_sources(data_args))
     check_images(getattr(args, "validation_images", ()))
     check_optimizer(args)
+    if args.shard_teacher and not torch.distributed.is_initialized():
+        raise ValueError("`--shard_teacher` divides the teacher over several processes, and there is one.")
     checkpoints.choose()
     pair.check(args)
     if args.rank is not None:

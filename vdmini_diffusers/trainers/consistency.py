@@ -79,6 +79,14 @@ class ConsistencyPair(UNetPair):
         if self.student_name is None and args.rank is not None:
             raise ValueError("`--rank` trains a pruned student: LoRA would leave the new layers of a teacher at zero.")
         super().check(args)
+        embeds_guidance = self.denoiser_config(self.teacher_source).get("time_cond_proj_dim") is not None
+        if self.student_name is not None and not embeds_guidance:
+            raise ValueError(
+                f"The U-Net of {self.teacher_name} does not embed guidance (`time_cond_proj_dim`): it needs many"
+                " steps. Distil it with training/train_t2v_turbo.py first; it can be the ODE teacher then."
+            )
+        if self.student_name is None and embeds_guidance:
+            raise ValueError(f"The U-Net of {self.teacher_name} embeds guidance: it was distilled already.")
         if self.student_name is not None and self.consistency_args.ode_teacher_model_name_or_path is None:
             raise ValueError(
                 "`--ode_teacher_model_name_or_path` is missing: the model that the teacher was made of, whose ODE is"
@@ -92,18 +100,9 @@ class ConsistencyPair(UNetPair):
     def load_teacher(self, args: TextToVideoTrainingArguments, accelerator: Accelerator) -> list[nn.Module]:
         own, dtype = self.consistency_args, DTYPES[accelerator.mixed_precision]
         frozen = super().load_teacher(args, accelerator)
-        denoiser, pipe = self.teacher_denoiser, self.teacher
-        embeds_guidance = denoiser.config.get("time_cond_proj_dim") is not None
-        if self.student_name is not None and not embeds_guidance:
-            raise ValueError(
-                f"The U-Net of {self.teacher_name} does not embed guidance (`time_cond_proj_dim`): it needs many"
-                " steps. Distil it with training/train_t2v_turbo.py first; it can be the ODE teacher then."
-            )
-        if self.student_name is None and embeds_guidance:
-            raise ValueError(f"The U-Net of {self.teacher_name} embeds guidance: it was distilled already.")
-        self.schedule = DiffusionSchedule.of(lcm_scheduler(pipe, own.num_ddim_steps))
+        self.schedule = DiffusionSchedule.of(lcm_scheduler(self.teacher, own.num_ddim_steps))
         self.ode_teacher = self._load_ode_teacher(dtype)
-        self.rewards = load_rewards(self.reward_args, pipe.vae, dtype)
+        self.rewards = load_rewards(self.reward_args, self.teacher.vae, dtype)
         return [*frozen, self.ode_teacher.unet, *(models_of(self.rewards) if self.rewards is not None else ())]
 
     def _load_ode_teacher(self, dtype: torch.dtype) -> ODETeacher:

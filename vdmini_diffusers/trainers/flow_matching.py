@@ -36,7 +36,6 @@ from vdmini_diffusers.distillation.tasks.flow_matching import FlowMatchingTask
 from vdmini_diffusers.distillation.velocity import FlowMatchingPath, VelocityPath, VPredictionPath
 from vdmini_diffusers.families import TokenGrid, TransformerFamily
 from vdmini_diffusers.pruning import PruningPlan, TransformerPruningPlan
-from vdmini_diffusers.pruning.student_folder import check_student, read_plan
 from vdmini_diffusers.serialization.pipeline_folder import read_model_index
 from vdmini_diffusers.serialization.repository import fetch_file
 from vdmini_diffusers.serialization.safetensors_reader import read_json
@@ -128,9 +127,7 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
         else:
             own = torch.float32 if args.rank is None else dtype
             student = cls.from_pretrained(folder, variant=self.student_variant, dtype=own)
-        plan = read_plan(self.student_name, name)
-        check_student(plan, self.teacher_denoiser.config, student.config, self.student_name)
-        return student, plan
+        return student, self.plan
 
     def write_validation_videos(
         self, args: Any, accelerator: Accelerator, prepared: nn.Module, denoiser: Any, step: int

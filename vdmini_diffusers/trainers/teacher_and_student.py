@@ -21,6 +21,9 @@ from vdmini_diffusers.distillation.tasks.base import Encode, Generators, Task
 from vdmini_diffusers.families import ClipShape, TokenGrid, TrainableFamily, find_trainable_family
 from vdmini_diffusers.pruning import PruningPlan
 from vdmini_diffusers.pruning.student_folder import check_student, read_plan
+from vdmini_diffusers.pruning.survey import build_empty
+from vdmini_diffusers.serialization.repository import fetch_file
+from vdmini_diffusers.serialization.safetensors_reader import read_json
 from vdmini_diffusers.trainers.critics import DISCRIMINATOR, ModelSource, find_multi_step_model
 from vdmini_diffusers.trainers.trained_pipeline import (
     clone_with_weights,
@@ -50,6 +53,7 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
 
     Attributes:
         family: the family of both, once the pair is checked.
+        plan: that by which the student was pruned; None if there is no student.
         companions: files that go from the pruned student's folder to the trained one's, by their paths in it.
         card: the model card of the result.
         teacher: the teacher's pipeline, once it is loaded.
@@ -58,6 +62,7 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
 
     task: ClassVar[str]  # the objective of the families that this class trains
     family: FamilyT
+    plan: PruningPlan | None
     companions: Mapping[str, Path]
     card: str
     teacher: DiffusionPipeline
@@ -84,17 +89,36 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
         return {"the teacher": self.teacher_name, "the student": self.student_name}
 
     def check(self, args: DenoiserTrainingArguments) -> None:
-        """Read all but the weights: families, and the files that the result needs besides.
+        """Read all but the weights: families, configs, and the files that the result needs besides.
 
         Raises:
+            CheckpointError: if a config describes no network.
             OSError: if a model cannot be found.
+            PruningPlanError: a `ValueError`; if the student's plan does not lead from this teacher to this student.
             ValueError: if a model is of another objective, or a student lacks its plan, provenance or card.
         """
-        self.family = self.check_family(self.teacher_name, self._weights["revision"])
+        self.family, self.plan = self.check_family(self.teacher_name, self._weights["revision"]), None
         if self.student_name is not None:
             self.check_family(self.student_name)
             self.companions = student_companions(self.student_name, self.family.denoiser)
             self.card = student_card(args, self.student_name)
+            self.plan = read_plan(self.student_name, self.family.denoiser)
+            configs = map(self.denoiser_config, (self.teacher_source, ModelSource(self.student_name)))
+            check_student(self.plan, *configs, self.student_name)
+
+    def denoiser_config(self, source: ModelSource) -> Mapping[str, Any]:
+        """The config of a pipeline's denoiser, with the defaults of what it does not say. Its weights are not read.
+
+        Raises:
+            CheckpointError: if it describes no network.
+            OSError: if it cannot be found.
+        """
+        name = self.family.denoiser
+        file = fetch_file(source.name, f"{name}/config.json", source.revision)
+        config, denoiser = read_json(file, dict), self.family.denoisers[name]
+        classes = {cls.__name__: cls for cls in denoiser.teachers}
+        cls = classes.get(config.get("_class_name"), denoiser.student)
+        return build_empty(lambda: cls.from_config(config), file, name).config
 
     def find_critic_backbone(self, args: CriticArguments) -> ModelSource | None:
         """The network that carries the critics' features; None if they see the latents. To be called after `check`.
@@ -191,9 +215,7 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
         denoiser = student_class.from_pretrained(
             self.student_name, subfolder=subfolder, variant=self.student_variant, dtype=torch.float32
         )
-        plan = read_plan(self.student_name, subfolder)
-        check_student(plan, self.teacher_denoiser.config, denoiser.config, self.student_name)
-        return denoiser, plan
+        return denoiser, self.plan
 
     def precomputed(self, folder: str) -> Dataset:
         """Read what `training/precompute_latents.py` wrote.

@@ -38,7 +38,7 @@ from vdmini_diffusers.trainers.critics import ModelSource, make_critics
 from vdmini_diffusers.trainers.lora import add_lora, lora_config
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 from vdmini_diffusers.trainers.trained_pipeline import push, show_on_trackers
-from vdmini_diffusers.trainers.training_data import open_data, order_of, split_held_out
+from vdmini_diffusers.trainers.training_data import find_data, open_data, order_of, split_held_out
 
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,9 @@ def train_denoiser(
     with only_run_in(args.output_dir) if writes else nullcontext():
         if writes and args.push_to_hub:
             check_push(args)
+        found = find_data(args, data_args, accelerator)
+        if found is not None:  # what is wrong with it is said before models are loaded
+            split_held_out(found, critic_args.num_held_out_clips, args.train_batch_size)
         torch.manual_seed(args.seed)
         denoiser, plan = load_models(pair, args, accelerator)
         backbone = load_backbone(pair, args, sources.backbone, accelerator)
@@ -75,7 +78,7 @@ def train_denoiser(
         pairs = pair.feature_pairs(plan) if plan is not None and icmd_args.lambda_icd > 0 else ()
         teacher_channels = plan.feature_channels if plan is not None else {}
 
-        dataset, encode = open_data(pair, args, data_args, accelerator)
+        dataset, encode = open_data(pair, found, args, data_args, accelerator)
         if encode is None:
             pair.rest_encoders()
         dataset, held_out = split_held_out(dataset, critic_args.num_held_out_clips, args.train_batch_size)

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from vdmini_diffusers.data.arguments import VideoDataArguments
-from vdmini_diffusers.data.fastvideo_parquet import FastVideoParquet
+from vdmini_diffusers.data.fastvideo_parquet import FastVideoParquet, holds_parquet
 from vdmini_diffusers.data.latents import PrecomputedLatents
 from vdmini_diffusers.data.skipped_videos import SkipLog
 from vdmini_diffusers.data.video_dataset import load_video_dataset
@@ -17,10 +17,31 @@ from vdmini_diffusers.distillation.tasks.base import Encode, Generators
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
 
 
+def find_data(
+    args: DenoiserTrainingArguments, data_args: VideoDataArguments, accelerator: Accelerator
+) -> Dataset | None:
+    """The data set as far as it opens without models; None for FastVideo's parquet files, which want configs."""
+    if data_args.precomputed_data_dir is not None:
+        folder = data_args.precomputed_data_dir
+        return None if holds_parquet(folder) else PrecomputedLatents(folder)
+    return load_video_dataset(
+        data_args,
+        SkipLog(args.output_dir / "skipped_videos"),
+        seed=args.seed,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+
+
 def open_data(
-    pair: TeacherAndStudent, args: DenoiserTrainingArguments, data_args: VideoDataArguments, accelerator: Accelerator
+    pair: TeacherAndStudent,
+    found: Dataset | None,
+    args: DenoiserTrainingArguments,
+    data_args: VideoDataArguments,
+    accelerator: Accelerator,
 ) -> tuple[Dataset, Encode | None]:
-    """The data set, and the function that encodes its batches if they are videos."""
+    """The data set that was `found`, as the pair reads it, and the function that encodes its batches if they are
+    videos."""
     if data_args.precomputed_data_dir is not None:
         dataset = pair.precomputed(data_args.precomputed_data_dir)
         is_batched = isinstance(dataset, FastVideoParquet) and args.train_batch_size > 1
@@ -31,13 +52,7 @@ def open_data(
             )
         pair.set_clip_shape(dataset[0])
         return dataset, None
-    dataset = load_video_dataset(
-        data_args,
-        SkipLog(args.output_dir / "skipped_videos"),
-        seed=args.seed,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
+    assert found is not None
     pair.set_clip_shape(data_args)
 
     def encode(batch: Mapping[str, Any], generators: Generators) -> Mapping[str, Any]:
@@ -47,7 +62,7 @@ def open_data(
             for name, value in encoded.items()
         }
 
-    return dataset, encode
+    return found, encode
 
 
 def order_of(dataset: Dataset, seed: int) -> Sampler[int] | None:
