@@ -2,7 +2,7 @@
 
     python conversion/convert_svd_to_vdmini.py \
         --pretrained_model_name_or_path stabilityai/stable-video-diffusion-img2vid --variant fp16 \
-        --output_dir vdmini-i2v
+        --output_dir vdmini-i2v-pruned
 """
 
 from functools import partial

@@ -53,6 +53,7 @@ def main(args: PruningArguments, files: FolderArguments) -> None:
         print_survey(survey, "'s decoder")
         return
     check_apart(args.output_dir, {"the folder of videos": args.train_data_dir})
+    files.check_push(args.output_dir)
     folder = prune_vae_decoder(
         args.pretrained_model_name_or_path,
         args.output_dir,

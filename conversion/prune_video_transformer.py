@@ -1,7 +1,7 @@
 """Prune the transformer of a video pipeline: HunyuanVideo's to VDMini-T2V-HY (paper, appendix D), Wan's, and others.
 
     python conversion/prune_video_transformer.py \
-        --pretrained_model_name_or_path hunyuanvideo-community/HunyuanVideo --output_dir vdmini-t2v-hy
+        --pretrained_model_name_or_path hunyuanvideo-community/HunyuanVideo --output_dir vdmini-t2v-hy-pruned
 
 From the Hub, only what is kept is fetched. A call that was interrupted goes on where it was.
 """

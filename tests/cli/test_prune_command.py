@@ -83,6 +83,24 @@ def test_pruning_a_vae_s_decoder(run_script, tmp_path):
     assert f"--pretrained_vae_model_name_or_path {tmp_path / 'student'}" in printed
 
 
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--push_to_hub", "--hub_model_id", "org/student"), "org/student cannot be written to"),  # tests are offline
+        (("--max_shard_size", "10"), "`--max_shard_size`: Unit '10' not supported"),
+    ],
+)
+@pytest.mark.parametrize("script", ["convert_svd_to_vdmini.py", "prune_vae_decoder.py"])
+def test_what_would_fail_at_the_end_is_refused_before_anything_is_read(
+    run_script, tmp_path, monkeypatch, capsys, script, flags, complaint
+):
+    monkeypatch.delenv("VDMINI_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit):
+        run_script(script, "--pretrained_model_name_or_path", I2V_TEACHER, "--output_dir", tmp_path / "out", *flags)
+    assert complaint in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_error_is_one_sentence_with_what_to_do(run_script, teacher_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("VDMINI_TRACEBACK", raising=False)
     with pytest.raises(SystemExit) as end:

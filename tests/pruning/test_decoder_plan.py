@@ -121,7 +121,7 @@ def test_a_malformed_plan_is_refused(change, complaint):
     ("change", "complaint"),
     [
         ({"up": {0: (0, 3), 1: (0,), 2: (0,), 3: (0,)}}, "up_blocks.0 has 3 ResBlocks, of which 3 is not one"),
-        ({"up": {0: (0,), 1: (1,), 2: (1, 2), 3: (0,)}}, "up_blocks.2 keeps ResBlock 0, which alone takes 512"),
+        ({"up": {0: (0,), 1: (1,), 2: (1, 2), 3: (0,)}}, "removes ResBlock 0 of up_blocks.2, which alone takes 512"),
         ({"widths": (512, 384, 128, 160)}, "width 160 of up block 3 is not a multiple of 32, .* up to 128"),
         ({"widths": (500, 384, 128, 64)}, "width 500 of up block 0 is not a multiple of 32"),
         ({"upsampler_widths": (384, 544, 64)}, "width 544 of upsampler 1 is not a multiple of 32"),

@@ -1,4 +1,4 @@
-"""Publishing a class: what conversion scripts write beside the weights."""
+"""Repositories: the class that is published in one beside the weights, and access to it."""
 
 import filecmp
 
@@ -7,7 +7,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 
 from vdmini_diffusers import VDMiniI2VPipeline, VDMiniUNetSpatioTemporalConditionModel
 from vdmini_diffusers.models import unet_spatio_temporal_vdmini
-from vdmini_diffusers.serialization.repository import model_index_entry
+from vdmini_diffusers.serialization.repository import check_push, model_index_entry
 
 
 def test_a_class_is_published_as_its_source_file_and_the_entry_that_names_it(tmp_path):
@@ -51,3 +51,15 @@ def test_a_stock_class_is_named_by_its_library_and_brings_no_file(tmp_path):
         "UNetSpatioTemporalConditionModel",
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_push_without_access_to_the_hub_is_refused():  # tests are offline
+    with pytest.raises(
+        OSError, match=r"`--push_to_hub`: org/vdmini cannot be written to .* leave out `--push_to_hub`"
+    ):
+        check_push("org/vdmini")
+
+
+def test_push_to_what_is_no_name_of_a_repository_is_refused():
+    with pytest.raises(ValueError, match=r"`--push_to_hub`: 'a/b/c' is no name of a repository"):
+        check_push("a/b/c")

@@ -18,7 +18,6 @@ from vdmini_diffusers.distillation.flow_matching_arguments import FlowMatchingCr
 from vdmini_diffusers.trainers.before_training import (
     check_critic_flags,
     check_images,
-    check_push,
     check_sizes_of_saved_heads,
     only_run_in,
     seen_by_critics,
@@ -45,18 +44,6 @@ def test_a_validation_image_is_decoded_to_its_end(tmp_path):
         check_images([path])
     with pytest.raises(ValueError, match="there is no file"):
         check_images([tmp_path / "none.png"])
-
-
-def test_push_without_access_to_the_hub_is_refused(tmp_path):  # tests are offline
-    with pytest.raises(
-        OSError, match=r"`--push_to_hub`: org/vdmini cannot be written to .* leave out `--push_to_hub`"
-    ):
-        check_push(RunArguments(output_dir=tmp_path, push_to_hub=True, hub_model_id="org/vdmini"))
-
-
-def test_push_to_what_is_no_name_of_a_repository_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"`--push_to_hub`: 'a/b/c' is no name of a repository"):
-        check_push(RunArguments(output_dir=tmp_path, push_to_hub=True, hub_model_id="a/b/c"))
 
 
 def test_a_tracker_that_is_unknown_or_not_installed_is_refused():

@@ -30,6 +30,20 @@ def student(tmp_path):
     return folder
 
 
+def test_of_two_variants_in_shards_the_other_s_index_does_not_go_along(student):
+    folder = student / "transformer"
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    for variant in ("", ".fp16"):
+        shard = f"diffusion_pytorch_model{variant}-00001-of-00001.safetensors"
+        save_file({"x": torch.ones(2)}, folder / shard)
+        index = {"metadata": {"total_size": 8}, "weight_map": {"x": shard}}
+        (folder / f"diffusion_pytorch_model.safetensors.index{variant}.json").write_text(json.dumps(index))
+    for variant, name in ((None, "index.json"), ("fp16", "index.fp16.json")):
+        found = pipeline_files(str(student), "transformer", variant)
+        indices = [path.name for path in found.others if "index." in path.name and path.name != "model_index.json"]
+        assert indices == [f"diffusion_pytorch_model.safetensors.{name}"] and set(found.weights) == {"x"}
+
+
 def test_all_that_a_pipeline_needs_comes_from_a_folder_and_from_the_hub(student, tmp_path, monkeypatch):
     """Its licence and vocabulary as well."""
     found = pipeline_files(str(student), "transformer", None)

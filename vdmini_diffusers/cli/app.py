@@ -47,7 +47,7 @@ def app(
 ) -> None:
     """Open a page in the browser: a student beside its teacher.
 
-    Example: vdmini app --model org/vdmini-i2v --variant fp16 --teacher stabilityai/stable-video-diffusion-img2vid
+    Example: vdmini app --model org/vdmini-i2v --teacher stabilityai/stable-video-diffusion-img2vid
 
     Stop, and leaving the page, end the work after the step that runs. A Space runs the same page.
     """

@@ -26,7 +26,7 @@ def prune(
 ) -> None:
     """Remove the blocks of a video model that a plan names, and write the smaller pipeline.
 
-    Example: vdmini prune stabilityai/stable-video-diffusion-img2vid --variant fp16 --out vdmini-i2v
+    Example: vdmini prune stabilityai/stable-video-diffusion-img2vid --variant fp16 --out vdmini-i2v-pruned
 
     A student that was only pruned makes bad videos: the next step, which is printed, is training. More flags:
     conversion/prune_video_transformer.py.

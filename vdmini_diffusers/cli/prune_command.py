@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 
 from vdmini_diffusers.cli.script import parse_arguments
 from vdmini_diffusers.families import Family, TrainableFamily, find_family
@@ -15,7 +16,7 @@ from vdmini_diffusers.pruning import PLANS
 from vdmini_diffusers.pruning.cost import forward_cost
 from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline, survey_pipeline
 from vdmini_diffusers.pruning.survey import Survey
-from vdmini_diffusers.serialization.repository import push_folder
+from vdmini_diffusers.serialization.repository import check_push, push_folder
 
 
 @dataclass
@@ -50,6 +51,19 @@ class FolderArguments:
         default=None, metadata={"help": "Repository to upload to, e.g. org/vdmini. By default the name of output_dir."}
     )
     dry_run: bool = field(default=False, metadata={"help": "Print what would be removed; write nothing."})
+
+    def __post_init__(self) -> None:
+        try:  # as it will be read when all else is done
+            split_state_dict_into_shards_factory(
+                {}, get_storage_size=len, filename_pattern="{suffix}", max_shard_size=self.max_shard_size
+            )
+        except ValueError as error:
+            raise ValueError(f"`--max_shard_size`: {error}") from error
+
+    def check_push(self, output_dir: str) -> None:
+        """Make the repository that will be uploaded to, if one will be. Raises as `check_push`."""
+        if self.push_to_hub and not self.dry_run:
+            check_push(self.hub_model_id or Path(output_dir).resolve().name)
 
 
 @dataclass
@@ -104,6 +118,7 @@ def prune_and_report(
             if family.example_inputs is not None:
                 print_flops(survey, family.example_inputs, family.evaluated_clip)
         return
+    files.check_push(args.output_dir)
     folder = prune_pipeline(
         args.pretrained_model_name_or_path,
         args.output_dir,

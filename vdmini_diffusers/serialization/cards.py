@@ -43,20 +43,21 @@ def render_card(
     return string.Template(text).substitute(front_matter=data.to_yaml(), **fields)
 
 
-def trained_card(card: str, note: str, repository: str) -> str:
+def trained_card(card: str, note: str, repository: str, keeps_variant: bool = False) -> str:
     """A pruned student's card for what training made of it.
 
     Args:
         card: its code opens the pruned student first, and may open other models after it.
         note: how it was trained, in place of the note that it was not.
-        repository: what the code shall open instead, whose weights have no variant.
+        repository: what the code shall open instead.
+        keeps_variant: whether the weights there are of the pruned student's variant; else they have none.
     """
     card = TRAINING_NOTE.sub(lambda _: f"<!-- training -->\n{note}\n<!-- /training -->", card)
     if (opened := OPENED.search(card)) is None:
         return card
     pruned = opened[2]
     renamed = OPENED.sub(lambda match: f'{match[1]}"{repository}"' if match[2] == pruned else match[0], card)
-    return VARIANT.sub("", renamed)
+    return renamed if keeps_variant else VARIANT.sub("", renamed)
 
 
 def license_of(card: Path | None) -> dict[str, str]:

@@ -106,6 +106,22 @@ def fetch_file(name: str, file: str, revision: str | None = None, **download_kwa
         raise ValueError(f"{name!r} is neither a folder nor the id of a repository on the Hub.") from error
 
 
+def check_push(repo_id: str) -> None:
+    """Make the repository that will be uploaded to.
+
+    Raises:
+        OSError: if the Hub cannot be reached or does not let the user in.
+        ValueError: if the repository's name is not one that the Hub takes.
+    """
+    advice = "Log in with `hf auth login`, choose another `--hub_model_id`, or leave out `--push_to_hub`."
+    try:
+        huggingface_hub.create_repo(repo_id, exist_ok=True)
+    except huggingface_hub.errors.HFValidationError as error:
+        raise ValueError(f"`--push_to_hub`: {repo_id!r} is no name of a repository on the Hub. {advice}") from error
+    except OSError as error:  # all of huggingface_hub's and its HTTP client's
+        raise OSError(f"`--push_to_hub`: {repo_id} cannot be written to ({error}). {advice}") from error
+
+
 def push_folder(
     folder: Path, repo_id: str | None, commit_message: str, ignore_patterns: list[str] | None = None
 ) -> str:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
 import torch
 from filelock import FileLock, Timeout
 
@@ -17,7 +16,6 @@ from vdmini_diffusers.distillation.arguments import (
     CriticArguments,
     DenoiserTrainingArguments,
     ICMDArguments,
-    RunArguments,
     is_changed,
 )
 from vdmini_diffusers.distillation.checkpoints import Checkpoints
@@ -113,23 +111,6 @@ def check_images(paths: Sequence[Path]) -> None:
             read_image(path)
         except ValueError as error:
             raise ValueError(f"`--validation_images`: {error}") from error
-
-
-def check_push(args: RunArguments) -> None:
-    """Make the repository that will be uploaded to.
-
-    Raises:
-        OSError: if the Hub cannot be reached or does not let the user in.
-        ValueError: if the repository's name is not one that the Hub takes.
-    """
-    name = args.repository
-    advice = "Log in with `hf auth login`, choose another `--hub_model_id`, or leave out `--push_to_hub`."
-    try:
-        huggingface_hub.create_repo(name, exist_ok=True)
-    except huggingface_hub.errors.HFValidationError as error:
-        raise ValueError(f"`--push_to_hub`: {name!r} is no name of a repository on the Hub. {advice}") from error
-    except OSError as error:  # all of huggingface_hub's and its HTTP client's
-        raise OSError(f"`--push_to_hub`: {name} cannot be written to ({error}). {advice}") from error
 
 
 def check_critic_flags(critic_args: CriticArguments, icmd_args: ICMDArguments) -> None:

@@ -55,6 +55,7 @@ class FlowMatchingPair(TeacherAndStudent[TransformerFamily]):
     """
 
     task = "flow_matching"
+    keeps_variant = True
     student_name: str
 
     def __init__(

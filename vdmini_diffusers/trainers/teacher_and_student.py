@@ -61,6 +61,7 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
     """
 
     task: ClassVar[str]  # the objective of the families that this class trains
+    keeps_variant: ClassVar[bool] = False  # whether the result's weights are of the pruned student's variant
     family: FamilyT
     plan: PruningPlan | None
     companions: Mapping[str, Path]
@@ -101,7 +102,7 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
         if self.student_name is not None:
             self.check_family(self.student_name)
             self.companions = student_companions(self.student_name, self.family.denoiser)
-            self.card = student_card(args, self.student_name)
+            self.card = student_card(args, self.student_name, self.keeps_variant)
             self.plan = read_plan(self.student_name, self.family.denoiser)
             configs = map(self.denoiser_config, (self.teacher_source, ModelSource(self.student_name)))
             check_student(self.plan, *configs, self.student_name)

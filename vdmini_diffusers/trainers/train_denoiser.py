@@ -33,7 +33,8 @@ from vdmini_diffusers.distillation.ranking import rank_held_out
 from vdmini_diffusers.distillation.sharding import is_sharded, shard_blocks
 from vdmini_diffusers.distillation.tasks.base import Task
 from vdmini_diffusers.pruning import PruningPlan
-from vdmini_diffusers.trainers.before_training import check_push, check_run, only_run_in, seen_by_critics
+from vdmini_diffusers.serialization.repository import check_push
+from vdmini_diffusers.trainers.before_training import check_run, only_run_in, seen_by_critics
 from vdmini_diffusers.trainers.critics import ModelSource, make_critics
 from vdmini_diffusers.trainers.lora import add_lora, lora_config
 from vdmini_diffusers.trainers.teacher_and_student import TeacherAndStudent
@@ -67,7 +68,7 @@ def train_denoiser(
     writes = accelerator.is_main_process and not args.dry_run
     with only_run_in(args.output_dir) if writes else nullcontext():
         if writes and args.push_to_hub:
-            check_push(args)
+            check_push(args.repository)
         found = find_data(args, data_args, accelerator)
         if found is not None:  # what is wrong with it is said before models are loaded
             split_held_out(found, critic_args.num_held_out_clips, args.train_batch_size)

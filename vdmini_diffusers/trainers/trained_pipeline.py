@@ -135,14 +135,14 @@ def student_companions(student_name: str, subfolder: str) -> dict[str, Path]:
     return {name: student_file(student_name, name) for name in names}
 
 
-def student_card(args: DenoiserTrainingArguments, student_name: str) -> str:
+def student_card(args: DenoiserTrainingArguments, student_name: str, keeps_variant: bool) -> str:
     """The pruned student's card, with the note that it was trained, and code that opens the result."""
     note = (
         f"**Distilled towards the teacher** by ICMD (section 3.3) for {args.max_train_steps:,} steps with"
         f" `vdmini_diffusers` {__version__}; `training.json` has the settings and the names of teacher and data."
     )
     card = student_file(student_name, "README.md").read_text(encoding="utf-8")
-    return trained_card(card, note, args.repository)
+    return trained_card(card, note, args.repository, keeps_variant)
 
 
 def teacher_card(args: DenoiserTrainingArguments, teacher_name: str, family: UNetFamily) -> str:

@@ -1,7 +1,7 @@
 """The folder of a pruned transformer's pipeline, and weights trained from there, which are written file by file."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from vdmini_diffusers.distillation.sharding import STEM
 from vdmini_diffusers.serialization.pipeline_folder import read_model_index
 from vdmini_diffusers.serialization.repository import download
 from vdmini_diffusers.serialization.safetensors_copy import FLOATS
-from vdmini_diffusers.serialization.safetensors_reader import StoredTensor, read_checkpoint
+from vdmini_diffusers.serialization.safetensors_reader import StoredTensor, read_checkpoint, read_json
 
 
 # What is fetched of a pipeline on the Hub: configs, vocabularies, licence, code and weights.
@@ -49,12 +49,23 @@ def pipeline_files(name: str, denoiser: str, variant: str | None) -> StudentFile
     top = [path for path in folder.iterdir() if re.match(r"model_index\.json$|LICENSE|NOTICE|.*\.py$", path.name)]
     inner = [path for part in components if part.is_dir() for path in part.rglob("*")]
     is_weight = re.compile(rf"{denoiser}/[^/]*\.(safetensors|bin)")
+    weights = read_checkpoint(folder / denoiser, STEM, variant)
+    files = {Path(str(tensor.file)).name for tensor in weights.values()}
     others = [
         relative
         for path in sorted([*top, *inner])
-        if path.is_file() and not is_weight.fullmatch((relative := path.relative_to(folder)).as_posix())
+        if path.is_file()
+        and not is_weight.fullmatch((relative := path.relative_to(folder)).as_posix())
+        and not is_index_of_others(path, files)
     ]
-    return StudentFiles(folder, read_checkpoint(folder / denoiser, STEM, variant), tuple(others))
+    return StudentFiles(folder, weights, tuple(others))
+
+
+def is_index_of_others(path: Path, files: Collection[str]) -> bool:
+    """Whether a file is an index of weights that are not among these `files`: of another variant."""
+    if not re.search(r"\.index(\.[^.]+)?\.json$", path.name):
+        return False
+    return path.name.startswith(STEM) and not set(read_json(path).get("weight_map", {}).values()) <= set(files)
 
 
 def weights_folder(name: str, denoiser: str, revision: str | None = None) -> Path:

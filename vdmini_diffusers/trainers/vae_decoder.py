@@ -41,9 +41,9 @@ from vdmini_diffusers.distillation.patch_discriminator import PatchDiscriminator
 from vdmini_diffusers.pruning.student_folder import check_student
 from vdmini_diffusers.pruning.vae_folder import COMPRESSED, find_vae, read_decoder_plan
 from vdmini_diffusers.serialization.atomic import check_apart
+from vdmini_diffusers.serialization.repository import check_push
 from vdmini_diffusers.trainers.before_training import (
     check_images,
-    check_push,
     data_sources,
     only_run_in,
     warn_of_late_start,
@@ -106,7 +106,7 @@ def train_vae_decoder(
     writes = accelerator.is_main_process and not args.dry_run
     with only_run_in(args.output_dir) if writes else nullcontext():
         if writes and args.push_to_hub:
-            check_push(args)
+            check_push(args.repository)
         torch.manual_seed(args.seed)
         models = load_vaes(args, loss_args, accelerator, vae_name, teacher_name, variant, revision, teacher_variant)
         perceptual = perceptual or load_perceptual(loss_args, accelerator)

@@ -45,7 +45,7 @@ class ConsistencyTask:
     """Map all noise levels of one trajectory to the same video. The target is the student's output one step earlier.
 
     Batches hold `latents` `(batch, frames, channels, height, width)`, `prompt_embeds` `(batch, tokens, width)`,
-    `pooled_prompt_embeds` `(batch, width)` and `fps` `(batch,)`, as `data.encoding` makes them, and with rewards
+    `pooled_prompt_embeds` `(batch, width)` and `fps` `(batch,)`, as the family's `encode` makes them, and with rewards
     `caption`. Optional, for motion guidance as T2V-Turbo-v2 precomputes it: `motion_score` and `noisy_latents`, like
     the latents, and `timestep_index` and `use_motion_guide`, `(batch,)`.
 

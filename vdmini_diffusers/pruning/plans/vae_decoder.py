@@ -186,7 +186,9 @@ class DecoderPruningPlan(PruningPlan):
             if layers[-1] >= num_layers:
                 raise PruningPlanError(f"up_blocks.{i} has {num_layers} ResBlocks, of which {layers[-1]} is not one.")
             if layers[0] != 0 and i > 0 and widths[i] != widths[i - 1]:
-                raise PruningPlanError(f"up_blocks.{i} keeps ResBlock 0, which alone takes {widths[i - 1]} channels.")
+                raise PruningPlanError(
+                    f"The plan removes ResBlock 0 of up_blocks.{i}, which alone takes {widths[i - 1]} channels."
+                )
         for kind, kept, largest in (
             ("up block", self.widths, widths),
             ("upsampler", self.upsampler_widths, widths[:-1]),
