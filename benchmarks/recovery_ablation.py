@@ -8,7 +8,7 @@
 Trains the pruned student with `training/train_icmd.py` once per row and seed, and measures each result on held-out
 scenes. Rows of one seed differ as `rows_of` says and in nothing else, so that they are compared in pairs, seed by
 seed: Student's t interval of the mean difference. The learning rate is the best one for the row of the task alone,
-with another seed and, of image to video, other scenes; one alone is taken. The way that things go is read off a linear
+with another seed and other noise; one alone is taken. The way that things go is read off a linear
 decoding of the latents, which shows the same ways as the VAE's at a hundredth of its cost (`decoders_agree` says in
 how many clips); the other measures are of fewer clips that the VAE decodes. All settings are in `settings.json` before
 the first run, and a start with others is refused. What is finished is kept: run it again after a stop, or with
@@ -208,8 +208,8 @@ class Ablation:
         return Judge(args.teacher, self.latents, self.folder, seed, num_clips, args.num_decoded_clips, detector)
 
     def choose_learning_rate(self) -> float:
-        """The rate with which the task alone comes out best by the primary measure, on scenes that are not used
-        again; without a run if one is given."""
+        """The rate with which the task alone comes out best by the primary measure, with noise that is not used again;
+        without a run if one is given."""
         if len(self.args.learning_rates) == 1:
             return self.args.learning_rates[0]
         file = self.folder / "learning_rate.json"

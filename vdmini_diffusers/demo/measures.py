@@ -141,7 +141,7 @@ class HeldOut(ABC):
 
 
 class HeldOutImages(HeldOut):
-    """First frames whose object is where, in this place, no clip to train on has it."""
+    """64 first frames: each object in each place, where no clip to train students on has it."""
 
     def __init__(self, num_clips: int, seed: int = 0, detector: I3D | None = None):
         self.candidates: list[MotionCandidates] = []

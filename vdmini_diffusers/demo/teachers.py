@@ -36,7 +36,7 @@ class Example(NamedTuple):
 
 
 def load_examples() -> list[Example]:
-    """Held-out clips: the object is where, in this place, no clip to train on has it."""
+    """Held-out clips: the object is where, in this place, no clip to train students on has it."""
     examples = []
     for name, caption in json.loads((EXAMPLES / "examples.json").read_text()).items():
         strip = np.asarray(Image.open(EXAMPLES / name).convert("RGB"))  # frames side by side

@@ -25,7 +25,7 @@ def write_training_latents(
     folder: str | os.PathLike, teacher: str | os.PathLike, num_clips: int, seed: int = 0
 ) -> Path:
     """Draw clips, encode them as the teacher is trained on them (by its VAE and image or text encoder), and return the
-    folder, for `--precomputed_data_dir`. Shards that are there from an earlier start are kept. No scene is held out.
+    folder, for `--precomputed_data_dir`. Shards that are there from an earlier start are kept.
 
     Raises:
         ImportError: without the packages that the photographs come with (extra `teacher`).
