@@ -53,8 +53,8 @@ class Item:
 
 TESTS = "env VDMINI_TEST_DEVICE={device} {python} -m pytest tests/gpu -m gpu -q -p no:cacheprovider"
 LATENCY = "{python} benchmarks/latency_tables.py --device {device} {tiny} --output {folder}/rows.json"
-# The demo teachers of the next kind (training/README.md), by larger batches than on a CPU, with the VAE that ships. The
-# boxes of a teacher, its latents, its distillation and its gates are ten minutes together; what is cut off goes on.
+# The demo teachers of the next kind (training/README.md), by larger batches than on a CPU, with the VAE that ships.
+# A teacher's boxes, with latents, distillation and gates, are ten minutes together; what is cut off goes on.
 TEACHER = "{python} training/train_demo_teacher.py --output_dir {folder} --seconds 290 --num_workers 14"
 BATCHES = "--train_batch_size 128 --num_clips 20000 --unet_steps 3000"
 TINY_BATCHES = "--num_workers 0 --train_batch_size 2 --vae_batch_size 4 --num_clips 4 --unet_steps 2 --decoder_steps 1"

@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import torch
 from checkout import ROOT, as_module
+from diffusers.models.attention import TemporalBasicTransformerBlock
+from diffusers.models.resnet import AlphaBlender, TemporalConvLayer, TemporalResnetBlock
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 
-from vdmini_diffusers.demo.teachers import T2V_TEACHER
+from vdmini_diffusers.demo.teachers import I2V_TEACHER, T2V_TEACHER
 from vdmini_diffusers.distillation.arguments import ICMDArguments, UNetCriticArguments
+from vdmini_diffusers.families import find_trainable_family
+from vdmini_diffusers.pruning.prune_pipeline import prune_pipeline
 from vdmini_diffusers.trainers import train_denoiser
 from vdmini_diffusers.trainers.before_training import only_run_in
 
@@ -71,6 +76,42 @@ def test_the_committed_results_can_be_gone_on_with(ablation, tmp_path, settings,
     rows[name] = rows[name]._replace(flags={**rows[name].flags, "lambda_mca": 7.0})
     with pytest.raises(ValueError, match="has other settings"):
         ablation.Ablation.keep_settings(SimpleNamespace(args=args, family=family, rows=rows))
+
+
+TEMPORAL_LAYERS = (
+    *(AlphaBlender, TemporalBasicTransformerBlock, TemporalResnetBlock),  # image to video
+    *(TemporalConvLayer, TransformerTemporalModel),  # text to video
+)
+
+
+def temporal_tensors(denoiser) -> set[str]:
+    """By the classes of the layers; by its name, what embeds the frames' positions, which is of no such class."""
+    layers = {
+        name
+        for name, layer in denoiser.named_modules()
+        if isinstance(layer, TEMPORAL_LAYERS) or name.endswith("time_pos_embed")
+    }
+    return {key for key in denoiser.state_dict() if any(key.startswith(f"{name}.") for name in layers)}
+
+
+@pytest.mark.parametrize("teacher", [I2V_TEACHER, T2V_TEACHER], ids=["image to video", "text to video"])
+def test_the_still_student_is_the_pruned_one_with_every_temporal_layer_new_and_no_other(ablation, tmp_path, teacher):
+    family, students = find_trainable_family(str(teacher)), {name: tmp_path / name for name in ("pruned", "still")}
+    prune_pipeline(teacher, students["pruned"])
+    ablation.Ablation.reset_temporal_layers(SimpleNamespace(family=family, students=students))
+
+    cls, folder = family.denoisers[family.denoiser].student, family.denoiser
+    pruned, still = (cls.from_pretrained(students[name], subfolder=folder) for name in ("pruned", "still"))
+    before, after, temporal = pruned.state_dict(), still.state_dict(), temporal_tensors(pruned)
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed <= temporal
+    assert not any(before[key].any() for key in temporal - changed)  # biases that training has left at zero
+    blocks = {".".join(key.split(".")[:2]) for key in before if key.startswith(("down_blocks", "mid_", "up_blocks"))}
+    assert len(blocks) >= 6
+    assert {".".join(key.split(".")[:2]) for key in changed} >= blocks
+    for file in students["pruned"].rglob("*.safetensors"):
+        other = students["still"] / file.relative_to(students["pruned"])
+        assert (file.read_bytes() == other.read_bytes()) == (file.parent.name != folder)
 
 
 class Stand:

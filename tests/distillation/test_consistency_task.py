@@ -283,6 +283,65 @@ def test_critics_see_the_four_down_blocks_as_frames():
     assert shapes == [(6, 16, 4, 4), (6, 32, 2, 2), (6, 64, 1, 1), (6, 64, 1, 1)]
 
 
+def test_taps_before_the_downsampler_see_what_it_takes_at_twice_the_resolution():
+    task = make_task()
+    backbone = tiny_t2v_teacher().requires_grad_(False)
+    inputs = task.prepare(batch(), sample_generators(5, 0, 0, 2))
+    noise = InstanceNoise(torch.randn_like(inputs.clean_latents), torch.tensor([100, 500]))
+    taken = []
+    for block in backbone.down_blocks[:3]:
+        block.downsamplers[0].register_forward_pre_hook(lambda _, args: taken.append(args[0]))
+    features = CriticFeatures(task, backbone, VIDEOCRAFTER.critic_taps["before_downsampling"])
+    *before, last = features(inputs.clean_latents, noise, inputs).values()
+    assert [tuple(f.shape) for f in (*before, last)] == [(6, 16, 8, 8), (6, 32, 4, 4), (6, 64, 2, 2), (6, 64, 1, 1)]
+    assert all(torch.equal(tapped, given) for tapped, given in zip(before, taken, strict=True))
+    assert torch.equal(last, CriticFeatures(task, backbone)(inputs.clean_latents, noise, inputs)["down_blocks.3"])
+
+
+def with_motion_scores(task, index):
+    """Two samples at that point of the grid, of which the first is guided by motion."""
+    values = batch(2) | {
+        "motion_score": torch.ones(2, 3, 4, 8, 8),
+        "noisy_latents": torch.ones(2, 3, 4, 8, 8),
+        "timestep_index": torch.tensor([index, index]),
+        "use_motion_guide": torch.tensor([True, False]),
+    }
+    return task.prepare(values, sample_generators(5, 0, 0, 2))
+
+
+@pytest.mark.parametrize(("index", "own"), [(0, 0.0), (99, 0.05)], ids=["inputs at the clean end", "the noisy end"])
+def test_the_critics_backbone_is_told_the_motion_guidance_of_the_critics_noise_level(index, own):
+    task = make_task(motion_gs=0.05, motion_percentage=0.25, num_ddim_steps=100)
+    inputs = with_motion_scores(task, index)
+    assert inputs.conditioning["motion_guidance"].tolist() == pytest.approx([own, 0])
+    for level, strength in ((0, 0.0), (758, 0.0), (759, 0.05), (999, 0.05)):
+        found = task.backbone_conditioning(torch.tensor([level, level]), inputs)
+        torch.testing.assert_close(found["motion_guidance"], torch.tensor([strength, 0.0]))
+        assert found.keys() == inputs.conditioning.keys()
+        assert all(found[name] is inputs.conditioning[name] for name in found if name != "motion_guidance")
+
+
+def test_each_sample_has_the_motion_guidance_of_its_own_critics_noise_level():
+    task = make_task(base={})  # which guides all samples
+    inputs = task.prepare(batch(), sample_generators(5, 0, 0, 2))
+    found = [task.backbone_conditioning(torch.tensor(levels), inputs) for levels in ([503, 504], [504, 503])]
+    expected = torch.tensor([[0.0, 0.05], [0.05, 0.0]])
+    torch.testing.assert_close(torch.stack([each["motion_guidance"] for each in found]), expected)
+
+
+def test_critics_features_depend_on_motion_guidance_and_not_on_the_noise_level_of_the_inputs():
+    task = make_task(num_ddim_steps=100)
+    features = CriticFeatures(task, tiny_t2v_teacher().requires_grad_(False))
+    clean, noisy = (with_motion_scores(task, index) for index in (0, 99))
+    unguided = replace(noisy, is_motion_guided=torch.tensor([False, False]))
+    for level, is_told in ((400, False), (600, True)):
+        noise = InstanceNoise(torch.ones_like(clean.clean_latents), torch.tensor([level, level]))
+        seen = [features(clean.clean_latents, noise, given)["down_blocks.3"] for given in (clean, noisy, unguided)]
+        assert torch.equal(seen[0], seen[1])
+        changed = (seen[1] != seen[2]).unflatten(0, (2, 3)).flatten(1).any(dim=1)
+        assert changed.tolist() == [is_told, False]
+
+
 def test_a_network_in_half_precision_gets_guidance_exactly_and_the_arithmetic_about_it_stays_in_float32():
     task = make_task(base={})
     inputs = task.prepare(batch(), sample_generators(5, 0, 0, 2))

@@ -13,7 +13,7 @@ from vdmini_diffusers.distillation.critics import Critic, CriticFeatures, Critic
 from vdmini_diffusers.distillation.discriminator import DiscriminatorHeads, LatentDiscriminator
 from vdmini_diffusers.distillation.engine import whole_state_dict
 from vdmini_diffusers.distillation.feature_taps import FeatureTaps
-from vdmini_diffusers.distillation.loop import LoopSettings, icmd_training_loop
+from vdmini_diffusers.distillation.loop import LoopSettings, gradient_norms, icmd_training_loop
 from vdmini_diffusers.distillation.tasks.single_step import SingleStepTask
 from vdmini_diffusers.families.svd import SVD
 from vdmini_diffusers.pruning import VDMINI_UNET
@@ -210,6 +210,22 @@ def test_weights_that_became_nan_in_the_last_step_are_not_saved(tmp_path):
     with pytest.raises(FloatingPointError, match="After step 1, the trained weights hold values that are not finite"):
         run.start()
     assert Checkpoints(tmp_path).complete() == []
+
+
+def test_a_loss_s_gradient_norm_is_the_mean_over_clips_of_what_each_clip_alone_would_have():
+    denoised = torch.tensor([[3.0, 4.0], [0.0, 1.0]]).view(2, 1, 2, 1, 1).requires_grad_()  # two clips
+    slopes = torch.tensor([[3.0, 4.0], [6.0, 8.0]]).view_as(denoised)
+    losses = {
+        "task": (slopes * denoised).flatten(1).sum(dim=1).mean(),  # each clip's gradient is half of its slopes
+        "mca": denoised.square().sum(),  # and here twice its values
+        "icd": denoised.sum(),  # taken at features, and so not of interest
+    }
+    norms = gradient_norms(losses, denoised)
+    assert norms.keys() == {"task_gradient", "mca_gradient"}
+    assert norms["task_gradient"].item() == pytest.approx(2 * (2.5 + 5) / 2)
+    assert norms["mca_gradient"].item() == pytest.approx(2 * (10 + 2) / 2)
+    assert denoised.grad is None
+    torch.stack(list(losses.values())).sum().backward()  # the graph is still there
 
 
 def test_a_compiled_student_is_tapped_and_its_weights_have_the_names_of_the_bare_one():

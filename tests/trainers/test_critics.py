@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +119,50 @@ def critics_of(discriminator=None, critic=None, icmd=None, channels=CHANNELS, se
 
 def same(a, b) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+FLAGS = [  # with a value that is not the default: what it changes of the settings of MCA's critic, and of the other's
+    ("critic_loss", "relativistic", {"loss": "relativistic"}, {"loss": "relativistic"}),
+    ("generator_loss", "hinge", {"generator_loss": "hinge"}, {}),
+    ("data_generator_loss", "non_saturating", {}, {"generator_loss": "non_saturating"}),
+    ("discriminator_steps", 5, {"num_discriminator_steps": 5}, {"num_discriminator_steps": 5}),
+    ("adaptive_critic_weight", True, {"adaptive_weight": True}, {"adaptive_weight": True}),
+    ("r1_weight", 0.3, {"r1_weight": 0.3}, {"r1_weight": 0.3}),
+    ("r1_sigma", 0.01, {"r1_sigma": 0.01}, {"r1_sigma": 0.01}),
+    ("critic_warmup_steps", 7, {"warmup_steps": 7}, {"warmup_steps": 7, "real": {"data": 7}}),
+    ("mca_start_step", 40, {"real": {"teacher": 40}}, {}),
+    ("lambda_mca", 0.5, {"weight": 0.5}, {}),
+    ("lambda_data_critic", 0.25, {}, {"weight": 0.25}),
+]
+
+
+class TestSettings:
+    @pytest.mark.parametrize(("flag", "value", "mca", "sf_v"), FLAGS, ids=[flag for flag, *_ in FLAGS])
+    def test_a_flag_arrives_at_its_critics_and_changes_nothing_else(self, flag, value, mca, sf_v):
+        kind = "icmd" if hasattr(ICMDArguments, flag) else "critic"
+        needed = {"r1_weight": 1.0} if flag == "r1_sigma" else {}
+        before, after = (critics_of(**{kind: flags}) for flags in (needed, needed | {flag: value}))
+        changed = {
+            name: {
+                setting: given
+                for setting, given in asdict(critic.settings).items()
+                if given != getattr(before[name].settings, setting)
+            }
+            for name, critic in after.items()
+        }
+        assert changed == {"mca": mca, "sf_v": sf_v}
+
+    def test_rate_and_momentum_are_those_of_the_heads_optimiser(self):
+        flags = {"discriminator_learning_rate": 3e-3, "discriminator_adam_beta1": 0.25}
+        for critic in critics_of(critic=flags).values():
+            (group,) = critic.optimizer.param_groups
+            assert (group["lr"], group["betas"]) == (3e-3, (0.25, 0.999))
+
+    def test_the_joint_critic_takes_those_of_the_data_critic(self):
+        flags = {"generator_loss": "hinge", "data_generator_loss": "non_saturating", "discriminator_steps": 5}
+        (joint,) = critics_of(critic=flags, icmd={"joint_critic": True, "lambda_data_critic": 0.25}).values()
+        found = joint.settings
+        assert (found.generator_loss, found.num_discriminator_steps, found.weight) == ("non_saturating", 5, 0.25)
 
 
 class TestHeads:
