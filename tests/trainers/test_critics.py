@@ -28,6 +28,7 @@ from vdmini_diffusers.trainers.critics import (
     make_critics,
     read_origin,
 )
+from vdmini_diffusers.trainers.unet_pair import UNetPair
 
 
 HEADS = f"{DISCRIMINATOR}/diffusion_pytorch_model.safetensors"
@@ -306,6 +307,25 @@ def test_without_a_multi_step_model_training_is_refused_before_it_begins(teacher
     none = {"lambda_mca": 0.0, "lambda_data_critic": 0.0}  # no critic needs it
     distill(teacher_folder, student, tmp_path / "out", precomputed_data_dir=str(latents), **FEW, **none)
     assert not (tmp_path / "out" / DISCRIMINATOR).exists()
+
+
+def test_data_and_plans_that_do_not_work_are_refused_before_models_are_loaded(distilled, tmp_path, monkeypatch):
+    _, teacher, student, latents = distilled
+    monkeypatch.setattr(UNetPair, "load_teacher", lambda *_: pytest.fail("the teacher was loaded"))
+    (tmp_path / "empty").mkdir()
+    other = shutil.copytree(student, tmp_path / "other")
+    config = other / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_attention_heads": [2, 2, 2]}))
+    whole = {"precomputed_data_dir": str(latents)}
+    for student_name, data, complaint in (
+        (student, {"train_data_dir": str(tmp_path / "none")}, "none does not exist"),
+        (student, {"precomputed_data_dir": str(tmp_path / "empty")}, "has no manifest.json"),
+        (student, whole | {"num_held_out_clips": 1000}, "leaves none of"),
+        (student, whole | {"shard_teacher": True}, "over several processes, and there is one"),
+        (other, whole, "makes a U-Net with `num_attention_heads`"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            distill(teacher, student_name, tmp_path / "out", **data, **FEW)
 
 
 def test_a_run_with_gradient_checkpointing_ends_bit_equal_and_shows_videos(distilled, tmp_path):

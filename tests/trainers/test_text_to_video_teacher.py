@@ -91,6 +91,12 @@ def test_clips_of_a_size_that_the_u_net_does_not_divide_are_refused(loaded, tmp_
         base.set_clip_shape(base.precomputed(write(tmp_path / "odd", size=12))[0])
 
 
+def test_a_model_that_embeds_guidance_is_not_distilled_to_few_steps_again(folder):
+    turbo = ConsistencyPair(str(folder / "turbo"), None, ConsistencyArguments(), RewardArguments())
+    with pytest.raises(ValueError, match="turbo embeds guidance: it was distilled already"):
+        turbo.check(TextToVideoTrainingArguments())
+
+
 def test_a_teacher_is_not_made_by_lora_nor_with_all_its_connections_dropped():
     base = ConsistencyPair("nowhere", None, ConsistencyArguments(), RewardArguments())
     with pytest.raises(ValueError, match="`--rank` trains a pruned student"):
