@@ -7,7 +7,9 @@ import functools
 import inspect
 import json
 import os
+import threading
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,6 +22,8 @@ from diffusers import HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
 # Files beside the weights that describe them; diffusers neither reads nor saves these.
 TRANSFORMER_COMPANIONS = ("pruning_plan.json", "pruning_provenance.json")
 MASK = 3  # the place of the attention mask among the blocks' arguments
+# One lock for each transformer, whose blocks are hooked during a call. No attribute, so that it can be copied.
+_LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 class VDMiniHunyuanVideoPipeline(HunyuanVideoPipeline):
@@ -27,7 +31,7 @@ class VDMiniHunyuanVideoPipeline(HunyuanVideoPipeline):
 
     The stock pipeline pads every prompt to 256 tokens and masks what it has added, and fast attention kernels (flash,
     sage) take no mask. Here padding that all prompts of a call share is cut off. Where nothing is left of it, as for a
-    single prompt, the blocks attend without a mask.
+    single prompt, the blocks attend without a mask. It may be called from several threads: the calls take turns.
 
     What it saves is the folder of a stock pipeline, with this file beside it. It opens:
 
@@ -60,8 +64,8 @@ class VDMiniHunyuanVideoPipeline(HunyuanVideoPipeline):
 
     @functools.wraps(HunyuanVideoPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._pads_prompts = False
-        with self._needless_masks_left_out():
+        with _LOCKS.setdefault(self.transformer, threading.RLock()), self._needless_masks_left_out():
+            self._pads_prompts = False
             return super().__call__(*args, **kwargs)
 
     @contextmanager

@@ -661,7 +661,7 @@ class VDMiniT2VPipeline(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             optimize (`bool`, defaults to `True`):
                 Exchange the forward passes of modules in the loaded networks for faster ones that compute the same up
                 to rounding, by the package's `optimize`; its `restore` undoes that. `False` leaves the stock modules.
-                Networks that are passed in stay as they are.
+                Networks that are passed in, and HunyuanVideo's, stay as they are.
 
         Raises:
             OSError: if a file is missing, or its JSON is damaged.

@@ -5,6 +5,7 @@ import filecmp
 import inspect
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -101,6 +102,14 @@ class TestPadding:
         settings = {"negative_prompt": "ugly dog", "true_cfg_scale": 3.0}
         assert masks_of(pipe, "two", **settings) == [None] * 36
         assert_close(latents_of(pipe, "two", **settings), latents_of(stock, "two", **settings))
+
+    def test_calls_of_two_threads_take_turns(self, pipe):
+        """Padding of one must not be seen, nor cut off, in the other."""
+        prompts = [["a cat", "two"], "a cat"] * 3
+        expected = [latents_of(pipe, prompt) for prompt in prompts]
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(lambda prompt: latents_of(pipe, prompt), prompts))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
     @pytest.mark.slow
     @pytest.mark.parametrize("how", ["compile", "compile_repeated_blocks"])
