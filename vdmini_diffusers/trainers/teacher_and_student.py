@@ -104,8 +104,8 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
             self.companions = student_companions(self.student_name, self.family.denoiser)
             self.card = student_card(args, self.student_name, self.keeps_variant)
             self.plan = read_plan(self.student_name, self.family.denoiser)
-            configs = map(self.denoiser_config, (self.teacher_source, ModelSource(self.student_name)))
-            check_student(self.plan, *configs, self.student_name)
+            teacher, student = map(self.denoiser_config, (self.teacher_source, ModelSource(self.student_name)))
+            check_student(self.plan, teacher, student, self.student_name)
 
     def denoiser_config(self, source: ModelSource) -> Mapping[str, Any]:
         """The config of a pipeline's denoiser, with the defaults of what it does not say. Its weights are not read.
@@ -118,7 +118,7 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
         file = fetch_file(source.name, f"{name}/config.json", source.revision)
         config, denoiser = read_json(file, dict), self.family.denoisers[name]
         classes = {cls.__name__: cls for cls in denoiser.teachers}
-        cls = classes.get(config.get("_class_name"), denoiser.student)
+        cls = classes.get(str(config.get("_class_name")), denoiser.student)
         return build_empty(lambda: cls.from_config(config), file, name).config
 
     def find_critic_backbone(self, args: CriticArguments) -> ModelSource | None:
