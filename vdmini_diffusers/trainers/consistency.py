@@ -79,14 +79,6 @@ class ConsistencyPair(UNetPair):
         if self.student_name is None and args.rank is not None:
             raise ValueError("`--rank` trains a pruned student: LoRA would leave the new layers of a teacher at zero.")
         super().check(args)
-        embeds_guidance = self.denoiser_config(self.teacher_source).get("time_cond_proj_dim") is not None
-        if self.student_name is not None and not embeds_guidance:
-            raise ValueError(
-                f"The U-Net of {self.teacher_name} does not embed guidance (`time_cond_proj_dim`): it needs many"
-                " steps. Distil it with training/train_t2v_turbo.py first; it can be the ODE teacher then."
-            )
-        if self.student_name is None and embeds_guidance:
-            raise ValueError(f"The U-Net of {self.teacher_name} embeds guidance: it was distilled already.")
         if self.student_name is not None and self.consistency_args.ode_teacher_model_name_or_path is None:
             raise ValueError(
                 "`--ode_teacher_model_name_or_path` is missing: the model that the teacher was made of, whose ODE is"
@@ -96,6 +88,16 @@ class ConsistencyPair(UNetPair):
         if self.ode_source != self.teacher_source:
             self.check_family(self.ode_source.name)
         reward_weights(self.reward_args)
+
+    def check_teacher(self, config: Mapping[str, Any]) -> None:
+        embeds_guidance = config.get("time_cond_proj_dim") is not None
+        if self.student_name is not None and not embeds_guidance:
+            raise ValueError(
+                f"The U-Net of {self.teacher_name} does not embed guidance (`time_cond_proj_dim`): it needs many"
+                " steps. Distil it with training/train_t2v_turbo.py first; it can be the ODE teacher then."
+            )
+        if self.student_name is None and embeds_guidance:
+            raise ValueError(f"The U-Net of {self.teacher_name} embeds guidance: it was distilled already.")
 
     def load_teacher(self, args: TextToVideoTrainingArguments, accelerator: Accelerator) -> list[nn.Module]:
         own, dtype = self.consistency_args, DTYPES[accelerator.mixed_precision]

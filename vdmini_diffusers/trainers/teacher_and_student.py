@@ -99,13 +99,18 @@ class TeacherAndStudent(ABC, Generic[FamilyT]):
             ValueError: if a model is of another objective, or a student lacks its plan, provenance or card.
         """
         self.family, self.plan = self.check_family(self.teacher_name, self._weights["revision"]), None
+        teacher = self.denoiser_config(self.teacher_source)
+        self.check_teacher(teacher)
         if self.student_name is not None:
             self.check_family(self.student_name)
             self.companions = student_companions(self.student_name, self.family.denoiser)
             self.card = student_card(args, self.student_name, self.keeps_variant)
             self.plan = read_plan(self.student_name, self.family.denoiser)
-            teacher, student = map(self.denoiser_config, (self.teacher_source, ModelSource(self.student_name)))
+            student = self.denoiser_config(ModelSource(self.student_name))
             check_student(self.plan, teacher, student, self.student_name)
+
+    def check_teacher(self, config: Mapping[str, Any]) -> None:
+        """Raises `ValueError` if no teacher of this objective has such a config."""
 
     def denoiser_config(self, source: ModelSource) -> Mapping[str, Any]:
         """The config of a pipeline's denoiser, with the defaults of what it does not say. Its weights are not read.
