@@ -56,16 +56,16 @@ def pipeline_files(name: str, denoiser: str, variant: str | None) -> StudentFile
         for path in sorted([*top, *inner])
         if path.is_file()
         and not is_weight.fullmatch((relative := path.relative_to(folder)).as_posix())
-        and not is_index_of_others(path, files)
+        and not (path.parent == folder / denoiser and is_index_of_others(path, files))
     ]
     return StudentFiles(folder, weights, tuple(others))
 
 
 def is_index_of_others(path: Path, files: Collection[str]) -> bool:
     """Whether a file is an index of weights that are not among these `files`: of another variant."""
-    if not re.search(r"\.index(\.[^.]+)?\.json$", path.name):
+    if not re.fullmatch(rf"{STEM}\..*index(\.[^.]+)?\.json", path.name):
         return False
-    return path.name.startswith(STEM) and not set(read_json(path).get("weight_map", {}).values()) <= set(files)
+    return not set(read_json(path).get("weight_map", {}).values()) <= set(files)
 
 
 def weights_folder(name: str, denoiser: str, revision: str | None = None) -> Path:
