@@ -35,7 +35,8 @@ def test_a_vae_that_is_given_is_taken_as_it_is_in_single_precision(tmp_path):
 
 @pytest.mark.parametrize("task", ["i2v", "t2v"])
 def test_latents_that_were_cached_before_a_stop_are_those_of_a_run_without_one(tmp_path, monkeypatch, task):
-    given = {"task": task, "vae": I2V_TEACHER / "vae", "image_to_video_teacher": I2V_TEACHER, "num_clips": 3}
+    given = {"task": task, "vae": I2V_TEACHER / "vae", "image_to_video_teacher": I2V_TEACHER}
+    given |= {"num_clips": 2, "mixed_precision": False}  # which is slow on most CPUs
     trainings = {"i2v": ImageToVideoTraining, "t2v": TextToVideoTraining}
 
     def latents(folder, **changes):
@@ -50,7 +51,7 @@ def test_latents_that_were_cached_before_a_stop_are_those_of_a_run_without_one(t
         latents("stopped", seconds=0)
     assert len(list((tmp_path / "stopped" / "latents").iterdir())) == 1
     resumed = latents("stopped")
-    assert len(whole["captions"]) == len(whole["latents"]) == 3 and whole["captions"] == resumed.pop("captions")
+    assert len(whole["captions"]) == len(whole["latents"]) == 2 and whole["captions"] == resumed.pop("captions")
     assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items())
 
 
