@@ -54,7 +54,7 @@ class Item:
 TESTS = "env VDMINI_TEST_DEVICE={device} {python} -m pytest tests/gpu -m gpu -q -p no:cacheprovider"
 LATENCY = "{python} benchmarks/latency_tables.py --device {device} {tiny} --output {folder}/rows.json"
 # The demo teachers of the next kind (training/README.md), by larger batches than on a CPU, with the VAE that ships.
-# A teacher's boxes, with latents, distillation and gates, are ten minutes together; what is cut off goes on.
+# A teacher's boxes, with latents, distillation and gates, are ten minutes together; only gates begin anew if cut off.
 TEACHER = "{python} training/train_demo_teacher.py --output_dir {folder} --seconds 290 --num_workers 14"
 BATCHES = "--train_batch_size 128 --num_clips 20000 --unet_steps 3000"
 TINY_BATCHES = "--num_workers 0 --train_batch_size 2 --vae_batch_size 4 --num_clips 4 --unet_steps 2 --decoder_steps 1"
@@ -104,7 +104,7 @@ ITEMS = (
     ),
     Item(
         "few_steps_i2v",
-        170,
+        110,
         f"{SF_V} --pretrained_model_name_or_path {{folders}}/teacher_i2v/pipeline"
         " --precomputed_data_dir {folders}/latents_i2v {tiny}",
         TINY_FEW_STEPS,
@@ -112,7 +112,7 @@ ITEMS = (
     ),
     Item(
         "gates_i2v",
-        60,
+        120,
         f"{GATES} --task i2v --teacher {{folders}}/few_steps_i2v {{tiny}}",
         "--num_clips 1",
         after="few_steps_i2v",
@@ -126,7 +126,7 @@ ITEMS = (
     ),
     Item(
         "few_steps_t2v",
-        170,
+        110,
         f"{T2V_TURBO} --pretrained_model_name_or_path {{folders}}/teacher_t2v/pipeline"
         " --precomputed_data_dir {folders}/latents_t2v {tiny}",
         TINY_FEW_STEPS,
@@ -134,7 +134,7 @@ ITEMS = (
     ),
     Item(
         "gates_t2v",
-        60,
+        120,
         f"{GATES} --task t2v --teacher {{folders}}/few_steps_t2v --num_inference_steps 4 {{tiny}}",
         "--num_clips 1",
         after="few_steps_t2v",
